@@ -1,0 +1,48 @@
+# Everything here works from a plain clone: the first target asked for makes .venv and installs what this machine lacks.
+.DEFAULT_GOAL := help
+.PHONY: help venv tools demo test check format bench bench-parts docs clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.ready ## the Python environment in .venv, for `. .venv/bin/activate`
+
+$(VENV)/.ready: pyproject.toml .ci/python
+	$$(.ci/python) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable . --group dev --group bench
+	@touch $@
+
+tools: ## the Debian packages that demo and tests use as real parts (needs root; says what is skipped without)
+	@.ci/tools
+
+demo: venv tools ## the main job on this machine: a registry, a tracker, four agents, everyone pulls at once
+	@$(BIN)/python -m bench.demo $(ARGS)
+
+test: venv tools ## all tests; ARGS='-k containerd' for some of them
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: venv ## ruff, formatting, mypy --strict, layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+format: venv ## put the code into shape
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: venv tools ## a shaped cluster on this machine, Shoal beside the alternatives (root; ARGS='--nodes 4 --size 16MiB')
+	@$(BIN)/python -m bench $(ARGS)
+
+bench-parts: venv tools ## single parts: hashing, boards, announces, hit path, pytest-benchmark's table
+	@$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=min,median,max,ops,rounds $(ARGS)
+
+docs: venv ## the tables of settings in README.md, made from the settings themselves
+	@$(BIN)/python -m tests.test_docs
+
+clean: ## away with .venv and every cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks build dist *.egg-info
