@@ -1,0 +1,1 @@
+"""Blobs as torrents on this node. Knows no registry and no Kubernetes."""

@@ -1,0 +1,588 @@
+"""The record of one blob while it enters the cluster: windows, claims, hashes. No I/O, no clock.
+
+The tracker keeps one Board per blob; an agent without a tracker keeps one for itself alone. Time
+is passed in as seconds of any monotonic clock. Agents are named by an opaque key. Whoever acts on
+a board calls a method, then `assign`, then tells the agents whose `view` changed.
+
+A window is *available* when its hashes are published and somebody alive holds it. Any window that
+is not available, nor being brought in, is claimable: that covers the first copy, a claimant that
+died, and a publisher that left before anybody had fetched its window.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from swarm.digest import Digest
+from swarm.errors import BadHashes
+from swarm.geometry import FIRST_WINDOW, Geometry, geometry
+from swarm.metainfo import check_hashes
+
+LEASE = 5.0
+"""Seconds that a claim lives without progress (promise P2)."""
+
+MIN_PROGRESS = 64 * 1024
+"""Bytes that count as progress within one lease: less is a crawl. The end of the window counts too."""
+
+MAX_CLAIMS = 8
+"""Claims that may be out at once on one board: as many upstream connections."""
+
+MAX_GENERATIONS = 3
+"""How often a board is begun again after a wrong digest before its agents are sent upstream alone."""
+
+SILENCE = 60.0
+"""Seconds without a word after which a participant is forgotten."""
+
+_BARS = {"refused": 30.0, "busy": 1.0, "broken": 0.5}
+_LONGEST_BAR = 60.0
+
+
+class Failure(StrEnum):
+    """Why an agent gives a claim back."""
+
+    HANDED_OVER = "handed-over"
+    """Its client is gone, or it stops: nothing is wrong with upstream."""
+    REFUSED = "refused"
+    BUSY = "busy"
+    BROKEN = "broken"
+
+
+@dataclass(slots=True)
+class Participant:
+    """An agent that joined a board."""
+
+    want: int = 0
+    """Claims that it would hold at once; 0: it cannot or must not go upstream."""
+    prefer: tuple[int, ...] = ()
+    """Windows that it needs first, most urgent first."""
+    only_preferred: bool = False
+    """True: it wants claims on those only (a reader of ranges)."""
+    have: int = 0
+    """Bit w is set if it holds window w of the current generation."""
+    seen: float = 0.0
+    barred_until: float = 0.0
+    failures: int = 0
+    """Failed claims in a row."""
+    refused: bool = False
+    stalled: frozenset[int] = frozenset()
+    """Published windows that it cannot get from anybody."""
+    brought: int = 0
+    """Windows that it published in this generation: who brought few comes first."""
+
+
+@dataclass(slots=True)
+class Claim:
+    """The right to bring one window in from upstream."""
+
+    agent: str
+    since: float
+    deadline: float
+    done: int = 0
+    """Bytes that have arrived."""
+    paid: int = 0
+    """Bytes at the last renewal of the lease."""
+
+
+@dataclass(slots=True)
+class Published:
+    """The piece hashes of one window, and who told them."""
+
+    hashes: bytes
+    agent: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """What an agent was proven to have done wrong, once the sha256 settled it."""
+
+    agent: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one agent is told of a board."""
+
+    version: int
+    generation: int
+    size: int | None
+    sealed: bool
+    published: dict[int, bytes]
+    """Window -> hashes, of the windows that changed since the version that the agent knew."""
+    claims: tuple[int, ...]
+    """All windows that this agent holds a claim on now."""
+    hope: bool
+    """False: whoever waits for this blob waits in vain."""
+    poisoned: bool
+    """True: too many wrong copies; go upstream alone."""
+
+
+@dataclass(slots=True)
+class Board:
+    """See the module. *digest* names the blob; *size* is None until some agent has learned it."""
+
+    digest: Digest
+    size: int | None = None
+    generation: int = 0
+    version: int = 1
+    sealed: bool = False
+    poisoned: bool = False
+    windows: dict[int, Published] = field(default_factory=dict)
+    claims: dict[int, Claim] = field(default_factory=dict)
+    participants: dict[str, Participant] = field(default_factory=dict)
+    holders: set[str] = field(default_factory=set)
+    """Agents that hold the whole blob."""
+    max_claims: int = MAX_CLAIMS
+    _rejected: list[tuple[str, dict[int, Published]]] = field(default_factory=list)
+    """Per earlier generation: who rejected it ("": a conflict), and what was published in it."""
+    _mask: int = 0
+    """Bit w is set if window w is published."""
+    _held: int = 0
+    """Bit w is set if a participant holds window w."""
+    _holding: dict[int, int] = field(default_factory=dict)
+    """Window -> how many participants hold it."""
+    _barred: set[str] = field(default_factory=set)
+    _stalled: set[str] = field(default_factory=set)
+    _quiet_at: float | None = None
+    """No participant is silent for too long before."""
+
+    # -- what agents say ------------------------------------------------------------------------
+
+    def join(
+        self,
+        agent: str,
+        now: float,
+        *,
+        size: int | None = None,
+        want: int = 0,
+        prefer: Iterable[int] = (),
+        only_preferred: bool = False,
+        have: int = 0,
+        generation: int | None = None,
+        stalled: Collection[int] = (),
+    ) -> Participant:
+        """Take part, or say that one still does. *have* counts only for the current generation."""
+        who = self._join(agent, now)
+        who.want = max(0, want)
+        who.prefer = tuple(prefer)
+        who.only_preferred = only_preferred
+        if size is not None and self.size is None:
+            self._learn(size)
+        if generation is None or generation == self.generation:
+            self._have(who, who.have | have & self._mask)  # polls may overtake publications: it only grows
+            self._stall(agent, who, stalled)
+        return who
+
+    def hold(self, agent: str, have: int, generation: int) -> None:
+        """*agent* holds these windows of *generation* too, if it takes part."""
+        who = self.participants.get(agent)
+        if who is not None and generation == self.generation:
+            self._have(who, who.have | have & self._mask)
+
+    def distrust(self, agent: str) -> None:
+        """What *agent* holds does not count any more."""
+        self.holders.discard(agent)
+        if (who := self.participants.get(agent)) is not None:
+            self._have(who, 0)
+
+    def hold_whole(self, agent: str) -> None:
+        """*agent* says that it holds the whole blob, sha256 checked."""
+        if not self.holders:
+            self.version += 1  # whoever found nobody to fetch from must hear of it
+        self.holders.add(agent)
+
+    def resume(self, agent: str, now: float, windows: Iterable[int]) -> None:
+        """*agent* is bringing *windows* in by claims of another tracker: let it, where nobody else does."""
+        who = self.participants.get(agent)
+        if who is None or not who.want or self.size is None or self.sealed or self.poisoned:
+            return
+        free = set(self._claimable())
+        for window in windows:
+            if window in free and len(self.claims) < self.max_claims:
+                self.claims[window] = Claim(agent, now, now + LEASE)
+                free.discard(window)
+
+    def publish(self, agent: str, now: float, *, generation: int, size: int, window: int, hashes: bytes) -> bool:
+        """Hashes of a window that *agent* brought in and holds. False: told too late, for another generation.
+
+        The same window with other hashes is a conflict: the board begins again. Raises BadHashes.
+        """
+        if generation != self.generation or self.poisoned:
+            return False
+        cut = geometry(size)
+        if not 0 <= window < len(cut.windows):
+            raise BadHashes(f"no window {window} in a blob of {size} bytes")
+        check_hashes(hashes, cut.windows[window].pieces)
+        if self.size is None:
+            self._learn(size)
+        if size != self.size:
+            self._rejected.append(("", {window: Published(hashes, agent, 0)}))
+            self.reject("", generation)
+            return False
+        known = self.windows.get(window)
+        if known is not None and known.hashes != hashes:
+            self._rejected.append(("", {window: Published(hashes, agent, 0)}))
+            self.reject("", generation)
+            return False
+        who = self._join(agent, now)
+        if known is None:
+            self._publish(window, hashes, agent)
+            who.brought += 1
+        claim = self.claims.get(window)
+        if claim is not None and (known is None or claim.agent == agent):
+            del self.claims[window]  # whoever else was bringing it in gets it from a peer now
+        for name in list(self._stalled):
+            other = self.participants[name]
+            self._stall(name, other, other.stalled - {window})
+        self._have(who, who.have | 1 << window)
+        who.failures = 0
+        who.refused = False
+        return True
+
+    def contradicts(self, agent: str, generation: int, window: int, hashes: bytes) -> Blame | None:
+        """Whether *hashes* differ from those of a sealed board: it is final, so *agent* is wrong."""
+        known = self.windows.get(window)
+        if not self.sealed or generation != self.generation or known is None or known.hashes == hashes:
+            return None
+        return Blame(agent, f"published wrong hashes for window {window} of {self.digest}")
+
+    def progress(self, agent: str, now: float, done: dict[int, int]) -> None:
+        """*done*: window -> bytes that have arrived in it, for the claims of *agent*."""
+        for window, arrived in done.items():
+            claim = self.claims.get(window)
+            if claim is None or claim.agent != agent:
+                continue
+            claim.done = max(claim.done, arrived)
+            if claim.done - claim.paid >= MIN_PROGRESS:
+                claim.paid = claim.done
+                claim.deadline = now + LEASE
+        if agent in self.participants:
+            self.participants[agent].seen = now
+
+    def release(
+        self, agent: str, now: float, windows: Iterable[int], failure: Failure, retry_after: float | None = None
+    ) -> None:
+        """Give claims back. After a failure the agent gets no claim on this board for a while."""
+        for window in list(windows):
+            if (claim := self.claims.get(window)) is not None and claim.agent == agent:
+                del self.claims[window]
+        who = self.participants.get(agent)
+        if who is None or failure is Failure.HANDED_OVER:
+            return
+        who.failures += 1
+        who.refused = failure is Failure.REFUSED
+        bar = _BARS[failure.value] * 2 ** min(who.failures - 1, 4)
+        self._bar(agent, who, now + min(_LONGEST_BAR, max(bar, retry_after or 0.0)))
+
+    def revoke(self, agent: str) -> None:
+        """Take all claims from *agent*."""
+        for window in [w for w, claim in self.claims.items() if claim.agent == agent]:
+            del self.claims[window]
+
+    def seal(self, agent: str, generation: int) -> list[Blame]:
+        """*agent* saw the whole blob and its sha256 matched. Returns who had told wrong hashes."""
+        if generation != self.generation or not self.complete:
+            return []
+        self.holders.add(agent)
+        if self.sealed:
+            return []
+        self.sealed = True
+        self.poisoned = False
+        self.version += 1
+        self.claims.clear()
+        return self._blame()
+
+    def seal_whole(self, agent: str, size: int, hashes: bytes) -> list[Blame]:
+        """*agent* holds the whole blob, sha256 checked; *hashes* of all its pieces. Raises BadHashes."""
+        cut = geometry(size)
+        check_hashes(hashes, cut.pieces)
+        told = {w.index: hashes[20 * w.first_piece : 20 * (w.last_piece + 1)] for w in cut.windows}
+        if self._was_rejected(agent, told) and any(
+            who.want > 0 and not who.refused for other, who in self.participants.items() if other != agent
+        ):
+            return []
+        if self.size is not None and (
+            self.size != size or any(told[w] != known.hashes for w, known in self.windows.items())
+        ):
+            if self.sealed:
+                return []
+            self.reject(agent, self.generation)
+        if self.size is None:
+            self._learn(size)
+        for window, part in told.items():
+            if window not in self.windows:
+                self._publish(window, part, agent)
+        return self.seal(agent, self.generation)
+
+    def reject(self, agent: str, generation: int) -> bool:
+        """The sha256 of what the board describes is wrong: begin again, and remember who told what."""
+        if generation != self.generation:
+            return False
+        self._rejected.append((agent, dict(self.windows)))
+        self.generation += 1
+        self.version += 1
+        self.sealed = False
+        self.size = None
+        self.poisoned = self.generation > MAX_GENERATIONS
+        self.windows.clear()
+        self.claims.clear()
+        self.holders.clear()
+        self._mask = self._held = 0
+        self._holding.clear()
+        self._stalled.clear()
+        for who in self.participants.values():
+            who.have = who.brought = 0
+            who.stalled = frozenset()
+        return True
+
+    def leave(self, agent: str) -> None:
+        """*agent* is no longer interested, or gone. Its claims are free at once."""
+        who = self.participants.pop(agent, None)
+        if who is not None:
+            self._have(who, 0)
+        self._barred.discard(agent)
+        self._stalled.discard(agent)
+        self.revoke(agent)
+
+    def drop(self, agent: str) -> None:
+        """*agent* no longer holds the whole blob."""
+        self.holders.discard(agent)
+
+    # -- what follows from it -------------------------------------------------------------------
+
+    @property
+    def complete(self) -> bool:
+        """Whether the hashes of all windows are published."""
+        return self.size is not None and len(self.windows) == len(self._cut().windows)
+
+    @property
+    def hashes(self) -> bytes:
+        """The hashes of all pieces, in order; only when `complete`."""
+        return b"".join(self.windows[w].hashes for w in range(len(self.windows)))
+
+    def claims_of(self, agent: str) -> tuple[int, ...]:
+        """The windows that *agent* holds a claim on, in order."""
+        return tuple(sorted([w for w, claim in self.claims.items() if claim.agent == agent]))
+
+    def arrived(self, agent: str) -> int:
+        """Bytes that have arrived under the claims of *agent*."""
+        return sum(claim.done for claim in self.claims.values() if claim.agent == agent)
+
+    def published_since(self, version: int) -> dict[int, bytes]:
+        """Window -> hashes, of the windows published after *version* in this generation."""
+        newer: dict[int, bytes] = {}
+        for window, published in reversed(self.windows.items()):
+            if published.version <= version:
+                break
+            newer[window] = published.hashes
+        return newer
+
+    @property
+    def window_count(self) -> int:
+        """How many windows the blob has; 0 while the size is unknown."""
+        return len(self._cut().windows) if self.size is not None else 0
+
+    def copies(self, window: int) -> int:
+        """How many participants hold *window*."""
+        return self._holding.get(window, 0)
+
+    def window_length(self, window: int) -> int:
+        """Bytes of *window*; only once the size is known."""
+        return self._cut().windows[window].length
+
+    def next_deadline(self) -> float | None:
+        """When `assign` should be called although nothing happened; None: no need."""
+        times = [claim.deadline for claim in self.claims.values()]
+        times += [who.barred_until for a in self._barred if (who := self.participants[a]).want]
+        if self._quiet_at is not None and self.participants:
+            times.append(self._quiet_at)
+        return min(times, default=None)
+
+    def assign(self, now: float, may_claim: Callable[[str], bool] | None = None) -> set[str]:
+        """End the leases that ran out, hand out claims; returns the agents whose claims changed."""
+        changed = self._expire(now)
+        if self.poisoned or len(self.claims) >= self.max_claims:
+            return changed
+        open_windows = self._claimable()
+        if not open_windows and not self._stalled:
+            return changed
+        held: dict[str, int] = {}
+        for claim in self.claims.values():
+            held[claim.agent] = held.get(claim.agent, 0) + 1
+        able = 0
+        queue: list[tuple[int, int, int, str]] = []
+        for rank, (agent, who) in enumerate(self.participants.items()):
+            if who.want > 0 and not who.barred_until and (may_claim is None or may_claim(agent)):
+                able += 1
+                if (count := held.get(agent, 0)) < who.want:
+                    queue.append((count, who.brought, rank, agent))
+        heapq.heapify(queue)
+        while queue and len(self.claims) < self.max_claims:
+            count, brought, rank, agent = heapq.heappop(queue)
+            window = self._choose(agent, able, open_windows)
+            if window is None:
+                continue
+            self.claims[window] = Claim(agent, now, now + LEASE)
+            if window in open_windows:
+                open_windows.remove(window)
+            changed.add(agent)
+            if count + 1 < self.participants[agent].want:
+                heapq.heappush(queue, (count + 1, brought, rank, agent))
+        return changed
+
+    def view(self, agent: str, since: int = 0, generation: int | None = None) -> View:
+        """What *agent* is told, who last heard version *since* of *generation*."""
+        if generation is not None and generation != self.generation:
+            since = 0
+        return View(
+            version=self.version,
+            generation=self.generation,
+            size=self.size,
+            sealed=self.sealed,
+            published=self.published_since(since),
+            claims=self.claims_of(agent),
+            hope=self.hope(),
+            poisoned=self.poisoned,
+        )
+
+    def hope(self) -> bool:
+        """Whether somebody holds what is missing, brings it in, or may yet try to."""
+        if self.holders or self.claims:
+            return True
+        if any(who.want > 0 and not who.refused and who.failures < 3 for who in self.participants.values()):
+            return True
+        return self.complete and self._held == self._mask
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _cut(self) -> Geometry:
+        assert self.size is not None
+        return geometry(self.size)
+
+    def _learn(self, size: int) -> None:
+        geometry(size)
+        self.size = size
+        self.version += 1
+
+    def _join(self, agent: str, now: float) -> Participant:
+        who = self.participants.get(agent)
+        if who is None:
+            who = self.participants[agent] = Participant()
+        who.seen = now
+        if self._quiet_at is None:
+            self._quiet_at = now + SILENCE
+        return who
+
+    def _publish(self, window: int, hashes: bytes, agent: str) -> None:
+        self.version += 1
+        self.windows[window] = Published(hashes, agent, self.version)
+        self._mask |= 1 << window
+
+    def _have(self, who: Participant, have: int) -> None:
+        changed = who.have ^ have
+        who.have = have
+        while changed:
+            bit = changed & -changed
+            changed ^= bit
+            window = bit.bit_length() - 1
+            count = self._holding.get(window, 0) + (1 if have & bit else -1)
+            self._holding[window] = count
+            self._held = self._held | bit if count else self._held & ~bit
+
+    def _stall(self, agent: str, who: Participant, stalled: Collection[int]) -> None:
+        who.stalled = frozenset(w for w in stalled if self._mask >> w & 1) if stalled else frozenset()
+        (self._stalled.add if who.stalled else self._stalled.discard)(agent)
+
+    def _bar(self, agent: str, who: Participant, until: float) -> None:
+        who.barred_until = until
+        self._barred.add(agent)
+
+    def _claimable(self) -> list[int]:
+        if self.size is None:
+            return [] if 0 in self.claims else [0]
+        held = self._mask if self.holders else self._held
+        missing = (1 << len(self._cut().windows)) - 1 & ~held
+        for window in self.claims:
+            missing &= ~(1 << window)
+        found: list[int] = []
+        while missing:
+            bit = missing & -missing
+            missing ^= bit
+            found.append(bit.bit_length() - 1)
+        return found
+
+    def _choose(self, agent: str, able: int, open_windows: list[int]) -> int | None:
+        who = self.participants[agent]
+        count = len(self._cut().windows) if self.size is not None else 1
+        stuck = [w for w in sorted(who.stalled) if w < count and w not in self.claims and not who.have >> w & 1]
+        free = set(open_windows) | set(stuck)
+        ordered = [w for w in who.prefer if w in free] + stuck
+        if not who.only_preferred or self.size is None:
+            ordered += open_windows
+        for window in ordered:
+            if able > 1 and self._rejected and self._told_before(agent, window):
+                continue
+            return window
+        return None
+
+    def _told_before(self, agent: str, window: int) -> bool:
+        """After a rejection a window is brought in by somebody else than the one who told its hashes."""
+        return any(window in told and told[window].agent == agent for _, told in self._rejected)
+
+    def _was_rejected(self, agent: str, told: dict[int, bytes]) -> bool:
+        """Whether *agent* told the same in a generation that was rejected."""
+        return any(
+            published.agent == agent and told.get(window) == published.hashes
+            for _, rejected in self._rejected
+            for window, published in rejected.items()
+        )
+
+    def _expire(self, now: float) -> set[str]:
+        changed: set[str] = set()
+        for window, claim in list(self.claims.items()):
+            if claim.deadline > now:
+                continue
+            moved = claim.done > claim.paid
+            if moved and not self._rival(claim.agent):
+                claim.paid, claim.deadline = claim.done, now + LEASE
+                continue
+            del self.claims[window]
+            changed.add(claim.agent)
+            if (who := self.participants.get(claim.agent)) is not None:
+                who.failures += 1
+                self._bar(claim.agent, who, now + LEASE)
+        for agent in list(self._barred):
+            who = self.participants[agent]
+            if who.barred_until <= now:
+                who.barred_until = 0.0
+                self._barred.discard(agent)
+        if self._quiet_at is not None and self._quiet_at <= now:
+            for agent in [a for a, who in self.participants.items() if who.seen + SILENCE <= now]:
+                self.leave(agent)
+            self._quiet_at = min((who.seen + SILENCE for who in self.participants.values()), default=None)
+        return changed
+
+    def _rival(self, agent: str) -> bool:
+        return any(p.want > 0 and not p.barred_until for a, p in self.participants.items() if a != agent)
+
+    def _blame(self) -> list[Blame]:
+        blamed: dict[str, Blame] = {}
+        for rejecter, told in self._rejected:
+            wrong = {w: p for w, p in told.items() if w not in self.windows or p.hashes != self.windows[w].hashes}
+            for window, published in sorted(wrong.items()):
+                reason = f"published wrong hashes for window {window} of {self.digest}"
+                blamed.setdefault(published.agent, Blame(published.agent, reason))
+            if rejecter and told and not wrong and len(told) == len(self.windows):
+                reason = f"rejected the right bytes of {self.digest}"
+                blamed.setdefault(rejecter, Blame(rejecter, reason))
+        self._rejected.clear()
+        return list(blamed.values())
+
+
+def window_zero_range() -> tuple[int, int]:
+    """(start, stop) of the range that the holder of claim 0 asks for before the size is known."""
+    return 0, FIRST_WINDOW

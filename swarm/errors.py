@@ -1,0 +1,80 @@
+"""What can go wrong with a blob on this node.
+
+SwarmError
+├── DigestInvalid        a name that is no sha256 digest
+├── BadHashes            piece hashes that cannot belong to the blob (count, length)
+├── SourceError          upstream, as the swarm sees it
+│   ├── SourceRefused    upstream will not give this blob to this agent (401, 403, 404, 451)
+│   ├── SourceBusy       upstream asks us to come back later (429, 503 with Retry-After)
+│   └── SourceBroken     network error, 5xx, short body: another try may work
+├── BlobUnavailable      nobody can bring the blob in: the client should go upstream itself
+├── BlobCorrupt          the bytes do not match the digest, after every retry
+├── StoreFull            the blob does not fit (budget or disk): pass it through instead
+├── StoreUnusable        the store directory cannot be used: another process has it, or no permission
+└── TrackerError         a tracker did not answer, or refused
+    └── NotAMember       the tracker does not count this agent among the members
+"""
+
+from __future__ import annotations
+
+
+class SwarmError(Exception):
+    """Base of everything that this package raises on purpose."""
+
+
+class DigestInvalid(SwarmError, ValueError):
+    """The text is no sha256 digest."""
+
+
+class BadHashes(SwarmError, ValueError):
+    """The piece hashes cannot belong to the blob."""
+
+
+class SourceError(SwarmError):
+    """Upstream did not give the bytes. *status*: the HTTP status if there was one."""
+
+    def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+        """Seconds that upstream asked us to wait."""
+
+
+class SourceRefused(SourceError):
+    """Upstream will not give this blob to this agent, and asking again does not help."""
+
+
+class SourceBusy(SourceError):
+    """Upstream asks us to come back later."""
+
+
+class SourceBroken(SourceError):
+    """Upstream failed in a way that another try may mend."""
+
+
+class BlobUnavailable(SwarmError):
+    """Nobody can bring the blob in. *cause* is what upstream said to this agent, if it was asked."""
+
+    def __init__(self, message: str, *, cause: SourceError | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class BlobCorrupt(SwarmError):
+    """The bytes do not match the digest, after every retry."""
+
+
+class StoreFull(SwarmError):
+    """The blob does not fit into the budget or onto the disk."""
+
+
+class StoreUnusable(SwarmError):
+    """The store directory cannot be used: another process has it, or permission is missing."""
+
+
+class TrackerError(SwarmError):
+    """A tracker did not answer in time, or refused."""
+
+
+class NotAMember(TrackerError):
+    """The tracker does not count this agent among the members."""

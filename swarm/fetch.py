@@ -1,0 +1,1154 @@
+"""One blob on its way to this node: follows its board, brings claimed windows in, trades the rest.
+
+A Fetch lives while somebody on this node reads the blob (and a little longer, for the others in the
+cluster). Three things run beside each other: the board is followed, arrived pieces are read back
+and checked, and the sha256 is computed over the pieces in order. When it matches, the blob is
+finished in the store and sealed on the board; when it does not, the board begins again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from swarm import wire
+from swarm.board import MAX_GENERATIONS, Failure
+from swarm.boards import BoardLink, LocalBoard, RemoteBoard
+from swarm.bring import SizeChanged, bring_window
+from swarm.digest import Digest
+from swarm.errors import (
+    BadHashes,
+    BlobCorrupt,
+    BlobUnavailable,
+    NotAMember,
+    SourceBroken,
+    SourceBusy,
+    SourceError,
+    SourceRefused,
+    StoreFull,
+    SwarmError,
+    TrackerError,
+)
+from swarm.geometry import FIRST_WINDOW, Geometry, Window, geometry
+from swarm.held import Held
+from swarm.metainfo import HASH_LENGTH, sealed_info, window_info
+from swarm.metrics import SwarmMetrics
+from swarm.peers import PeerAddress
+from swarm.pieces import Pieces
+from swarm.session import Session, SessionError, Torrent
+from swarm.settings import SwarmSettings
+from swarm.source import Source
+from swarm.staged import Staged
+from swarm.store import Store
+from swarm.trackers import Link, Trackers
+
+log = logging.getLogger("shoal.swarm")
+
+STALL = 4.0
+"""Seconds without a byte from any peer after which missing windows are asked from upstream again."""
+
+REPORT = 1.0
+"""Seconds between two reports of progress on claims."""
+
+LAST_WINDOWS = 2
+"""Missing windows at the end of a blob whose torrents may be in their end game."""
+
+MOST_DIALLED = 4
+"""Peers that a window's torrent dials. With two or less the graph may fall apart (6.8x the bound with one)."""
+
+IDLE = 1.0
+"""Seconds that a fetch goes on without a reader: containerd's parallel ranges come and go."""
+
+FINISH_DEADLINE = 5.0
+"""Seconds that an agent which stops waits for the disk to take a blob that is complete."""
+
+HASH_RUN = 4 * 1024 * 1024
+"""Bytes that are hashed in one thread job; also the most that one Span covers while a blob arrives."""
+
+READ_BACKS = 10
+"""Tries to get a piece from libtorrent that is not in the file although its alert came."""
+
+REFUSED_FOR = 30.0
+"""Seconds for which this agent does not ask upstream again for a blob that was refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Verified bytes: [offset, offset+count) of the open file *fd*."""
+
+    fd: int
+    offset: int
+    count: int
+    origin: str
+    """"disk", "containerd", "peer" or "upstream"."""
+
+
+@dataclass(eq=False)
+class Context:
+    """The parts of the agent that every fetch works with."""
+
+    settings: SwarmSettings
+    session: Session
+    store: Store
+    trackers: Trackers
+    pool: ThreadPoolExecutor
+    metrics: SwarmMetrics
+    on_finished: Callable[[Fetch], None]
+    on_closed: Callable[[Fetch], None]
+
+
+@dataclass(eq=False)
+class Reader:
+    """Somebody on this node who reads the blob."""
+
+    whole: bool
+    source: Source | None
+    windows: tuple[int, ...] = ()
+    """Windows that a range reader waits for, most urgent first."""
+    counts: dict[str, int] = field(default_factory=dict)
+    late: bool = False
+    """The blob was complete when this reader came: for it, the bytes come from the disk."""
+
+
+class Fetch:
+    """See the module. Created by the engine; `join` before anything else, `part` at the end."""
+
+    def __init__(self, digest: Digest, context: Context) -> None:
+        self.digest = digest
+        self.started = time.monotonic()
+        self.cut: Geometry | None = None
+        self.pieces: Pieces | None = None
+        self.held: Held | None = None
+        self.error: SwarmError | None = None
+        self.verified = asyncio.Event()
+        self._settled = asyncio.Event()
+        """Verified, or failed."""
+        self._new_era = asyncio.Event()
+        self.readers: set[Reader] = set()
+        self._context = context
+        self._sized = asyncio.Event()
+        self._learning = asyncio.Lock()
+        self._staged: Staged | None = None
+        self._finishing: asyncio.Task[Held] | None = None
+        self._file: Held | None = None
+        self._nudge = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._main: asyncio.Task[None] | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self.closing = False
+        self.closed = asyncio.Event()
+        self.after: asyncio.Event | None = None
+        """An earlier fetch of the same blob must be closed before this one begins."""
+        # the board
+        self._board: BoardLink = LocalBoard(digest)
+        self._link: Link | None = None
+        self._shunned: set[Link] = set()
+        self._alone = False
+        self._incarnation = ""
+        self._generation = 0
+        self._since = 0
+        self._serial = 0
+        self._hashes: dict[int, bytes] = {}
+        self._told: set[int] = set()
+        self._peers: tuple[PeerAddress, ...] = ()
+        self._others = 0
+        self._rejections = 0
+        self._suspect: set[int] = set()
+        self._eras: list[Pieces] = []
+        # claims
+        self._claims: dict[int, asyncio.Task[None]] = {}
+        self._done: dict[int, int] = {}
+        self._publishing: set[int] = set()
+        self._refusal: SourceError | None = None
+        self._refused_until = 0.0
+        # the swarm
+        self._torrents: dict[int, Torrent] = {}
+        self._whole: Torrent | None = None
+        self._as_whole = False
+        """The board was sealed when we came: one torrent for all instead of one per window."""
+        self._wanted: set[int] = set()
+        self._joining: set[int] = set()
+        self._stalled: tuple[int, ...] = ()
+        self._moved = time.monotonic()
+        self._arrived: list[tuple[Torrent, int]] = []
+        self._checking = False
+        self._late = 0
+        """Pieces that are here and not readable yet."""
+        self._reading_back = asyncio.Semaphore(2)
+        """Pieces asked back at once: each is in memory three times meanwhile."""
+
+    # -- readers ----------------------------------------------------------------------------------
+
+    def join(self, whole: bool, source: Source | None) -> Reader:
+        """A new reader. The fetch starts with the first."""
+        reader = Reader(whole, source, late=self.verified.is_set())
+        self.readers.add(reader)
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if source is not None and (self._refusal is None or time.monotonic() >= self._refused_until):
+            self._refusal = None
+        if self._main is None:
+            self._main = asyncio.create_task(self._run())
+        self._nudge.set()
+        return reader
+
+    def part(self, reader: Reader) -> None:
+        """*reader* is gone; what was done for it alone stops."""
+        self.readers.discard(reader)
+        self._nudge.set()
+        if not self.readers and not self.closing and self._idle is None:
+            wait = self._context.settings.linger if self.verified.is_set() or self._useful() else IDLE
+            self._idle = asyncio.get_running_loop().call_later(wait, self._close_soon)
+
+    async def sized(self) -> int:
+        """Size of the blob in bytes, once known. Raises SwarmError."""
+        await self._sized.wait()
+        if self.error is not None and self.cut is None:
+            raise self.error
+        assert self.cut is not None
+        return self.cut.size
+
+    async def read(self, reader: Reader, start: int, stop: int) -> AsyncIterator[Span]:
+        """Bytes [start, stop) in order, as they become readable; the blob's last piece only when its sha256 matched.
+
+        Raises BlobCorrupt if bytes that were given out turned out to be wrong.
+        """
+        await self.sized()
+        assert self.cut is not None and self.pieces is not None and self._file is not None
+        cut, position, era = self.cut, start, len(self._eras)
+        first = start // cut.piece_length
+        run = max(1, HASH_RUN // cut.piece_length)
+        while position < stop:
+            piece = position // cut.piece_length
+            if not reader.whole:
+                self._demand(reader, position, stop)
+            await self.pieces.wait(piece)
+            if piece == cut.pieces - 1 and (reader.whole or start == 0):
+                await self._wait_verified()
+            if era != len(self._eras):
+                era = await self._same_bytes(era, first, piece)
+                continue
+            count = self.pieces.run(piece, run)
+            if not count:
+                continue
+            if (
+                piece + count == cut.pieces
+                and not self.verified.is_set()
+                and (reader.whole or start == 0)
+                and count > 1
+            ):
+                count -= 1
+            end = min(stop, (piece + count) * cut.piece_length)
+            origin = "disk" if reader.late else self.pieces.origin(piece)
+            reader.counts[origin] = reader.counts.get(origin, 0) + end - position
+            yield Span(self._file.fd, position, end - position, origin)
+            position = end
+
+    async def close(self, keep: bool = True) -> None:
+        """Stop: claims are handed over, torrents leave the session, the partial file stays (*keep*)."""
+        if self.closing:
+            return
+        self.closing = True
+        if self._idle is not None:
+            self._idle.cancel()
+        if self.error is None:
+            self._fail(BlobUnavailable("the agent stops"))
+        claims = tuple(self._claims)
+        for task in [*self._claims.values(), *self._tasks, *([self._main] if self._main else [])]:
+            if task is not asyncio.current_task():
+                task.cancel()
+        await asyncio.gather(
+            *self._claims.values(),
+            *(t for t in self._tasks if t is not asyncio.current_task()),
+            *([self._main] if self._main and self._main is not asyncio.current_task() else []),
+            return_exceptions=True,
+        )
+        with contextlib.suppress(TrackerError, TimeoutError):
+            async with asyncio.timeout(2.0):
+                if claims:
+                    await self._board.release(self._release(claims, Failure.HANDED_OVER))
+                await self._board.leave(wire.Leave(**self._me()))
+        for torrent in [*self._torrents.values(), *([self._whole] if self._whole else [])]:
+            self._context.session.remove(torrent)
+        self._torrents.clear()
+        if self._staged is not None:
+            if self._finishing is not None and self.held is None:
+                with contextlib.suppress(StoreFull, TimeoutError):
+                    async with asyncio.timeout(FINISH_DEADLINE):
+                        self.held = await asyncio.shield(self._finishing)  # it is whole and right: keep it
+            if self.held is not None:
+                self._staged.forget()
+                self.held.close()
+            else:
+                await self._staged.abandon(keep=keep)
+        if self._file is not None:
+            self._file.close()
+        self.closed.set()
+        self._context.on_closed(self)
+
+    def status(self) -> dict[str, Any]:
+        """For the agent's status page."""
+        return {
+            "digest": self.digest,
+            "size": self.cut.size if self.cut else None,
+            "pieces": self.cut.pieces if self.cut else None,
+            "ready": self.pieces.count if self.pieces else 0,
+            "claims": sorted(self._claims),
+            "readers": len(self.readers),
+            "peers": len(self._peers),
+            "tracker": self._link.url if self._link else None,
+            "verified": self.verified.is_set(),
+            "seconds": round(time.monotonic() - self.started, 3),
+        }
+
+    # -- life -------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        if self.after is not None:
+            await self.after.wait()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow())
+                group.create_task(self._hash_in_order())
+                group.create_task(self._report())
+                group.create_task(self._watch())
+        except* SwarmError as errors:
+            error = errors.exceptions[0]
+            self._fail(error if isinstance(error, SwarmError) else BlobUnavailable(str(error)))
+            self._close_soon()
+        except* OSError as errors:
+            fields = {"digest": self.digest, "error": str(errors.exceptions[0])}
+            log.error("fetch-failed", extra={"fields": fields})  # noqa: TRY400  # the disk's fault, not the code's
+            self._fail(BlobUnavailable(f"local input/output error: {errors.exceptions[0]}"))
+            self._close_soon()
+
+    def _fail(self, error: SwarmError) -> None:
+        if self.error is None and not self.verified.is_set():
+            self.error = error
+            log.info("fetch-ended", extra={"fields": {"digest": self.digest, "why": str(error)}})
+        if self.pieces is not None:
+            self.pieces.fail(error)
+        self._sized.set()
+        self._settled.set()
+
+    def _close_soon(self) -> None:
+        self._idle = None
+        if not self.closing and (not self.readers or self.error is not None):
+            self._spawn(self.close())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned)
+        return task
+
+    def _spawned(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        log.error("fetch-task-failed", extra={"fields": {"digest": self.digest, "error": repr(error)}}, exc_info=error)
+        self._fail(error if isinstance(error, SwarmError) else BlobUnavailable(repr(error)))
+        self._close_soon()
+
+    def _useful(self) -> bool:
+        """Whether others in the cluster get something from this fetch although nobody here reads."""
+        return self._others > 0 and self.pieces is not None and self.pieces.have != 0
+
+    # -- the board --------------------------------------------------------------------------------
+
+    def _me(self) -> dict[str, Any]:
+        return {**self._context.trackers.me(), "digest": self.digest}
+
+    def _source(self) -> Source | None:
+        if self._refusal is not None and time.monotonic() < self._refused_until:
+            return None
+        return next((reader.source for reader in self.readers if reader.source is not None), None)
+
+    def _want(self) -> int:
+        if self.verified.is_set() or self._source() is None:
+            return 0
+        return self._context.settings.claims
+
+    def _prefer(self) -> tuple[tuple[int, ...], bool]:
+        ordered = dict.fromkeys(w for reader in self.readers if not reader.whole for w in reader.windows)
+        return tuple(ordered)[:64], not any(reader.whole for reader in self.readers)
+
+    def _demand(self, reader: Reader, position: int, stop: int) -> None:
+        assert self.cut is not None and self.pieces is not None
+        windows = tuple(w.index for w in self.cut.windows_of(position, stop) if not self.pieces.holds(w))[:8]
+        if windows != reader.windows:
+            reader.windows = windows
+            self._nudge.set()
+            self._join_published()
+
+    async def _follow(self) -> None:
+        """Follow the board at whichever tracker is responsible, or one of our own."""
+        trackers = self._context.trackers
+        unsubscribe = trackers.on_change(self._nudge.set)
+        try:
+            while True:
+                link = None if self._alone else trackers.pick(self.digest)
+                if link in self._shunned:
+                    link = None
+                self._link = link
+                self._board = RemoteBoard(link) if link is not None else self._own_board()
+                self._incarnation, self._since, self._told = "", 0, set()
+                try:
+                    await self._use(link)
+                except NotAMember as error:
+                    assert link is not None
+                    log.warning("not-a-member", extra={"fields": {"tracker": link.url, "error": str(error)}})
+                    self._shunned.add(link)
+                except TrackerError as error:
+                    log.info("board-lost", extra={"fields": {"digest": self.digest, "error": str(error)}})
+                    if link is not None:
+                        trackers.failed(link)
+        finally:
+            unsubscribe()
+
+    def _own_board(self) -> LocalBoard:
+        """A board of our own; windows that peers are sending us need not come from upstream."""
+        board = LocalBoard(self.digest)
+        if self.cut is not None and not self._alone:
+            board.others_hold(self.cut.size, {w: self._hashes[w] for w in self._torrents if w in self._hashes})
+        return board
+
+    async def _use(self, link: Link | None) -> None:
+        """Poll one board until another one is responsible."""
+        trackers = self._context.trackers
+        while True:
+            if not self._alone:
+                picked = trackers.pick(self.digest)
+                if picked is not link and (picked is None or picked not in self._shunned):
+                    return
+            self._nudge.clear()
+            poll = asyncio.ensure_future(self._board.poll(self._poll()))
+            nudge = asyncio.ensure_future(self._nudge.wait())
+            try:
+                await asyncio.wait((poll, nudge), return_when=asyncio.FIRST_COMPLETED)
+                answer = poll.result() if poll.done() else None
+            finally:
+                for task in (poll, nudge):
+                    task.cancel()
+                await asyncio.gather(poll, nudge, return_exceptions=True)
+            if answer is not None:
+                await self._apply(answer)
+
+    def _poll(self) -> wire.BoardPoll:
+        prefer, only = self._prefer()
+        wait = wire.MAX_WAIT if self._incarnation else 0.0
+        if wait and self.cut is None and not self._claims:
+            wait = max(0.05, self.started + self._context.settings.unpublished_wait - time.monotonic())
+        return wire.BoardPoll(
+            **self._me(),
+            incarnation=self._incarnation,
+            generation=self._generation,
+            since=self._since,
+            wait=wait,
+            size=self.cut.size if self.cut and not self._rejections else None,
+            want=self._want(),
+            prefer=prefer,
+            only_preferred=only,
+            claims=tuple(sorted(self._claims)),
+            have=self._have(),
+            stalled=self._stalled,
+        )
+
+    def _have(self) -> bytes:
+        if self.pieces is None:
+            return b""
+        have = self.pieces.have
+        for window in self._suspect:
+            have &= ~(1 << window)
+        return wire.bitmap(have)
+
+    async def _apply(self, answer: wire.BoardAnswer, claims: bool = True) -> None:
+        if answer.incarnation != self._incarnation:
+            self._serial = answer.serial
+            if self._incarnation:
+                self._since, self._told = 0, set()
+            self._incarnation = answer.incarnation
+            self._generation = answer.generation
+        elif answer.serial < self._serial:
+            return
+        elif answer.generation > self._generation:
+            self._begin_again(answer.generation, forget=True)
+        self._serial = answer.serial
+        self._since = answer.version
+        self._take_peers(answer)
+        if answer.poisoned:
+            log.error("board-poisoned", extra={"fields": {"digest": self.digest}})
+            self._alone = True
+            self._nudge.set()
+            return
+        if answer.size is not None and self.cut is None:
+            await self._learn(answer.size)
+        if answer.size is not None and self.cut is not None and answer.size != self.cut.size:
+            await self._reject(f"size: {answer.size} on the board, {self.cut.size} here")
+            return
+        await self._take_hashes(answer)
+        if claims:
+            self._take_claims(answer.claims)
+        await self._publish_held()
+        self._check_hope(answer)
+
+    def _take_peers(self, answer: wire.BoardAnswer) -> None:
+        """Dial who is new: a holder that came after our torrents were added does not dial us."""
+        before, self._peers = self._peers, tuple((p.ip, p.port) for p in answer.peers) or self._peers
+        self._others = len(self._peers)
+        if self.cut is None or self.pieces is None or not set(self._peers) - set(before):
+            return
+        for index, torrent in self._torrents.items():
+            if not self.pieces.holds(self.cut.windows[index]):
+                torrent.reannounce()
+        if self._whole is not None and not self.verified.is_set():
+            self._whole.reannounce()
+
+    async def _take_hashes(self, answer: wire.BoardAnswer) -> None:
+        if self.cut is None or self.pieces is None:
+            return
+        for window, hashes in answer.published.items():
+            if not 0 <= window < len(self.cut.windows) or len(hashes) != self.cut.windows[window].pieces * HASH_LENGTH:
+                raise TrackerError("the board does not fit the blob")
+            place = self.cut.windows[window]
+            if self.pieces.holds(place) and window not in self._suspect and self.pieces.sums(place) != hashes:
+                continue  # two truths: telling ours makes the board begin again
+            if window not in self._hashes:
+                self._trace("window-known", window)
+            self._hashes[window] = hashes
+            self._told.add(window)
+            self._confirm(place, hashes)
+        fresh = not self._torrents and not self._joining and not self._as_whole
+        if answer.sealed and fresh and len(self._hashes) == len(self.cut.windows):
+            await self._join_whole()
+        else:
+            self._join_published()
+
+    def _confirm(self, window: Window, hashes: bytes) -> None:
+        """Pieces of an earlier generation whose hash is what the board says now are good."""
+        assert self.pieces is not None
+        if not self._eras:
+            return
+        old = self._eras[-1]
+        for place, piece in enumerate(range(window.first_piece, window.last_piece + 1)):
+            expected = hashes[place * HASH_LENGTH : (place + 1) * HASH_LENGTH]
+            if piece in old and piece not in self.pieces and old.sum(piece) == expected:
+                self._piece_ready(piece, expected, old.origin(piece))
+        if self.pieces.holds(window):
+            self._suspect.discard(window.index)
+
+    def _take_claims(self, claims: Iterable[int]) -> None:
+        mine = set(claims)
+        for window in [w for w in self._claims if w not in mine]:
+            self._claims.pop(window).cancel()
+            self._done.pop(window, None)
+        for window in sorted(mine - self._claims.keys() - self._publishing):
+            here = self.cut is not None and self.pieces is not None and self.pieces.holds(self.cut.windows[window])
+            if here and window not in self._suspect:
+                self._spawn(self._after_claim(window))  # it was here already: the claim ends with its hashes
+                continue
+            source = self._source()
+            if source is None:
+                self._spawn(self._give_back(window, Failure.HANDED_OVER, None))
+                continue
+            self._done[window] = 0
+            self._trace("window-claimed", window)
+            task = asyncio.create_task(self._bring(window, source))
+            self._claims[window] = task
+            task.add_done_callback(partial(self._brought, window))
+
+    def _check_hope(self, answer: wire.BoardAnswer) -> None:
+        complete = self.cut is not None and self.pieces is not None and self.pieces.count == self.cut.pieces
+        if answer.hope or complete or self.verified.is_set():
+            return
+        if self._want() and not self._refusal:
+            return
+        patience = self.started + self._context.settings.unpublished_wait - time.monotonic()
+        if self._link is None or patience <= 0.05:
+            cause = self._refusal
+            raise BlobUnavailable(f"nobody can bring in {self.digest}", cause=cause)
+
+    def _begin_again(self, generation: int, forget: bool) -> None:
+        """Another generation of the board: what we hold counts only where its hashes say the same."""
+        self._generation = generation
+        self._since = 0
+        self._told = set()
+        if not forget:
+            return
+        self._hashes.clear()
+        for torrent in self._torrents.values():
+            self._context.session.remove(torrent)
+        self._torrents.clear()
+        if self._whole is not None:
+            self._context.session.remove(self._whole)
+            self._whole = None
+        self._as_whole, self._wanted = False, set()
+        self._joining.clear()
+        for task in self._claims.values():
+            task.cancel()
+        self._claims.clear()
+        self._done.clear()
+        if self.pieces is not None and not self.verified.is_set():
+            self._eras.append(self.pieces.forget())
+        self._new_era.set()
+
+    async def _learn(self, size: int) -> None:
+        """The size is known: make room for the blob."""
+        async with self._learning:
+            if self.cut is None:
+                await self._make_room(geometry(size))
+
+    async def _make_room(self, cut: Geometry) -> None:
+        staged = await self._context.store.stage(self.digest, cut.size)
+        self.cut, self._staged, self._file, self.pieces = cut, staged, staged.share(), Pieces(cut)
+        for piece, sha1 in staged.pieces.items():
+            self.pieces.put(piece, sha1, "disk")
+        self._sized.set()
+
+    async def _publish_held(self) -> None:
+        """Tell the board the windows that are here and that it does not know."""
+        if self.cut is None or self.pieces is None:
+            return
+        for window in self.cut.windows:
+            if window.index in self._told or window.index in self._suspect or not self.pieces.holds(window):
+                continue
+            await self._publish(window)
+
+    async def _publish(self, window: Window) -> None:
+        assert self.cut is not None and self.pieces is not None
+        hashes = self.pieces.sums(window)
+        self._trace("window-published", window.index)
+        self._told.add(window.index)
+        self._hashes.setdefault(window.index, hashes)
+        self._publishing.add(window.index)
+        try:
+            if self._board.shared:
+                await self._seed(window, hashes)
+            answer = await self._board.publish(
+                wire.Publish(
+                    **self._me(),
+                    incarnation=self._incarnation,
+                    generation=self._generation,
+                    size=self.cut.size,
+                    window=window.index,
+                    hashes=hashes,
+                    since=self._since,
+                )
+            )
+        finally:
+            self._publishing.discard(window.index)
+        await self._apply(answer)
+
+    # -- claims -----------------------------------------------------------------------------------
+
+    async def _bring(self, index: int, source: Source) -> None:
+        began = time.monotonic()
+        if self.cut is None:
+            async with source.open(0, FIRST_WINDOW) as body:
+                if body.total <= 0:
+                    raise SourceBroken("upstream sent an empty body")
+                await self._learn(body.total)
+                await self._bring_into(index, source, body)
+        else:
+            await self._bring_into(index, source, None)
+        self._trace("window-brought", index, seconds=round(time.monotonic() - began, 4))
+
+    async def _bring_into(self, index: int, source: Source, first: Any) -> None:
+        assert self.cut is not None and self.pieces is not None and self._staged is not None
+        window, pieces, metrics = self.cut.windows[index], self.pieces, self._context.metrics
+
+        def on_bytes(count: int) -> None:
+            metrics.bytes_in.labels("upstream").inc(count)
+            self._done[index] = self._done.get(index, 0) + count
+
+        def on_piece(piece: int, sha1: bytes) -> None:
+            self._suspect.discard(index)
+            self._piece_ready(piece, sha1, "upstream")
+            torrent = self._whole or self._torrents.get(index)
+            if torrent is not None:
+                self._spawn(self._offer(torrent, piece))
+
+        await bring_window(
+            source,
+            self.cut,
+            window,
+            self._staged,
+            self._context.pool,
+            ready=pieces.__contains__,
+            on_bytes=on_bytes,
+            on_piece=on_piece,
+            first=first,
+        )
+
+    def _brought(self, index: int, task: asyncio.Task[None]) -> None:
+        """A claim's work ended: publish the window, or give the claim back."""
+        mine = self._claims.get(index) is task
+        if mine:
+            del self._claims[index]
+            self._done.pop(index, None)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            if mine and self.cut is not None:
+                self._spawn(self._after_claim(index))
+            return
+        if isinstance(error, SizeChanged):
+            self._spawn(self._reject(f"size: {error}"))
+            return
+        if isinstance(error, SourceError):
+            self._context.metrics.source_failures.labels(type(error).__name__).inc()
+            failure = Failure.BROKEN
+            if isinstance(error, SourceRefused):
+                failure = Failure.REFUSED
+                self._refusal, self._refused_until = error, time.monotonic() + REFUSED_FOR
+            elif isinstance(error, SourceBusy):
+                failure = Failure.BUSY
+            fields = {"digest": self.digest, "window": index, "error": str(error)}
+            log.warning("claim-failed", extra={"fields": fields})
+            self._spawn(self._give_back(index, failure, error.retry_after, error))
+            return
+        self._fail(error if isinstance(error, SwarmError) else BlobUnavailable(repr(error)))
+        self._close_soon()
+
+    async def _after_claim(self, index: int) -> None:
+        assert self.cut is not None and self.pieces is not None
+        window = self.cut.windows[index]
+        with contextlib.suppress(TrackerError):
+            await self._publish(window)
+
+    async def _give_back(
+        self, index: int, failure: Failure, retry_after: float | None, error: SourceError | None = None
+    ) -> None:
+        try:
+            answer = await self._board.release(self._release((index,), failure, retry_after))
+            await self._apply(answer, claims=False)
+            if not answer.hope and error is not None:
+                raise BlobUnavailable(f"nobody can bring in {self.digest}", cause=error)
+        except TrackerError:
+            pass
+        self._nudge.set()
+
+    def _release(self, windows: tuple[int, ...], failure: Failure, retry_after: float | None = None) -> wire.Release:
+        return wire.Release(
+            **self._me(),
+            incarnation=self._incarnation,
+            windows=windows,
+            failure=failure.value,
+            retry_after=retry_after,
+        )
+
+    async def _report(self) -> None:
+        """Keep the claims alive while bytes move."""
+        told: dict[int, int] = {}
+        while True:
+            await asyncio.sleep(REPORT)
+            now = dict(self._done)
+            if now and now != told and self._board.shared:
+                with contextlib.suppress(TrackerError):
+                    await self._board.progress(
+                        wire.Progress(
+                            **self._me(),
+                            incarnation=self._incarnation,
+                            generation=self._generation,
+                            done=now,
+                            have=self._have(),
+                        )
+                    )
+            told = now
+
+    # -- the swarm --------------------------------------------------------------------------------
+
+    def _join_published(self) -> None:
+        """Fetch the published windows that are wanted here from peers."""
+        if self.cut is None or self.pieces is None or self.verified.is_set():
+            return
+        if self._as_whole:
+            self._want_of_whole()
+            return
+        every = any(reader.whole for reader in self.readers)
+        urgent = {w for reader in self.readers for w in reader.windows}
+        for index, hashes in self._hashes.items():
+            window = self.cut.windows[index]
+            wanted = every or index in urgent
+            if not wanted or index in self._torrents or index in self._joining or self.pieces.holds(window):
+                continue
+            if self._board.shared and index not in self._claims:
+                self._joining.add(index)
+                self._spawn(self._join_window(window, hashes, 7 if index in urgent else 4))
+
+    async def _join_window(self, window: Window, hashes: bytes, priority: int) -> None:
+        assert self.cut is not None and self.pieces is not None
+        generation = self._generation
+        missing = list(self.pieces.missing(window))
+        span = range(window.first_piece, window.last_piece + 1)
+        try:
+            torrent = await self._add(
+                window_info(self.digest, self.cut, window, hashes),
+                [p for p in span if p not in missing],
+                [*span, *self._beside(window)],
+                priority,
+                window,
+            )
+        finally:
+            self._joining.discard(window.index)
+        if self.pieces.holds(window) or self._near_the_end():
+            torrent.want((piece, 0) for piece in self._beside(window))
+        if generation != self._generation or self.closing:
+            self._context.session.remove(torrent)
+            return
+        self._torrents[window.index] = torrent
+
+    def _beside(self, window: Window) -> tuple[int, ...]:
+        """One piece outside *window*, for its torrent to want in vain until the window is here.
+
+        A torrent whose blocks are all asked for is in its end game: libtorrent asks several peers for the same
+        blocks. So small a torrent is always there, and 18-22 % of all bytes came twice; nobody has this piece.
+        """
+        assert self.cut is not None
+        if window.pieces == self.cut.pieces:
+            return ()
+        return (window.first_piece - 1 if window.first_piece else window.last_piece + 1,)
+
+    def _near_the_end(self) -> bool:
+        """Whether so little is missing that asking twice helps more than it costs."""
+        assert self.cut is not None and self.pieces is not None
+        return len(self.cut.windows) - self.pieces.have.bit_count() <= LAST_WINDOWS
+
+    def _window_here(self, window: Window) -> None:
+        """Its torrent need not want in vain any more; at the end none does."""
+        torrents = (
+            self._torrents.items() if self._near_the_end() else [(window.index, self._torrents.get(window.index))]
+        )
+        for index, torrent in torrents:
+            if torrent is not None and self.cut is not None:
+                torrent.want((piece, 0) for piece in self._beside(self.cut.windows[index]))
+
+    def _dial(self, window: Window) -> tuple[PeerAddress, ...]:
+        """Whom to dial for a window: few, by chance but always the same; as many dial us.
+
+        All with all is a connection per window and pair of nodes: half as many bytes per wakeup, and more CPU.
+        """
+        if len(self._peers) <= MOST_DIALLED:
+            return self._peers
+        salt = f"{self._context.trackers.session}/{window.index}/"
+        return tuple(sorted(self._peers, key=lambda peer: zlib.crc32(f"{salt}{peer}".encode()))[:MOST_DIALLED])
+
+    async def _join_whole(self) -> None:
+        """The board is sealed: one torrent for the rest of the blob."""
+        assert self.cut is not None and self.pieces is not None
+        self._as_whole = True
+        hashes = b"".join(self._hashes[w.index] for w in self.cut.windows)
+        ready = [p for p in range(self.cut.pieces) if p in self.pieces]
+        if len(ready) == self.cut.pieces:
+            return
+        generation = self._generation
+        torrent = await self._add(sealed_info(self.digest, self.cut, hashes), ready, self._wanted_pieces(), 4)
+        if generation != self._generation or self.closing:
+            self._context.session.remove(torrent)
+            return
+        self._whole = torrent
+        self._want_of_whole()
+
+    def _wanted_pieces(self) -> set[int]:
+        """Pieces that the readers here need: all, or those of the windows that range readers wait for."""
+        assert self.cut is not None
+        if any(reader.whole for reader in self.readers):
+            return set(range(self.cut.pieces))
+        windows = {w for reader in self.readers for w in reader.windows}
+        return {p for w in windows for p in range(self.cut.windows[w].first_piece, self.cut.windows[w].last_piece + 1)}
+
+    def _want_of_whole(self) -> None:
+        """Have the torrent of the whole blob fetch what is wanted now; it may have let go of its peers meanwhile."""
+        wanted = self._wanted_pieces() - self._wanted
+        if self._whole is not None and wanted:
+            self._wanted |= wanted
+            self._whole.want((piece, 4) for piece in wanted)
+            self._whole.reannounce()
+
+    async def _seed(self, window: Window, hashes: bytes) -> None:
+        """Offer a window that is here."""
+        if window.index in self._torrents or self.cut is None:
+            return
+        span = range(window.first_piece, window.last_piece + 1)
+        with contextlib.suppress(SessionError, BadHashes):
+            info = window_info(self.digest, self.cut, window, hashes)
+            self._torrents[window.index] = await self._add(info, span, span, 4, window)
+
+    async def _offer(self, torrent: Torrent, piece: int) -> None:
+        """A piece from upstream in a torrent that waits for it too: its peers may have it from us."""
+        assert self.cut is not None and self._file is not None
+        offset, length = self.cut.piece_span(piece)
+        data = await asyncio.get_running_loop().run_in_executor(
+            self._context.pool, os.pread, self._file.fd, length, offset
+        )
+        torrent.give(piece, data)
+
+    async def _add(
+        self, info: bytes, have: Iterable[int], wanted: Iterable[int], priority: int, window: Window | None = None
+    ) -> Torrent:
+        assert self._staged is not None
+        self._moved = time.monotonic()
+        torrent: Torrent | None = None
+
+        def on_piece(piece: int) -> None:
+            if torrent is not None and self.pieces is not None and piece not in self.pieces:
+                self._arrived.append((torrent, piece))
+                if not self._checking:
+                    self._checking = True
+                    self._spawn(self._check_arrived())
+
+        early: list[int] = []
+        torrent = await self._context.session.add(
+            info,
+            path=self._staged.path,
+            have=have,
+            wanted=wanted,
+            priority=priority,
+            on_piece=lambda piece: on_piece(piece) if torrent is not None else early.append(piece),
+            on_bad_piece=lambda _piece: self._context.metrics.bad_pieces.inc(),
+            on_error=lambda text: log.error("torrent-error", extra={"fields": {"digest": self.digest, "error": text}}),
+            peers=lambda: self._peers if window is None else self._dial(window),
+        )
+        for piece in early:
+            on_piece(piece)
+        return torrent
+
+    async def _check_arrived(self) -> None:
+        """Read pieces back that peers sent, and check them: the alert alone does not mean readable."""
+        assert self.cut is not None and self.pieces is not None and self._file is not None
+        loop = asyncio.get_running_loop()
+        try:
+            while self._arrived:
+                batch, self._arrived = self._arrived[:16], self._arrived[16:]
+                generation, expected = self._generation, [self._expected(piece) for _, piece in batch]
+                spans = [self.cut.piece_span(piece) for _, piece in batch]
+                good = await loop.run_in_executor(self._context.pool, _check, self._file.fd, spans, expected)
+                for (torrent, piece), sha1, right in zip(batch, expected, good, strict=True):
+                    if generation != self._generation or sha1 is None or piece in self.pieces:
+                        continue
+                    self._moved = time.monotonic()
+                    if right:
+                        self._from_peer(piece, sha1)
+                    else:
+                        self._late += 1
+                        self._spawn(self._read_back(torrent, piece, sha1)).add_done_callback(self._read_back_ended)
+        finally:
+            self._checking = False
+
+    def _from_peer(self, piece: int, sha1: bytes) -> None:
+        assert self.pieces is not None and self.cut is not None
+        if piece not in self.pieces:
+            self._context.metrics.bytes_in.labels("peer").inc(self.cut.piece_span(piece)[1])
+            self._piece_ready(piece, sha1, "peer")
+
+    def _read_back_ended(self, _task: asyncio.Task[None]) -> None:
+        self._late -= 1
+
+    async def _read_back(self, torrent: Torrent, piece: int, sha1: bytes) -> None:
+        """Not in the file yet: get the bytes from libtorrent, and put them there ourselves.
+
+        A slow disk keeps libtorrent busy for long; then it may have written them itself by the next look.
+        """
+        assert self.cut is not None and self._staged is not None and self._file is not None
+        self._context.metrics.read_back.inc()
+        generation, span = self._generation, self.cut.piece_span(piece)
+        for attempt in range(READ_BACKS):
+            try:
+                async with self._reading_back:
+                    data = await torrent.read_piece(piece)
+            except SessionError as error:
+                fields = {"digest": self.digest, "piece": piece, "error": str(error)}
+                log.warning("read-back-failed", extra={"fields": fields})
+                (right,) = await asyncio.get_running_loop().run_in_executor(
+                    self._context.pool, _check, self._file.fd, [span], [sha1]
+                )
+            else:
+                right = hashlib.sha1(data, usedforsecurity=False).digest() == sha1
+                if right:
+                    await self._staged.write(data, span[0])
+            if generation != self._generation or torrent.removed:
+                return
+            if right:
+                self._from_peer(piece, sha1)
+                return
+            await asyncio.sleep(0.1 * 2 ** min(attempt, 5))
+
+    def _expected(self, piece: int) -> bytes | None:
+        assert self.cut is not None
+        window = self.cut.window_at(piece * self.cut.piece_length)
+        hashes = self._hashes.get(window.index)
+        if hashes is None:
+            return None
+        place = (piece - window.first_piece) * HASH_LENGTH
+        return hashes[place : place + HASH_LENGTH]
+
+    def _piece_ready(self, piece: int, sha1: bytes, origin: str) -> None:
+        assert self.pieces is not None and self._staged is not None and self.cut is not None
+        if self.pieces.put(piece, sha1, origin):
+            window = self.cut.window_at(piece * self.cut.piece_length)
+            self._trace("window-here", window.index, origin=origin)
+            self._window_here(window)
+            sums = {p: self.pieces.sum(p) for p in range(window.first_piece, window.last_piece + 1)}
+            if not self.verified.is_set():
+                self._spawn(self._staged.note(sums))
+
+    def _trace(self, event: str, window: int, **fields: Any) -> None:
+        """What happens to a window, for `bench.timeline`."""
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug(event, extra={"fields": {"digest": self.digest, "window": window, **fields}})
+
+    async def _watch(self) -> None:
+        """Notice that peers deliver nothing, and ask for the missing windows from upstream."""
+        received: int | None = None
+        while True:
+            await asyncio.sleep(STALL / 4)
+            waiting = self._waiting_windows()
+            if not waiting or self._checking or self._late:
+                self._moved = time.monotonic()  # nothing to wait for, or our own disk is what we wait for
+            quiet = time.monotonic() - self._moved
+            if quiet < STALL / 2:
+                received = None
+                if self._stalled:
+                    self._stalled = ()
+                    self._nudge.set()
+                continue
+            torrents = [*self._torrents.values(), *([self._whole] if self._whole else [])]
+            now = sum([await torrent.received() for torrent in torrents])
+            if received is not None and now > received:
+                self._moved = time.monotonic()  # a piece is long, but its blocks come
+            received = now
+            if quiet < STALL:
+                continue
+            if self._stalled != waiting[:8]:
+                self._stalled = waiting[:8]
+                log.warning("swarm-stalled", extra={"fields": {"digest": self.digest, "windows": list(self._stalled)}})
+                self._context.metrics.stalls.inc()
+                self._nudge.set()
+
+    def _waiting_windows(self) -> tuple[int, ...]:
+        if self.cut is None or self.pieces is None or self.verified.is_set():
+            return ()
+        every = any(reader.whole for reader in self.readers)
+        urgent = {w for reader in self.readers for w in reader.windows}
+        return tuple(
+            w
+            for w in sorted(self._hashes)
+            if not self.pieces.holds(self.cut.windows[w]) and w not in self._claims and (every or w in urgent)
+        )
+
+    # -- the digest -------------------------------------------------------------------------------
+
+    async def _hash_in_order(self) -> None:
+        """Compute the sha256 over the pieces in order; finish or reject."""
+        await self._sized.wait()
+        if self.cut is None or self.pieces is None or self._file is None:
+            return
+        loop = asyncio.get_running_loop()
+        limit = max(1, HASH_RUN // self.cut.piece_length)
+        while not self.verified.is_set():
+            era, sha256, piece = len(self._eras), hashlib.sha256(), 0
+            while piece < self.cut.pieces and era == len(self._eras):
+                await self.pieces.wait(piece)
+                count = self.pieces.run(piece, limit)
+                offset = piece * self.cut.piece_length
+                length = min(count * self.cut.piece_length, self.cut.size - offset)
+                await loop.run_in_executor(self._context.pool, _hash_region, sha256, self._file.fd, offset, length)
+                piece += count
+            if era != len(self._eras):
+                continue
+            if sha256.hexdigest() == self.digest.removeprefix("sha256:"):
+                await self._finish()
+            else:
+                self._new_era.clear()
+                await self._reject("sha256")
+                await self._new_era.wait()
+
+    async def _finish(self) -> None:
+        assert self.cut is not None and self.pieces is not None and self._staged is not None
+        self.verified.set()
+        self._settled.set()
+        log.info(
+            "blob-verified",
+            extra={
+                "fields": {
+                    "digest": self.digest,
+                    "size": self.cut.size,
+                    "seconds": round(time.monotonic() - self.started, 3),
+                }
+            },
+        )
+        with contextlib.suppress(TrackerError):
+            await self._publish_held()
+            await self._board.seal(wire.Seal(**self._me(), incarnation=self._incarnation, generation=self._generation))
+        self._finishing = asyncio.create_task(self._staged.finish(self.pieces.sums()))
+        try:
+            self.held = await asyncio.shield(self._finishing)
+        except StoreFull as error:
+            log.warning("blob-not-kept", extra={"fields": {"digest": self.digest, "error": str(error)}})
+        self._context.on_finished(self)
+        self._nudge.set()
+        if not self.readers and self._idle is None:
+            self._idle = asyncio.get_running_loop().call_later(self._context.settings.linger, self._close_soon)
+
+    async def _reject(self, reason: str) -> None:
+        """What the board describes is wrong: say so. The board begins again."""
+        self._rejections += 1
+        log.error("blob-rejected", extra={"fields": {"digest": self.digest, "why": reason, "time": self._rejections}})
+        self._context.metrics.rejections.inc()
+        if self._rejections > 2 * MAX_GENERATIONS:
+            raise BlobCorrupt(f"the bytes do not match {self.digest}: {reason}")
+        if self.cut is not None:
+            self._suspect = set(range(len(self.cut.windows)))
+        with contextlib.suppress(TrackerError):
+            await self._board.reject(
+                wire.Reject(**self._me(), incarnation=self._incarnation, generation=self._generation, reason=reason)
+            )
+        self._nudge.set()
+
+    async def _wait_verified(self) -> None:
+        await self._settled.wait()
+        if self.error is not None:
+            raise self.error
+
+    async def _same_bytes(self, era: int, first: int, upto: int) -> int:
+        """Wait until pieces [first, upto) are there again; BlobCorrupt if they are not what was given out."""
+        assert self.pieces is not None
+        now = len(self._eras)
+        for piece in range(first, upto):
+            await self.pieces.wait(piece)
+            if now != len(self._eras):
+                return await self._same_bytes(era, first, upto)
+            if self.pieces.sum(piece) != self._eras[era].sum(piece):
+                raise BlobCorrupt(f"bytes of {self.digest} that were given out turned out to be wrong")
+        return now
+
+
+def _check(fd: int, spans: Sequence[tuple[int, int]], expected: Sequence[bytes | None]) -> list[bool]:
+    """Whether the SHA-1 of each span of *fd* is what is expected. Blocks."""
+    return [
+        sha1 is not None and hashlib.sha1(os.pread(fd, length, offset), usedforsecurity=False).digest() == sha1
+        for (offset, length), sha1 in zip(spans, expected, strict=True)
+    ]
+
+
+def _hash_region(sha256: Any, fd: int, offset: int, length: int) -> None:
+    """Feed bytes of *fd* to *sha256*. Blocks."""
+    end = offset + length
+    while offset < end:
+        data = os.pread(fd, min(1 << 18, end - offset), offset)
+        if not data:
+            raise OSError("file is shorter than the blob")
+        sha256.update(data)
+        offset += len(data)

@@ -1,0 +1,116 @@
+"""How a blob is cut into pieces and windows: a pure function of its size.
+
+A *piece* is the unit that is hashed, fetched from a peer and verified. A *window* is a run of
+consecutive pieces: the unit in which a blob enters the cluster. Every node computes the same cut
+from the size alone, so the same bytes have the same info-hash everywhere. The trade-off and the
+measurements behind the constants are in ARCHITECTURE.md, "Pieces and windows".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+KIB = 1024
+MIB = 1024 * KIB
+
+FIRST_WINDOW = 1 * MIB
+"""Length in bytes of window 0, whatever the size: it can be asked for before the size is known."""
+
+LEAD_WINDOWS = 8
+"""How many windows at the start are FIRST_WINDOW long, whatever the size: peers have something to trade early."""
+
+PLAIN_WINDOW = 2 * MIB
+"""Length in bytes of the windows after the lead, until MAX_WINDOWS makes them longer."""
+
+MAX_WINDOWS = 256
+"""Bound on the windows of one blob: each is a torrent whose info dictionary names every piece."""
+
+_PIECE_STEPS = ((1024 * MIB, 256 * KIB), (4096 * MIB, 512 * KIB))
+_LONGEST_PIECE = 1 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One window. *offset*, *length* in bytes; *first_piece*, *pieces* in pieces."""
+
+    index: int
+    offset: int
+    length: int
+    first_piece: int
+    pieces: int
+
+    @property
+    def end(self) -> int:
+        """Offset of the byte after the last."""
+        return self.offset + self.length
+
+    @property
+    def last_piece(self) -> int:
+        """Index of the last piece, inclusive."""
+        return self.first_piece + self.pieces - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The cut of a blob of *size* bytes. A blob of 0 bytes has no pieces and no windows."""
+
+    size: int
+    piece_length: int
+    windows: tuple[Window, ...]
+
+    @property
+    def pieces(self) -> int:
+        """How many pieces the blob has."""
+        return -(-self.size // self.piece_length)
+
+    def piece_span(self, piece: int) -> tuple[int, int]:
+        """(offset, length) in bytes of *piece*; the last may be short."""
+        offset = piece * self.piece_length
+        return offset, min(self.piece_length, self.size - offset)
+
+    def window_at(self, offset: int) -> Window:
+        """The window that holds the byte at *offset*. Raises IndexError past the end."""
+        if not 0 <= offset < self.size:
+            raise IndexError(offset)
+        low, high = 0, len(self.windows) - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.windows[middle].offset <= offset:
+                low = middle
+            else:
+                high = middle - 1
+        return self.windows[low]
+
+    def windows_of(self, start: int, stop: int) -> tuple[Window, ...]:
+        """The windows that bytes [start, stop) touch; empty if the range is."""
+        if stop <= start:
+            return ()
+        return self.windows[self.window_at(start).index : self.window_at(stop - 1).index + 1]
+
+
+def piece_length(size: int) -> int:
+    """Bytes per piece of a blob of *size* bytes."""
+    for limit, length in _PIECE_STEPS:
+        if size <= limit:
+            return length
+    return _LONGEST_PIECE
+
+
+@lru_cache(maxsize=256)
+def geometry(size: int) -> Geometry:
+    """The cut of a blob of *size* bytes. Raises ValueError if *size* is negative."""
+    if size < 0:
+        raise ValueError(f"negative size: {size}")
+    length = piece_length(size)
+    plain = PLAIN_WINDOW
+    while LEAD_WINDOWS + -(-size // plain) > MAX_WINDOWS:
+        plain *= 2
+    windows: list[Window] = []
+    offset = 0
+    while offset < size:
+        step = FIRST_WINDOW if len(windows) < LEAD_WINDOWS else plain
+        step = min(step, size - offset)
+        windows.append(Window(len(windows), offset, step, offset // length, -(-step // length)))
+        offset += step
+    return Geometry(size, length, tuple(windows))

@@ -1,0 +1,404 @@
+"""libtorrent in asyncio: add and remove torrents, hear of verified pieces and of bad peers.
+
+The only file that imports libtorrent. Alerts wake the loop through a socket; every alert is copied
+into plain values before the next batch is popped (ENGINE.md). Calls that would wait for
+libtorrent's network thread are not used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import libtorrent as lt
+
+from swarm.errors import SwarmError
+from swarm.metainfo import info_hash as hash_of_info
+from swarm.nodelay import quicken
+from swarm.peers import LoopbackAnnounce, PeerAddress
+
+log = logging.getLogger("shoal.swarm")
+
+_ALERTS = (
+    lt.alert.category_t.error_notification
+    | lt.alert.category_t.status_notification
+    | lt.alert.category_t.storage_notification
+    | lt.alert.category_t.piece_progress_notification
+    | lt.alert.category_t.connect_notification
+    | lt.alert.category_t.peer_notification  # that a peer was banned
+)
+_ADD_DEADLINE = 10.0
+_READ_DEADLINE = 10.0
+
+
+class SessionError(SwarmError):
+    """libtorrent could not do what was asked."""
+
+
+@dataclass(eq=False)
+class Torrent:
+    """A torrent in the session. The callbacks run on the event loop."""
+
+    info_hash: bytes
+    name: str
+    """Name in the info dictionary: the digest."""
+    on_piece: Callable[[int], None]
+    """A piece arrived and its hash matched. Its bytes may not be in the file yet (ENGINE.md)."""
+    on_bad_piece: Callable[[int], None]
+    """A piece arrived and its hash did not match."""
+    on_error: Callable[[str], None]
+    peers: Callable[[], Iterable[PeerAddress]]
+    """Whom to dial, asked when the session announces."""
+    handle: Any = None
+    added: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    reads: dict[int, list[asyncio.Future[bytes]]] = field(default_factory=dict)
+    removed: bool = False
+
+    async def read_piece(self, piece: int) -> bytes:
+        """The verified bytes of *piece* from libtorrent's own cache or file. Raises SessionError."""
+        await self.added
+        waiting = self.reads.setdefault(piece, [])
+        if self.removed:
+            raise SessionError("torrent removed")
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        waiting.append(future)
+        if len(waiting) == 1:
+            self._call(lambda handle: handle.read_piece(piece))
+        try:
+            async with asyncio.timeout(_READ_DEADLINE):
+                return await future
+        except TimeoutError:
+            raise SessionError(f"piece {piece} could not be read back in time") from None
+
+    def want(self, pieces: Iterable[tuple[int, int]]) -> None:
+        """Set (piece, priority) pairs: 0 not wanted, 1..7."""
+        self._call(lambda handle: handle.prioritize_pieces(list(pieces)))
+
+    def give(self, piece: int, data: bytes) -> None:
+        """A piece that came by another way: libtorrent checks it and offers it to the peers."""
+        self._call(lambda handle: handle.add_piece(piece, data, lt.add_piece_flags_t.overwrite_existing))
+
+    def deadline(self, piece: int, milliseconds: int = 0) -> None:
+        """Fetch *piece* before everything else of this torrent."""
+        self._call(lambda handle: handle.set_piece_deadline(piece, milliseconds))
+
+    def reannounce(self) -> None:
+        """Ask for peers again: there are new ones."""
+        # libtorrent would keep 30 s between two announces: ours stay on this machine
+        self._call(lambda handle: handle.force_reannounce(0, -1, lt.torrent_handle.ignore_min_interval))
+
+    async def received(self) -> int:
+        """Payload bytes that have come from peers so far, without those that were wrong."""
+        if self.handle is None or self.removed:
+            return 0
+        try:
+            status = await asyncio.to_thread(self.handle.status)
+        except RuntimeError:
+            return 0
+        return int(status.total_payload_download - status.total_failed_bytes)
+
+    def _call(self, act: Callable[[Any], Any]) -> None:
+        if self.handle is not None and not self.removed:
+            with contextlib.suppress(RuntimeError):  # libtorrent dropped it meanwhile: its alert says why
+                act(self.handle)
+
+
+def settings_for(listen: str, threads: int = 2) -> dict[str, Any]:
+    """libtorrent settings of an agent that listens on *listen* (`ip:port`, v6 in brackets).
+
+    Each value was measured or has its reason in ARCHITECTURE.md, "libtorrent settings".
+    """
+    return {
+        "listen_interfaces": listen,
+        "user_agent": "shoal",
+        "peer_fingerprint": "-SH0100-",
+        "ssrf_mitigation": False,
+        "enable_dht": False,
+        "enable_lsd": False,
+        "enable_upnp": False,
+        "enable_natpmp": False,
+        "enable_outgoing_utp": False,
+        "enable_incoming_utp": False,
+        "in_enc_policy": int(lt.enc_policy.disabled),
+        "out_enc_policy": int(lt.enc_policy.disabled),
+        "allow_multiple_connections_per_ip": True,
+        "alert_mask": int(_ALERTS),
+        "alert_queue_size": 100_000,
+        "tick_interval": 100,
+        "connection_speed": 500,
+        "connections_limit": 4000,
+        "torrent_connect_boost": 60,
+        "min_reconnect_time": 1,
+        "max_failcount": 5,
+        "unchoke_slots_limit": -1,
+        "choking_algorithm": 0,
+        "listen_queue_size": 512,
+        "max_out_request_queue": 16,
+        "max_allowed_in_request_queue": 500,
+        "request_queue_time": 1,
+        "whole_pieces_threshold": 5,
+        "request_timeout": 8,
+        "piece_timeout": 4,
+        "send_buffer_watermark": 128 * 1024,
+        "send_redundant_have": False,
+        "max_queued_disk_bytes": 16 * 1024 * 1024,
+        "aio_threads": threads,
+        "hashing_threads": 1,
+        "file_pool_size": 64,
+        "active_limit": -1,
+        "auto_manage_interval": 3600,
+        "stop_tracker_timeout": 1,
+        "announce_to_all_trackers": False,
+        "tracker_completion_timeout": 10,
+        "tracker_receive_timeout": 5,
+        "max_concurrent_http_announces": 200,
+        "no_atime_storage": True,
+        "peer_tos": 0,
+        "mixed_mode_algorithm": 0,
+        "dont_count_slow_torrents": False,
+        "rate_limit_ip_overhead": False,
+    }
+
+
+class Session:
+    """The swarm engine of an agent: one libtorrent session."""
+
+    def __init__(self, listen: tuple[str, int], *, on_bad_peer: Callable[[bytes, str, int], None]) -> None:
+        """*on_bad_peer*(info-hash, ip, port): a peer was banned because it sent wrong bytes."""
+        self._listen = listen
+        self._on_bad_peer = on_bad_peer
+        self._torrents: dict[bytes, Torrent] = {}
+        self._announce = LoopbackAnnounce(self._peers_of)
+        self._announce_url = ""
+        self._session: Any = None
+        self._wake: tuple[socket.socket, socket.socket] | None = None
+        self._listening: asyncio.Future[int] | None = None
+        self.sent = 0
+        """Payload bytes sent to peers, as of the last `count`."""
+
+    async def start(self) -> int:
+        """Listen; returns the port. Raises SessionError if the address cannot be had."""
+        loop = asyncio.get_running_loop()
+        ip, port = self._listen
+        try:
+            self._announce_url = await self._announce.start(ip)
+        except OSError as error:
+            raise SessionError(f"cannot listen on {ip}: {error.strerror}") from None
+        params = lt.session_params()
+        params.settings = settings_for(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}")  # type: ignore[assignment]  # a dict is taken
+        params.disk_io_constructor = "pread_disk_io_constructor"
+        self._listening = loop.create_future()
+        self._session = lt.session(params)
+        reading, writing = socket.socketpair()
+        reading.setblocking(False)
+        writing.setblocking(False)
+        self._wake = (reading, writing)
+        loop.add_reader(reading, self._on_wake)
+        self._session.set_alert_fd(writing.fileno())
+        self._drain()
+        try:
+            async with asyncio.timeout(_ADD_DEADLINE):
+                return await self._listening
+        except TimeoutError:
+            raise SessionError(f"cannot listen on {ip}:{port}") from None
+
+    async def close(self) -> None:
+        """Drop all torrents and stop. Bounded: libtorrent's own shutdown goes on in a thread."""
+        session, self._session = self._session, None
+        if session is None:
+            return
+        self._announce.close()  # first: libtorrent says goodbye to its tracker, and nobody needs to hear that
+        session.pause()
+        if self._wake is not None:
+            asyncio.get_running_loop().remove_reader(self._wake[0])
+        self._torrents.clear()
+        last = [session]  # the thread must drop the last reference: the destructor waits for libtorrent's threads
+        del session
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(3.0):
+                await asyncio.to_thread(last.clear)
+        if self._wake is not None:
+            for end in self._wake:
+                end.close()
+
+    async def add(
+        self,
+        info: bytes,
+        *,
+        path: Path,
+        have: Iterable[int],
+        wanted: Iterable[int],
+        on_piece: Callable[[int], None],
+        on_bad_piece: Callable[[int], None] = lambda _piece: None,
+        on_error: Callable[[str], None] = lambda _text: None,
+        peers: Callable[[], Iterable[PeerAddress]] = tuple,
+        priority: int = 4,
+    ) -> Torrent:
+        """Add the torrent of the bencoded *info* over the file *path*.
+
+        *have*: pieces that are in the file, verified. *wanted*: pieces to fetch (and to have).
+        Raises SessionError.
+        """
+        key = hash_of_info(info)
+        if key in self._torrents:
+            raise SessionError(f"the session has {key.hex()} already")
+        params = lt.load_torrent_buffer(b"d4:info" + info + b"e")
+        assert params.ti is not None
+        count = params.ti.num_pieces()
+        bits = [False] * count
+        for piece in have:
+            bits[piece] = True
+        priorities = [0] * count
+        for piece in wanted:
+            priorities[piece] = priority
+        params.have_pieces = bits
+        params.piece_priorities = priorities
+        params.save_path = str(path.parent)
+        params.renamed_files = {0: path.name}
+        params.storage_mode = lt.storage_mode_t.storage_mode_sparse
+        params.trackers = [self._announce_url]
+        params.flags = (
+            lt.torrent_flags.no_verify_files
+            | lt.torrent_flags.disable_dht
+            | lt.torrent_flags.disable_lsd
+            | lt.torrent_flags.disable_pex
+            | lt.torrent_flags.override_trackers
+        )
+        torrent = Torrent(key, params.ti.name(), on_piece, on_bad_piece, on_error, peers)
+        self._torrents[key] = torrent
+        self._session.async_add_torrent(params)
+        try:
+            async with asyncio.timeout(_ADD_DEADLINE):
+                await asyncio.shield(torrent.added)
+        except (TimeoutError, SessionError) as error:
+            self._torrents.pop(key, None)
+            raise SessionError(f"cannot add torrent: {error}") from None
+        return torrent
+
+    def count(self) -> None:
+        """Have `sent` brought up to date: it changes a moment later."""
+        if self._session is not None:
+            self._session.post_session_stats()
+
+    def remove(self, torrent: Torrent) -> None:
+        """Take *torrent* out; its file stays."""
+        torrent.removed = True
+        if self._torrents.get(torrent.info_hash) is torrent:
+            del self._torrents[torrent.info_hash]
+        if self._session is not None and torrent.handle is not None:
+            self._session.remove_torrent(torrent.handle)
+        for futures in torrent.reads.values():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(SessionError("torrent removed"))
+        torrent.reads.clear()
+
+    def get(self, info_hash: bytes) -> Torrent | None:
+        """The torrent of that info-hash, if it is in the session."""
+        return self._torrents.get(info_hash)
+
+    # -- alerts -----------------------------------------------------------------------------------
+
+    def _peers_of(self, info_hash: bytes) -> Iterable[PeerAddress]:
+        torrent = self._torrents.get(info_hash)
+        return torrent.peers() if torrent is not None else ()
+
+    def _on_wake(self) -> None:
+        assert self._wake is not None
+        with contextlib.suppress(BlockingIOError):
+            while self._wake[0].recv(4096):
+                pass
+        self._drain()
+
+    def _drain(self) -> None:
+        if self._session is None:
+            return
+        dialled = False
+        for alert in self._session.pop_alerts():
+            dialled = dialled or type(alert) is lt.peer_connect_alert
+            handler = _HANDLERS.get(type(alert))
+            if handler is not None:
+                handler(self, alert)
+        if dialled:
+            quicken()
+
+    def _torrent_of(self, alert: Any) -> Torrent | None:
+        return self._torrents.get(alert.handle.info_hash().to_bytes())
+
+    def _on_added(self, alert: Any) -> None:
+        key = alert.params.info_hashes.v1.to_bytes()
+        torrent = self._torrents.get(key)
+        if alert.error.value():
+            if torrent is not None and not torrent.added.done():
+                torrent.added.set_exception(SessionError(alert.error.message()))
+        elif torrent is None:
+            self._session.remove_torrent(alert.handle)
+        else:
+            torrent.handle = alert.handle
+            if not torrent.added.done():
+                torrent.added.set_result(None)
+
+    def _on_piece(self, alert: Any) -> None:
+        if (torrent := self._torrent_of(alert)) is not None:
+            torrent.on_piece(int(alert.piece_index))
+
+    def _on_hash_failed(self, alert: Any) -> None:
+        if (torrent := self._torrent_of(alert)) is not None:
+            torrent.on_bad_piece(int(alert.piece_index))
+
+    def _on_ban(self, alert: Any) -> None:
+        ip, port = alert.endpoint
+        self._on_bad_peer(alert.handle.info_hash().to_bytes(), str(ip), int(port))
+
+    def _on_read(self, alert: Any) -> None:
+        torrent = self._torrent_of(alert)
+        if torrent is None:
+            return
+        error = alert.error if hasattr(alert, "error") else alert.ec
+        data = bytes(alert.buffer) if not error.value() else b""
+        for future in torrent.reads.pop(int(alert.piece), []):
+            if future.done():
+                continue
+            if error.value():
+                future.set_exception(SessionError(error.message()))
+            else:
+                future.set_result(data)
+
+    def _on_stats(self, alert: Any) -> None:
+        self.sent = int(alert.values["net.sent_payload_bytes"])
+
+    def _on_torrent_error(self, alert: Any) -> None:
+        if (torrent := self._torrent_of(alert)) is not None:
+            torrent.on_error(alert.message())
+
+    def _on_listening(self, alert: Any) -> None:
+        if self._listening is not None and not self._listening.done():
+            quicken()
+            self._listening.set_result(int(alert.port))
+
+    def _on_listen_failed(self, alert: Any) -> None:
+        if self._listening is not None and not self._listening.done():
+            self._listening.set_exception(SessionError(alert.message()))
+
+
+_HANDLERS: dict[type, Callable[[Session, Any], None]] = {
+    lt.add_torrent_alert: Session._on_added,
+    lt.piece_finished_alert: Session._on_piece,
+    lt.hash_failed_alert: Session._on_hash_failed,
+    lt.peer_ban_alert: Session._on_ban,
+    lt.read_piece_alert: Session._on_read,
+    lt.session_stats_alert: Session._on_stats,
+    lt.torrent_error_alert: Session._on_torrent_error,
+    lt.file_error_alert: Session._on_torrent_error,
+    lt.listen_succeeded_alert: Session._on_listening,
+    lt.listen_failed_alert: Session._on_listen_failed,
+}

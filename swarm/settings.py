@@ -1,0 +1,43 @@
+"""What can be set about the swarm on this node, with unit, default and reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class SwarmSettings:
+    """Everything the swarm package is told; the mirror fills it from flags."""
+
+    store: Path
+    """Directory of the blob store; one process per directory."""
+
+    name: str
+    """Node name, for people."""
+
+    store_budget: int = 20 * 1024 * MIB
+    """Bytes the store may take. 20 GiB holds the images of a usual node twice."""
+
+    listen: tuple[str, int] = ("0.0.0.0", 6881)
+    """IP and port of the BitTorrent listener (DESIGN.md, Ports)."""
+
+    trackers: tuple[str, ...] = ()
+    """URLs, `http://host:port` or `dns+http://name:port` (every address of the name is a tracker)."""
+
+    containerd_content: Path | None = None
+    """containerd's blob directory, read-only; None: do not look."""
+
+    claims: int = 4
+    """Windows brought in from upstream at once per blob by an agent that is alone."""
+
+    names_keep: float = 24 * 3600.0
+    """Seconds for which the last known meaning of a tag answers while upstream is down."""
+
+    unpublished_wait: float = 0.9
+    """Seconds until a request for a blob that nobody can bring in is answered with 404 (P5)."""
+
+    linger: float = 30.0
+    """Seconds for which the window torrents of a finished blob stay for agents still on windows."""
