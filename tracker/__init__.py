@@ -1,0 +1,1 @@
+"""The in-cluster tracker: announces, boards, claims, membership, status page."""

@@ -1,0 +1,126 @@
+"""The agents that a tracker knows: who they are, what they hold, what they are still to be told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+from swarm import wire
+from tracker.announce import Told
+
+RETIRED = 4
+"""Earlier sessions remembered per agent, so that a late request of a dead process is not taken for its successor."""
+
+
+@dataclass(eq=False, slots=True)
+class Agent:
+    """One agent, by the address of its swarm port. Digests are plain text here."""
+
+    key: str
+    ip: str
+    port: int
+    name: str
+    session: str
+    zone: str
+    since: float
+    seen: float
+    peer: wire.Peer
+    told: Told
+    synced: bool = False
+    """It has told everything that it holds."""
+    held: set[str] = field(default_factory=set)
+    boards: set[str] = field(default_factory=set)
+    """Boards that it takes part in."""
+    suspects: dict[str, None] = field(default_factory=dict)
+    """Copies that it is still to be told to check again."""
+    withdrawn: set[str] = field(default_factory=set)
+    """Copies that are not handed out until it says again that it holds them."""
+    needs: dict[str, None] = field(default_factory=dict)
+    """Blobs whose hashes it is to be asked for, in this order."""
+    asked: set[str] = field(default_factory=set)
+    """Blobs whose hashes it was asked for."""
+    strikes: list[float] = field(default_factory=list)
+    quarantine_told: float = 0.0
+    """End of the quarantine that it has been told of; 0: none."""
+    backoff_seen: int = 0
+    stats: dict[str, float] = field(default_factory=dict)
+    channels: int = 0
+    """Open polls of its channel."""
+    waiting: int = 0
+    """Boards that it waits on."""
+    news: asyncio.Future[None] | None = None
+    """The open poll of its channel."""
+
+
+def key_of(ip: str, port: int) -> str:
+    """The name of the agent whose swarm port this is: `ip:port`."""
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+class Agents:
+    """Agents by key and by IP address."""
+
+    def __init__(self) -> None:
+        self._agents: dict[str, Agent] = {}
+        self._by_ip: dict[str, dict[str, Agent]] = {}
+        self._retired: dict[str, tuple[str, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._agents)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._agents
+
+    @property
+    def by_key(self) -> Mapping[str, Agent]:
+        """All of them; for loops."""
+        return self._agents
+
+    def get(self, key: str) -> Agent | None:
+        """The agent named *key*."""
+        return self._agents.get(key)
+
+    def all(self) -> list[Agent]:
+        """All of them, oldest first."""
+        return list(self._agents.values())
+
+    def at(self, ip: str) -> list[Agent]:
+        """Those at one IP address."""
+        return list(self._by_ip.get(ip, {}).values())
+
+    def is_retired(self, key: str, session: str) -> bool:
+        """Whether *session* is of a process that was replaced at *key*."""
+        return session in self._retired.get(key, ())
+
+    def add(self, me: wire.Me, ip: str, zone: str, now: float) -> Agent:
+        """A new agent; there must be none of its key."""
+        key = key_of(ip, me.port)
+        agent = Agent(
+            key=key,
+            ip=ip,
+            port=me.port,
+            name=me.node[:253],
+            session=me.session,
+            zone=zone,
+            since=now,
+            seen=now,
+            peer=wire.Peer(ip=ip, port=me.port),
+            told=Told(ip_address(ip).packed, me.port),
+        )
+        self._agents[key] = agent
+        self._by_ip.setdefault(ip, {})[key] = agent
+        return agent
+
+    def remove(self, agent: Agent, *, replaced: bool) -> None:
+        """Forget *agent*. *replaced*: by another process, so its session never comes back."""
+        del self._agents[agent.key]
+        here = self._by_ip[agent.ip]
+        del here[agent.key]
+        if not here:
+            del self._by_ip[agent.ip]
+        if replaced:
+            self._retired[agent.key] = (*self._retired.pop(agent.key, ()), agent.session)[-RETIRED:]
+            while len(self._retired) > 4 * max(1024, len(self._agents)):
+                del self._retired[next(iter(self._retired))]

@@ -1,0 +1,184 @@
+"""`shoal tracker`: announces, boards, claims, membership and the status page."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from swarm import logs
+from swarm.flags import (
+    DURATION,
+    ENDPOINT,
+    LOG_FORMAT,
+    LOG_LEVEL,
+    NETWORK,
+    PATH,
+    TEXT,
+    TRACKER,
+    Endpoint,
+    Flag,
+    options,
+    setting,
+)
+from tracker.discovery import Discovery, DiscoveryError
+from tracker.errors import TrackerError
+from tracker.settings import TrackerSettings
+
+_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+def parse_discovery(text: str) -> str:
+    """`kubernetes`, `dns` or `static`. Raises ValueError."""
+    plain = text.strip().lower()
+    if plain not in ("kubernetes", "dns", "static"):
+        raise ValueError(f"{text!r} is no discovery; write kubernetes, dns or static")
+    return plain
+
+
+DISCOVERY = Flag("KIND", parse_discovery)
+
+
+@dataclass(frozen=True)
+class TrackerFlags:
+    """Every flag of `shoal tracker`."""
+
+    listen: Endpoint = setting(
+        Endpoint("127.0.0.1", 6969),
+        ENDPOINT,
+        "Where agents, BitTorrent clients, browsers and Prometheus ask this tracker.",
+        unit="host and TCP port",
+        reason="Loopback unless somebody opens it; 6969 is the usual port of trackers.",
+    )
+    discovery: str = setting(
+        "static",
+        DISCOVERY,
+        "How members are found: kubernetes (ready pods), dns (addresses of a name) or static (--member).",
+        unit="kind",
+        reason="Static needs nothing around it; the chart says kubernetes.",
+    )
+    member: tuple[str, ...] = setting(
+        ("127.0.0.0/8", "::1/128"),
+        NETWORK,
+        "Static discovery: a network whose agents are members. Repeatable.",
+        unit="CIDR",
+        reason="This machine only, until somebody names networks.",
+    )
+    member_name: tuple[str, ...] = setting(
+        (),
+        TEXT,
+        "DNS discovery: a name whose A and AAAA records are the members. Repeatable.",
+        unit="DNS name",
+        reason="Which name it is, only the operator knows.",
+    )
+    namespace: str = setting(
+        "",
+        TEXT,
+        "Kubernetes discovery: the agents' namespace; the tracker's own if empty.",
+        unit="namespace",
+        reason="The chart installs both into one.",
+    )
+    selector: str = setting(
+        "app.kubernetes.io/name=shoal,app.kubernetes.io/component=agent",
+        TEXT,
+        "Kubernetes discovery: label selector of the agents' pods.",
+        unit="label selector",
+        reason="The labels that the chart gives them.",
+    )
+    zones: bool = setting(
+        True,
+        bool,
+        "Kubernetes discovery: learn the nodes' zones where permitted, and prefer peers within one.",
+        unit="on or off",
+        reason="Traffic between zones is slower, and usually billed.",
+    )
+    kubeconfig: Path | None = setting(
+        None,
+        PATH,
+        "Kubernetes discovery: configuration file; the pod's service account, else ~/.kube/config, if empty.",
+        unit="file",
+        reason="In a pod there is nothing to set.",
+    )
+    peer: tuple[str, ...] = setting(
+        (),
+        TRACKER,
+        "The other trackers, for the page: http://HOST:PORT, or dns+http://NAME:PORT for every address. Repeatable.",
+        unit="URL",
+        reason="One tracker has no others; the chart names its headless service.",
+    )
+    quarantine: float = setting(
+        TrackerSettings.quarantine,
+        DURATION,
+        "For how long an agent that told wrong hashes gets no claims and is handed to nobody.",
+        unit="seconds",
+        reason="Long enough that a bad disk does not keep costing refetches, short enough to come back by itself.",
+    )
+    log_level: str = setting(
+        "info",
+        LOG_LEVEL,
+        "debug, info, warning or error.",
+        unit="level",
+        reason="Info says what happened to a swarm; debug says what happened to a claim.",
+    )
+    log_format: str = setting(
+        "text",
+        LOG_FORMAT,
+        "text (key=value) or json (one object per line).",
+        unit="format",
+        reason="Text for people; the chart sets json.",
+    )
+
+
+@click.command()
+@options(TrackerFlags)
+def tracker(**values: Any) -> Coroutine[Any, Any, None]:
+    """Run a tracker: who has what, who fetches what, and the status page."""
+    flags = TrackerFlags(**values)
+    if flags.discovery == "dns" and not flags.member_name:
+        raise click.UsageError("--discovery dns needs --member-name NAME")
+    logs.configure(flags.log_level, flags.log_format)
+    return _serve(flags)
+
+
+async def _serve(flags: TrackerFlags) -> None:
+    from tracker.serve import serve
+
+    settings = TrackerSettings(listen=flags.listen, replicas=flags.peer, quarantine=flags.quarantine)
+    try:
+        await serve(settings, _discovery(flags))
+    except (TrackerError, DiscoveryError) as problem:
+        raise click.ClickException(str(problem)) from None
+
+
+def _discovery(flags: TrackerFlags) -> Discovery:
+    """The kind of membership that was asked for; each kind is loaded only then (kubernetes costs 30 MB)."""
+    match flags.discovery:
+        case "kubernetes":
+            from tracker.events import Events
+            from tracker.pods import KubernetesDiscovery
+
+            return KubernetesDiscovery(
+                flags.namespace or _own_namespace(),
+                flags.selector,
+                zones=flags.zones,
+                kubeconfig=flags.kubeconfig,
+                events=Events(),
+            )
+        case "dns":
+            from tracker.dns import DnsDiscovery
+
+            return DnsDiscovery(flags.member_name)
+        case _:
+            from tracker.static import StaticDiscovery
+
+            return StaticDiscovery(flags.member)
+
+
+def _own_namespace() -> str:
+    try:
+        return _NAMESPACE.read_text(encoding="utf-8").strip() or "default"
+    except OSError:
+        return "default"

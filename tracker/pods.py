@@ -1,0 +1,100 @@
+"""Members from the Kubernetes API: the ready pods behind a label selector, and the zones of their nodes."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from tracker.backoff import USUAL, Backoff
+from tracker.discovery import OnChange, Reason, canonical
+from tracker.events import Events
+from tracker.kube import connect
+from tracker.podset import Member, Node, NodeZones, Pod, PodSet
+from tracker.reflector import Reflector
+
+
+class KubernetesDiscovery:
+    """The pods of *namespace* that match *selector*; zones if *zones* and the API server allows it.
+
+    Zones are a help, not a condition: without the permission to list nodes there are none, and it
+    is asked for again at the pace of `Backoff.longest`.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        selector: str,
+        *,
+        zones: bool = True,
+        kubeconfig: Path | None = None,
+        context: str | None = None,
+        events: Events | None = None,
+        backoff: Backoff = USUAL,
+    ) -> None:
+        self._namespace = namespace
+        self._selector = selector
+        self._with_zones = zones
+        self._kubeconfig = kubeconfig
+        self._context = context
+        self._events = events
+        self._backoff = backoff
+        self._pods = PodSet()
+        self._zones = NodeZones()
+        self._reflectors: dict[str, Reflector[Pod] | Reflector[Node]] = {}
+
+    @property
+    def ready(self) -> bool:
+        """True after the first whole list of pods. Zones are not waited for."""
+        pods = self._reflectors.get("pods")
+        return pods is not None and pods.ready
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each collection was listed and watched: "pods_lists", "pods_watches", "nodes_..."."""
+        return {
+            f"{name}_{what}": getattr(reflector, what)
+            for name, reflector in self._reflectors.items()
+            for what in ("lists", "watches")
+        }
+
+    def member(self, ip: str) -> Member | None:
+        """The pod at *ip*, if it is a member."""
+        try:
+            return self._pods.at(canonical(ip))
+        except ValueError:
+            return None
+
+    def is_member(self, ip: str) -> bool:
+        return self.member(ip) is not None
+
+    def zone(self, ip: str) -> str:
+        found = self.member(ip)
+        return self._zones.zone(found.node) if found else ""
+
+    def note(self, ip: str, reason: Reason, message: str) -> None:
+        if self._events is not None:
+            self._events.note(self.member(ip), reason, message, asyncio.get_running_loop().time())
+
+    def ips(self) -> set[str]:
+        """Every address that counts."""
+        return self._pods.ips()
+
+    async def run(self, on_change: OnChange) -> None:
+        """Follow the API until cancelled. Raises DiscoveryError if it is not configured."""
+        async with connect(self._kubeconfig, self._context) as kube, asyncio.TaskGroup() as tasks:
+            pods = Reflector(
+                "pods",
+                kube.pods(self._namespace, self._selector),
+                Pod,
+                self._pods,
+                on_change,
+                backoff=self._backoff,
+            )
+            self._reflectors = {"pods": pods}
+            tasks.create_task(pods.run())
+            if self._with_zones:
+                nodes = Reflector("nodes", kube.nodes(), Node, self._zones, on_change, backoff=self._backoff)
+                self._reflectors["nodes"] = nodes
+                tasks.create_task(nodes.run())
+            if self._events is not None:
+                tasks.create_task(self._events.run(kube.post))

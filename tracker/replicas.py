@@ -1,0 +1,150 @@
+"""The other trackers of the cluster: found by URL or DNS, asked for their part of a view.
+
+A tracker that finds itself behind the name leaves itself out. One that does not answer costs a view at most
+ASK_WITHIN seconds, and is then left alone for AGAIN seconds; the view says that it is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+
+from tracker.ask import Ask
+from tracker.views import AgentsView, AgentView, AnyView, ClusterView, Replica, SearchView, SwarmsView, SwarmView
+
+ASK_WITHIN = 1.0
+"""Seconds for another tracker to answer: it has all of it in memory."""
+
+AGAIN = 5.0
+"""Seconds for which a tracker that did not answer is not asked, and for which addresses are remembered."""
+
+MOST = 16
+"""Trackers asked at most: each agent keeps a channel to every one, so there are never many."""
+
+MAX_ANSWER = 4 * 1024 * 1024
+"""Bytes of an answer at most: 1,000 rows take 400 KiB."""
+
+KINDS: dict[str, type[AnyView]] = {
+    "cluster": ClusterView,
+    "search": SearchView,
+    "swarms": SwarmsView,
+    "swarm": SwarmView,
+    "agents": AgentsView,
+    "agent": AgentView,
+}
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one tracker answers another: who it is, and what it alone knows. Without *view*: nothing of that name."""
+
+    replica: Replica
+    view: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class Replicas:
+    """All trackers but this one. *urls*: `http://host:port`, or `dns+http://name:port` for all addresses of a name."""
+
+    def __init__(self, urls: Iterable[str], incarnation: str) -> None:
+        self._urls = tuple(dict.fromkeys(urls))
+        self._incarnation = incarnation
+        self._http: aiohttp.ClientSession | None = None
+        self._own: set[str] = set()
+        """URLs behind which this tracker found itself."""
+        self._found: dict[str, tuple[float, tuple[str, ...]]] = {}
+        """dns+ URL -> when it was resolved, and to what."""
+        self._down: dict[str, tuple[float, str]] = {}
+        """URL -> when to ask again, and why not before."""
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._http is not None:
+            await self._http.close()
+
+    async def ask(self, ask: Ask) -> tuple[dict[str, Replica], list[AnyView]]:
+        """All other trackers by URL, and the views of those that answered with one."""
+        if not self._urls:
+            return {}, []
+        urls = [url for url in await self._addresses() if url not in self._own][:MOST]
+        answers = await asyncio.gather(*(self._one(url, ask) for url in urls))
+        replicas: dict[str, Replica] = {}
+        found: list[AnyView] = []
+        for url, (replica, view) in zip(urls, answers, strict=True):
+            if replica.incarnation == self._incarnation:
+                self._own.add(url)
+                continue
+            replicas[url] = replica
+            if view is not None:
+                found.append(view)
+        return replicas, found
+
+    async def _one(self, url: str, ask: Ask) -> tuple[Replica, AnyView | None]:
+        now = asyncio.get_running_loop().time()
+        until, error = self._down.get(url, (0.0, ""))
+        if until > now:
+            return Replica(error=error), None
+        try:
+            part = msgspec.json.decode(await self._get(url + _path(ask)), type=Part)
+            view = msgspec.json.decode(part.view, type=KINDS[ask.kind]) if part.view is not msgspec.UNSET else None
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as problem:
+            self._down[url] = (now + AGAIN, _why(problem))
+            return Replica(error=_why(problem)), None
+        self._down.pop(url, None)
+        return part.replica, view
+
+    async def _get(self, url: str) -> bytes:
+        if self._http is None:
+            timeout = aiohttp.ClientTimeout(total=ASK_WITHIN)
+            self._http = aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
+        async with self._http.get(url, allow_redirects=False) as answer:
+            answer.raise_for_status()
+            body = bytearray()
+            async for piece in answer.content.iter_chunked(1 << 16):
+                body += piece
+                if len(body) > MAX_ANSWER:
+                    raise ValueError("the answer is too long")
+        return bytes(body)
+
+    async def _addresses(self) -> list[str]:
+        found = await asyncio.gather(*(self._resolve(url) for url in self._urls))
+        return list(dict.fromkeys(url for urls in found for url in urls))
+
+    async def _resolve(self, url: str) -> tuple[str, ...]:
+        if not url.startswith("dns+"):
+            return (url.rstrip("/"),)
+        loop = asyncio.get_running_loop()
+        at, known = self._found.get(url, (float("-inf"), ()))
+        if loop.time() - at < AGAIN:
+            return known
+        parts = urlsplit(url.removeprefix("dns+"))
+        port = parts.port or 6969
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(ASK_WITHIN):
+                infos = await loop.getaddrinfo(parts.hostname or "", port, type=socket.SOCK_STREAM)
+            ips = sorted({str(info[4][0]) for info in infos})
+            known = tuple(f"{parts.scheme}://{f'[{ip}]' if ':' in ip else ip}:{port}" for ip in ips)
+        self._found[url] = (loop.time(), known)  # a name that does not resolve keeps its last addresses
+        return known
+
+
+def _path(ask: Ask) -> str:
+    """Each part is asked for from row 0: only together the rows have an order."""
+    lists = ask.kind in ("swarms", "agents")
+    return ask.path(offset=0 if lists else None, limit=ask.offset + ask.limit if lists else None, part=True)
+
+
+def _why(problem: Exception) -> str:
+    match problem:
+        case aiohttp.ClientResponseError():
+            return f"it answered with HTTP {problem.status}"
+        case TimeoutError():
+            return f"no answer within {ASK_WITHIN:g} s"
+        case ValueError():
+            return "it answered something else: is it of another version?"
+        case _:
+            return "it cannot be reached"

@@ -1,0 +1,351 @@
+"""The tracker's HTTP face: announces, the agents' protocol, JSON, metrics, the page. Translates, decides nothing.
+
+It stands on aiohttp's low-level server with one look-up per request instead of a router: a tracker
+answers thousands of small requests per second. Every answer is one write (ENGINE.md: a second one
+would wait for a delayed ACK), which aiohttp does for answers that are complete; it sets TCP_NODELAY.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from urllib.parse import parse_qs
+
+import msgspec
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+
+from swarm import wire
+from swarm.digest import parse
+from swarm.metainfo import torrent_file
+from tracker import announce, report
+from tracker.cluster import Cluster
+from tracker.discovery import Discovery
+from tracker.errors import Malformed, NotAMember, Refused, TrackerError, Unknown, Unready
+from tracker.gate import Gate, Visitor
+from tracker.live import Live
+from tracker.metrics import Metrics
+from tracker.page import Page
+from tracker.replicas import Replicas
+from tracker.settings import TrackerSettings
+from tracker.v1 import Verbs
+
+log = logging.getLogger("shoal.tracker")
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+_HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\d{1,5})?")
+_KEEPALIVE = 75.0
+"""Seconds for which an idle connection is kept: longer than an agent pauses between two polls."""
+
+
+class TrackerServer:
+    """A tracker that listens. `start`, then `close`; `url` once started."""
+
+    def __init__(
+        self, settings: TrackerSettings, discovery: Discovery, registry: CollectorRegistry | None = None
+    ) -> None:
+        self._settings = settings
+        self._discovery = discovery
+        self._gate = Gate(discovery)
+        self.metrics = Metrics(registry or CollectorRegistry())
+        self.cluster = Cluster(settings, self.metrics, note=discovery.note)
+        self._verbs = Verbs(self.cluster).verbs
+        self._live = Live(self.cluster, Replicas(settings.replicas, self.cluster.incarnation), lambda: self.ready)
+        self._page = Page(self._live)
+        self._counted: dict[tuple[str, int], Counter] = {}
+        self._runner: web.ServerRunner | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._gets: dict[str, Handler] = {
+            "/": self._file,
+            "/announce": self._announce,
+            "/scrape": self._scrape,
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+            "/metrics": self._metrics,
+            "/api/v1/state": self._state,
+            "/api/v1/agents": self._agents,
+            "/api/v1/boards": self._boards,
+            "/api/v1/cluster": self._page.view,
+            "/api/v1/schema": self._schema,
+        }
+        self.url = ""
+
+    @property
+    def ready(self) -> bool:
+        """Whether agents should come here."""
+        return self._discovery.ready and not self.cluster.stopping
+
+    async def start(self) -> None:
+        """Listen. Raises TrackerError if the address cannot be had."""
+        server = web.Server(
+            self._handle,
+            request_factory=self._request,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=_KEEPALIVE,
+            lingering_time=0.0,
+        )
+        self._runner = web.ServerRunner(server, shutdown_timeout=self._settings.stop)
+        await self._runner.setup()
+        host, port = self._settings.listen
+        try:
+            await web.TCPSite(self._runner, host, port, backlog=4096).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise TrackerError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        bound = self._runner.addresses[0]
+        shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+        self.url = f"http://{shown}:{bound[1]}"
+        self._watch = asyncio.ensure_future(self._discovery.run(self._changed))
+        self._watch.add_done_callback(self._discovered)
+        log.info("tracker.started", extra={"fields": {"url": self.url, "incarnation": self.cluster.incarnation}})
+
+    async def run(self) -> None:
+        """Serve until cancelled. Raises what made discovery end."""
+        await self._failure
+
+    async def close(self) -> None:
+        """Not ready any more; open polls are answered 503, then the listener closes."""
+        self.cluster.stop()
+        await self._live.close()
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        if self._runner is not None:
+            await asyncio.sleep(0)  # lets the polls that were just woken write their answers
+            await self._runner.cleanup()
+        if not self._failure.done():
+            self._failure.cancel()
+        log.info("tracker.stopped", extra={"fields": {"url": self.url}})
+
+    # -- requests -----------------------------------------------------------------------------------
+
+    def _request(
+        self,
+        message: web.RawRequestMessage,  # type: ignore[name-defined]
+        payload: object,
+        protocol: object,
+        writer: object,
+        task: asyncio.Task[None],
+    ) -> web.BaseRequest:
+        return web.BaseRequest(
+            message,
+            payload,  # type: ignore[arg-type]
+            protocol,  # type: ignore[arg-type]
+            writer,  # type: ignore[arg-type]
+            task,
+            asyncio.get_running_loop(),
+            client_max_size=self._settings.max_body,
+        )
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.path
+        if path.startswith("/v1/"):
+            return await self._speak(request, path[4:])
+        if request.method not in ("GET", "HEAD"):
+            return _text("method not allowed\n", 405, {"Allow": "GET, HEAD"})
+        handler = self._gets.get(path)
+        if handler is None:
+            if path.startswith("/api/v1/boards/"):
+                handler = self._board
+            elif path.startswith("/torrents/"):
+                handler = self._torrent
+            elif path.startswith("/api/v1/cluster/"):
+                handler = self._page.view
+            elif path.startswith("/page/"):
+                handler = self._file
+            else:
+                return _text("not found\n", 404)
+        try:
+            return await handler(request)
+        except Refused as refused:
+            return _json(wire.Problem(code=refused.code, message=str(refused)), refused.status)
+        except ValueError as error:
+            return _json(wire.Problem(code="malformed", message=str(error)), 400)
+
+    async def _speak(self, request: web.BaseRequest, verb: str) -> web.Response:
+        """A verb of the agents' protocol."""
+        speak = self._verbs.get(verb)
+        status = 200
+        try:
+            if speak is None:
+                raise Unknown(f"no such verb: {verb[:40]}")
+            if request.method != "POST":
+                return _text("method not allowed\n", 405, {"Allow": "POST"})
+            if not self.ready:
+                raise Unready("this tracker stops" if self.cluster.stopping else "members are not known yet")
+            visitor = self._gate.visitor(request.remote or "")
+            if not visitor.member:
+                self.metrics.strangers.inc()
+                raise NotAMember(f"{visitor.ip} is no member")
+            return web.Response(body=await speak(visitor, await request.read()), content_type="application/json")
+        except Refused as refused:
+            status, problem = refused.status, wire.Problem(code=refused.code, message=str(refused))
+        except ValueError as error:  # DigestInvalid, BadHashes
+            status, problem = 400, wire.Problem(code="malformed", message=str(error))
+        except web.HTTPRequestEntityTooLarge:
+            status, problem = 413, wire.Problem(code="too-large", message="the request is too large")
+        except Exception:
+            log.exception("verb.failed", extra={"fields": {"verb": verb}})
+            status, problem = 500, wire.Problem(code="internal", message="the tracker failed; its log says why")
+        finally:
+            self._count(verb if speak is not None else "unknown", status)
+        response = _json(problem, status)
+        if status == 503:
+            response.force_close()
+        return response
+
+    def _count(self, verb: str, status: int) -> None:
+        counter = self._counted.get((verb, status))
+        if counter is None:
+            counter = self._counted[verb, status] = self.metrics.requests.labels(verb, str(status))
+        counter.inc()
+
+    # -- BitTorrent -----------------------------------------------------------------------------------
+
+    async def _announce(self, request: web.BaseRequest) -> web.Response:
+        try:
+            visitor = self._visitor(request)
+            asked = announce.parse_announce(request.raw_path, self._settings.peers)
+            counts, peers = self.cluster.announce(asked, visitor)
+            body = announce.announce_answer(asked, counts, peers, self._settings.interval)
+        except Refused as refused:
+            return self._failure_reason(refused)
+        self._announces("ok").inc()
+        return web.Response(body=body, content_type="text/plain")
+
+    async def _scrape(self, request: web.BaseRequest) -> web.Response:
+        try:
+            self._visitor(request)
+            files = {}
+            for info_hash in announce.parse_scrape(request.raw_path):
+                if (swarm := self.cluster.swarms.by_info_hash(info_hash)) is not None:
+                    files[info_hash] = self.cluster.counts(swarm)
+        except Refused as refused:
+            return self._failure_reason(refused)
+        self._announces("ok").inc()
+        return web.Response(body=announce.scrape_answer(files), content_type="text/plain")
+
+    def _visitor(self, request: web.BaseRequest) -> Visitor:
+        if not self.ready:
+            raise Unready("this tracker is not ready")
+        visitor = self._gate.visitor(request.remote or "")
+        if not visitor.member:
+            self.metrics.strangers.inc()
+            raise NotAMember(f"{visitor.ip} is no member")
+        return visitor
+
+    def _failure_reason(self, refused: Refused) -> web.Response:
+        """BEP 3: clients read the reason only from an answer with status 200."""
+        self._announces(refused.code).inc()
+        return web.Response(body=announce.failure(str(refused)), content_type="text/plain")
+
+    def _announces(self, outcome: str) -> Counter:
+        counter = self._counted.get((outcome, 0))
+        if counter is None:
+            counter = self._counted[outcome, 0] = self.metrics.announces.labels(outcome)
+        return counter
+
+    async def _torrent(self, request: web.BaseRequest) -> web.Response:
+        """The .torrent of a sealed blob: `/torrents/<digest>.torrent`; our own announce URL inside."""
+        name = request.path.removeprefix("/torrents/")
+        if not name.endswith(".torrent"):
+            raise Unknown("torrents are /torrents/sha256:<hex>.torrent")
+        swarm = self.cluster.swarms.get(parse(name.removesuffix(".torrent")))
+        if swarm is None or swarm.info_hash is None:
+            raise Unknown("no sealed blob of that name")
+        host = request.headers.get("Host", "")
+        if not _HOST.fullmatch(host):
+            raise Malformed("the Host header names no host")
+        body = torrent_file(swarm.info(), [f"http://{host}/announce"])
+        return web.Response(body=body, content_type="application/x-bittorrent")
+
+    # -- people and probes ------------------------------------------------------------------------------
+
+    async def _file(self, request: web.BaseRequest) -> web.Response:
+        return self._page.file(request)
+
+    async def _schema(self, _request: web.BaseRequest) -> web.Response:
+        return self._page.schema()
+
+    async def _healthz(self, _request: web.BaseRequest) -> web.Response:
+        return _text("ok\n")
+
+    async def _readyz(self, _request: web.BaseRequest) -> web.Response:
+        return _text("ready\n") if self.ready else _text("not ready\n", 503)
+
+    async def _metrics(self, _request: web.BaseRequest) -> web.Response:
+        counts = dict.fromkeys(("new", "entering", "sealed", "poisoned"), 0)
+        for swarm in self.cluster.swarms:
+            counts[report.board_state(swarm)] += 1
+        for name, count in counts.items():
+            self.metrics.boards.labels(name).set(count)
+        body = generate_latest(self.metrics.registry)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _state(self, _request: web.BaseRequest) -> web.Response:
+        return _json(report.state(self.cluster, ready=self.ready))
+
+    async def _agents(self, request: web.BaseRequest) -> web.Response:
+        query = _Query(request)
+        return _json(report.agents(self.cluster, query.text("q"), query.offset, query.limit))
+
+    async def _boards(self, request: web.BaseRequest) -> web.Response:
+        query = _Query(request)
+        which = query.text("state")
+        return _json(report.boards(self.cluster, query.text("q"), which, query.offset, query.limit))
+
+    async def _board(self, request: web.BaseRequest) -> web.Response:
+        swarm = self.cluster.swarms.get(parse(request.path.removeprefix("/api/v1/boards/")))
+        if swarm is None:
+            raise Unknown("no such board")
+        query = _Query(request)
+        return _json(report.board(self.cluster, swarm, query.offset, query.limit))
+
+    # -- membership ---------------------------------------------------------------------------------------
+
+    def _discovered(self, watch: asyncio.Task[None]) -> None:
+        """Discovery ended: by itself if the members can never change, else with what it failed of."""
+        if watch.cancelled() or self._failure.done():
+            return
+        if (error := watch.exception()) is not None:
+            self._failure.set_exception(error)
+
+    def _changed(self) -> None:
+        self._gate.forget()
+        self.cluster.review(self._gate)
+
+
+class _Query:
+    """`q`, `offset`, `limit` of a list. Raises Malformed."""
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._values = parse_qs(request.rel_url.raw_query_string, keep_blank_values=True)
+        self.offset = self._number("offset", 0)
+        self.limit = min(report.MAX_PAGE, self._number("limit", 100))
+
+    def text(self, key: str) -> str:
+        return self._values.get(key, [""])[0][:200]
+
+    def _number(self, key: str, default: int) -> int:
+        text = self.text(key)
+        if not text:
+            return default
+        if not text.isascii() or not text.isdigit() or len(text) > 9:
+            raise Malformed(f"{key} must be a number")
+        return int(text)
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    headers = {"Cache-Control": "no-store"}
+    return web.Response(
+        body=msgspec.json.encode(value), status=status, content_type="application/json", headers=headers
+    )
+
+
+def _text(text: str, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(text=text, status=status, headers=headers)

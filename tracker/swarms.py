@@ -1,0 +1,253 @@
+"""What the tracker keeps per blob: its board, who may be handed out, and who waits for news of it.
+
+Those whose claims changed are woken at once. News for everybody goes out in waves: the first at
+once, the next when as much time has passed as the wave before it costs, so that a swarm of
+thousands hears of many publications in one answer instead of in many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from swarm import wire
+from swarm.board import Board
+from swarm.digest import Digest
+from swarm.geometry import geometry
+from swarm.metainfo import info_hash, sealed_info
+from tracker.announce import Told
+from tracker.handout import Pool
+
+WAKE_COST = 0.000_2
+"""Seconds of one core that answering one waiting agent takes (bench/tracker_load.py); half of it is spent on waves."""
+
+LONGEST_WAVE = 0.5
+"""Seconds between waves at most, however many wait."""
+
+ENCODED_BUDGET = 16 * 1024 * 1024
+"""Bytes of encoded hashes that are kept for the next agent that is told the same."""
+
+
+_NOTHING = msgspec.Raw(b"{}")
+
+
+@dataclass(slots=True)
+class Announcer:
+    """A BitTorrent client that announces here and is no agent (BEP 3)."""
+
+    told: Told
+    zone: str
+    complete: bool
+    until: float
+    """When it is forgotten unless it announces again."""
+
+
+class Raw(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """wire.BoardAnswer with *published* encoded already: many agents are told the same."""
+
+    incarnation: str
+    version: int
+    generation: int
+    serial: int = 0
+    size: int | None = None
+    sealed: bool = False
+    published: msgspec.Raw = msgspec.Raw(b"{}")
+    claims: tuple[int, ...] = ()
+    hope: bool = True
+    poisoned: bool = False
+    holders: int = 0
+    peers: tuple[wire.Peer, ...] = ()
+
+
+@dataclass(eq=False, slots=True)
+class Swarm:
+    """One blob. *incarnation*: of this board of this tracker process."""
+
+    board: Board
+    incarnation: str
+    used: float
+    pool: Pool = field(default_factory=Pool)
+    waiters: dict[str, asyncio.Future[None]] = field(default_factory=dict)
+    """Agent -> its open poll."""
+    announcers: OrderedDict[str, Announcer] = field(default_factory=OrderedDict)
+    """By `ip:port`, the one that will be forgotten first in front."""
+    hope_told: dict[str, bool] = field(default_factory=dict)
+    info_hash: bytes | None = None
+    """Of the sealed torrent; None until sealed, and for a blob of 0 bytes."""
+    downloaded: int = 0
+    """Announces that said `completed` (BEP 48)."""
+    quiet_until: float = 0.0
+    """No new claims before: agents that knew another tracker say first what they hold."""
+    asked: str = ""
+    """The agent that was asked for the hashes of its whole copy."""
+    tried: set[str] = field(default_factory=set)
+    """Holders that were asked for hashes."""
+    news: tuple[int, bool] = (0, True)
+    """(version, hope) of the last wave."""
+    wave: asyncio.TimerHandle | None = None
+    last_wave: float = 0.0
+    arrived: int = 0
+    """Bytes that came from upstream into windows that were published."""
+    rate: float = 0.0
+    """Bytes per second from upstream, averaged over some ten seconds."""
+    rated: float = 0.0
+    serial: int = 0
+    """Answers made so far."""
+    published_by: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> Digest:
+        """The blob's name."""
+        return self.board.digest
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody takes part, and nobody holds it."""
+        return not self.board.participants and not self.board.holders and not self.announcers
+
+    def wake(self, agent: str) -> None:
+        """Answer the open poll of *agent*."""
+        future = self.waiters.get(agent)
+        if future is not None and not future.done():
+            future.set_result(None)
+
+    def spread(self, now: float) -> None:
+        """There is news for everybody: answer all open polls, at once or with the next wave."""
+        if self.wave is not None or not self.waiters:
+            return
+        pause = min(LONGEST_WAVE, 2 * WAKE_COST * len(self.waiters))
+        if now - self.last_wave >= pause:
+            self._break(now)
+        else:
+            loop = asyncio.get_running_loop()
+            at = self.last_wave + pause
+            self.wave = loop.call_at(at, self._break, at)
+
+    def close(self) -> None:
+        """Answer whoever waits; no wave comes any more."""
+        if self.wave is not None:
+            self.wave.cancel()
+        self._break(0.0)
+
+    def refresh_torrent(self) -> bool:
+        """Make `info_hash` follow the board; whether it changed."""
+        before = self.info_hash
+        board = self.board
+        if not board.sealed or not board.size:
+            self.info_hash = None
+        elif self.info_hash is None:
+            self.info_hash = info_hash(self.info())
+        return self.info_hash != before
+
+    def info(self) -> bytes:
+        """The info dictionary of the sealed torrent."""
+        assert self.board.size is not None
+        return sealed_info(self.digest, geometry(self.board.size), self.board.hashes)
+
+    def count(self, amount: int, now: float) -> None:
+        """*amount* bytes came from upstream since this was last called."""
+        self.arrived += amount
+        passed = now - self.rated
+        keep = max(0.0, 1.0 - passed / 10.0)
+        self.rate = self.rate * keep + amount / 10.0
+        self.rated = now
+
+    def rate_at(self, now: float) -> float:
+        """`rate`, fallen since nothing more came."""
+        return self.rate * max(0.0, 1.0 - (now - self.rated) / 10.0)
+
+    def _break(self, now: float) -> None:
+        self.wave = None
+        self.last_wave = now
+        for future in self.waiters.values():
+            if not future.done():
+                future.set_result(None)
+
+
+class Swarms:
+    """Swarms by digest, least recently used first, and by info-hash. *cap*: how many are kept."""
+
+    def __init__(self, incarnation: str, cap: int) -> None:
+        self._incarnation = incarnation
+        self._cap = cap
+        self._serial = 0
+        self._swarms: OrderedDict[str, Swarm] = OrderedDict()
+        self._torrents: dict[bytes, Swarm] = {}
+        self._encoded: OrderedDict[tuple[str, int, int, int], bytes] = OrderedDict()
+        self._encoded_bytes = 0
+        self.dropped = 0
+        """Swarms that went because of the cap: some agent may hold the blob although no swarm says so."""
+
+    def __len__(self) -> int:
+        return len(self._swarms)
+
+    def __iter__(self) -> Iterator[Swarm]:
+        return iter(self._swarms.values())
+
+    def get(self, digest: str) -> Swarm | None:
+        """The swarm of *digest*, if there is one."""
+        return self._swarms.get(digest)
+
+    def by_info_hash(self, info_hash: bytes) -> Swarm | None:
+        """The sealed swarm with this torrent."""
+        return self._torrents.get(info_hash)
+
+    def published_since(self, swarm: Swarm, since: int) -> msgspec.Raw:
+        """JSON of {window: hashes} of what is newer on the board of *swarm* than version *since*."""
+        board = swarm.board
+        if since >= board.version or not board.windows:
+            return _NOTHING
+        key = (swarm.incarnation, board.generation, board.version, since)
+        encoded = self._encoded.get(key)
+        if encoded is None:
+            encoded = self._encoded[key] = msgspec.json.encode(board.published_since(since))
+            self._encoded_bytes += len(encoded)
+            while self._encoded_bytes > ENCODED_BUDGET:
+                _, old = self._encoded.popitem(last=False)
+                self._encoded_bytes -= len(old)
+        return msgspec.Raw(encoded)
+
+    def use(self, digest: Digest, now: float) -> Swarm:
+        """The swarm of *digest*, new if there is none; used now."""
+        swarm = self._swarms.get(digest)
+        if swarm is None:
+            self._serial += 1
+            swarm = Swarm(Board(digest), f"{self._incarnation}.{self._serial}", now)
+            self._swarms[digest] = swarm
+        else:
+            swarm.used = now
+            self._swarms.move_to_end(digest)
+        return swarm
+
+    def excess(self) -> list[Swarm]:
+        """Whom to drop to keep the cap: those unused for longest in which nobody takes part."""
+        over = len(self._swarms) - self._cap
+        chosen: list[Swarm] = []
+        for swarm in self._swarms.values():
+            if len(chosen) >= over:
+                break
+            if not swarm.board.participants and not swarm.waiters:
+                chosen.append(swarm)
+        return chosen
+
+    def drop(self, swarm: Swarm) -> None:
+        """Forget *swarm*."""
+        if self._swarms.get(swarm.digest) is swarm:
+            del self._swarms[swarm.digest]
+            self.dropped += bool(swarm.board.holders)
+        if swarm.info_hash is not None:
+            self._torrents.pop(swarm.info_hash, None)
+        swarm.close()
+
+    def follow_torrent(self, swarm: Swarm) -> None:
+        """Find *swarm* under the info-hash that its board has now."""
+        before = swarm.info_hash
+        if swarm.refresh_torrent():
+            if before is not None:
+                self._torrents.pop(before, None)
+            if swarm.info_hash is not None:
+                self._torrents[swarm.info_hash] = swarm
