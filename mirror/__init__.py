@@ -1,0 +1,1 @@
+"""The HTTP front end of a node: registry and streaming requests in, verified bytes out."""

@@ -1,0 +1,134 @@
+"""The agent's HTTP sites: the front end that clients ask, and the small site for Prometheus and probes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from mirror.account import ACCOUNT, Account
+from mirror.bodies import Cut
+from mirror.metrics import FrontMetrics
+from mirror.oci import Refusal
+from mirror.streaming import StreamingFront
+from mirror.urls import PREFIXES
+from mirror.v2 import RegistryFront
+
+log = logging.getLogger("shoal.mirror")
+
+MOST_REQUESTS = 4096
+"""Requests under way at once. 32 layers read 16 wide by four images at once are half of it; each costs about 50 KB."""
+
+
+@dataclass
+class Front:
+    """What answers: by the path's beginning. *most*: bound on requests under way."""
+
+    registry: RegistryFront
+    streaming: StreamingFront
+    metrics: FrontMetrics
+    most: int = MOST_REQUESTS
+    under_way: int = field(default=0, init=False)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer one request, whatever it is: an answer, a cut connection, but never a traceback."""
+        raw_path = _raw_path(request)
+        account = Account("other", request.method, raw_path.partition("?")[0][:1000], self.metrics)
+        request[ACCOUNT] = account
+        status = 499  # the client left before there was an answer
+        self.under_way += 1
+        self.metrics.in_flight.set(self.under_way)
+        try:
+            response = await self._answer(request, account, raw_path)
+            status = response.status
+            return response
+        except Cut:
+            status = 200
+            # aiohttp finds the connection gone and lets go of it.
+            raise ConnectionResetError("cut") from None
+        except (asyncio.CancelledError, ConnectionError):
+            account.outcome = "left"
+            raise
+        finally:
+            self.under_way -= 1
+            self.metrics.in_flight.set(self.under_way)
+            account.close(status)
+
+    async def _answer(self, request: web.Request, account: Account, raw_path: str) -> web.StreamResponse:
+        try:
+            if self.under_way > self.most:
+                self.metrics.refused.inc()
+                raise Refusal("TOOMANYREQUESTS", "too many requests at once", headers={"Retry-After": "1"})
+            path = raw_path.partition("?")[0]
+            if path == "/v2" or path.startswith("/v2/"):
+                return await self.registry.answer(request, path)
+            if path.startswith(PREFIXES):
+                return await self.streaming.answer(request, raw_path)
+            raise Refusal("UNSUPPORTED", "no such endpoint", status=404)
+        except Refusal as refusal:
+            account.note = account.note or str(refusal)
+            return _refused(request, refusal)
+        except (ConnectionError, Cut):
+            raise
+        except Exception:
+            log.exception("request-failed", extra={"fields": {"path": account.path}})
+            account.outcome = "broken"
+            return _refused(request, Refusal("UNAVAILABLE", "a defect in the agent; its log says more", status=500))
+
+
+def _refused(request: web.Request, refusal: Refusal) -> web.Response:
+    response = web.Response(
+        status=refusal.status, body=refusal.body(), headers={**refusal.headers, "Content-Type": "application/json"}
+    )
+    if request.can_read_body:
+        # What is being uploaded is not read: the connection has no further use.
+        response.force_close()
+    return response
+
+
+def _raw_path(request: web.Request) -> str:
+    """Path and query exactly as sent; without scheme and host if the request named them (RFC 9112, 3.2.2)."""
+    target = request.raw_path
+    if target.lower().startswith(("http://", "https://")):
+        _, _, rest = target.partition("://")
+        slash = rest.find("/")
+        return rest[slash:] if slash >= 0 else "/"
+    return target
+
+
+def make_app(front: Front) -> web.Application:
+    """The application that clients ask. One route: names hold slashes, and URLs hold everything."""
+    app = web.Application(client_max_size=64 * 1024)
+    app.router.add_route("*", "/{path:.*}", front.handle)
+    return app
+
+
+def make_site(
+    metrics: FrontMetrics, ready: Callable[[], bool], status: Callable[[], dict[str, Any]]
+) -> web.Application:
+    """The site for Prometheus, probes and people: /metrics, /healthz, /readyz, /status."""
+
+    async def show_metrics(_: web.Request) -> web.Response:
+        content = await asyncio.to_thread(generate_latest, metrics.registry)
+        return web.Response(body=content, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        return web.Response(text="ready\n") if ready() else web.Response(text="not ready\n", status=503)
+
+    async def show_status(_: web.Request) -> web.Response:
+        return web.json_response(status())
+
+    app = web.Application()
+    app.router.add_get("/metrics", show_metrics)
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/status", show_status)
+    return app

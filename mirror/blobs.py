@@ -1,0 +1,65 @@
+"""What the front end needs from the swarm below it: only shapes.
+
+`swarm.engine.Swarm` fulfils them, and so does the small real swarm of the tests, which reads files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from swarm.digest import Digest
+from swarm.names import Meaning, Resolved
+from swarm.source import Source
+
+
+class Span(Protocol):
+    """Bytes [offset, offset+count) of the open file *fd*, verified; *origin*: disk, containerd, peer, upstream."""
+
+    @property
+    def fd(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def origin(self) -> str: ...
+
+
+class Blob(Protocol):
+    """One blob while somebody reads it. *size* in bytes."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> AsyncIterator[Span]:
+        """The bytes [start, stop) in order, as spans. Raises SwarmError in the middle: break the body off."""
+
+
+class Names(Protocol):
+    """What tags mean in this cluster."""
+
+    async def resolve(self, name: str, ttl: float, ask: Callable[[], Awaitable[Meaning]]) -> Resolved:
+        """What *name* means, at most *ttl* seconds old, or stale. Raises SourceError if nobody knows."""
+
+
+class Swarm(Protocol):
+    """The blobs that this node can read."""
+
+    @property
+    def names(self) -> Names: ...
+
+    @property
+    def ready(self) -> bool: ...
+
+    def open(
+        self, digest: Digest, source: Source | None, *, size: int | None = None, whole: bool = True
+    ) -> AbstractAsyncContextManager[Blob]:
+        """Entering returns once the size is known. Raises BlobUnavailable within a second, StoreFull."""
+
+    def held(self, digest: Digest) -> int | None:
+        """Size in bytes if this node has the whole blob."""
+
+    def status(self) -> dict[str, Any]:
+        """What this node holds and does, as JSON values."""

@@ -1,0 +1,230 @@
+"""A blob, or a range of it, as the body of an HTTP response: from the swarm, past it where it does not fit.
+
+Before the first byte every failure is an answer. After it there is only one honest thing left: to cut the
+connection, so that no client takes a wrong or short body for a complete one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from aiohttp import web
+
+from mirror import passthrough
+from mirror.access import Accepted, Standing
+from mirror.account import ACCOUNT, Account
+from mirror.blobs import Blob, Swarm
+from mirror.ranges import Asked, RangeUnsatisfiable, Resolved, resolve
+from mirror.sending import send_spans
+from swarm.digest import Digest
+from swarm.errors import BlobUnavailable, SourceRefused, StoreFull, SwarmError
+from swarm.source import Source
+
+log = logging.getLogger("shoal.mirror")
+
+BEGUN_FOR = 600.0
+"""Seconds for which a blob that was once answered must go on being answered: a layer takes no longer to pull, and
+containerd's parallel fetcher gives the whole pull up over one 404 (CONTRACT.md)."""
+
+PERSIST = 20.0
+"""Seconds to try again for a blob that was begun, before the answer is 503. Below the 30 s of a range reader."""
+
+RETRY = 0.5
+"""Seconds between two of those tries; each waits for board and upstream by itself."""
+
+
+class Cut(Exception):
+    """The body could not be completed, and the connection is cut."""
+
+
+@dataclass
+class Bodies:
+    """What it takes to answer with a blob's bytes. *begun*: the digests that were answered a while ago."""
+
+    swarm: Swarm
+    begun: Accepted = field(default_factory=lambda: Accepted(BEGUN_FOR, bound=16384))
+
+    async def answer(
+        self,
+        request: web.Request,
+        digest: Digest,
+        source: Source | None,
+        asked: Asked | None,
+        headers: dict[str, str],
+        *,
+        whole: bool,
+    ) -> web.StreamResponse:
+        """Answer GET or HEAD for *digest*.
+
+        *headers* (with ETag) go out with every answer that has a body. Raises BlobUnavailable and SourceError, both
+        before the first byte.
+        """
+        account = request[ACCOUNT]
+        try:
+            async with self.reader(digest, source, whole=whole) as blob:
+                return await _answer(request, account, digest, source, blob, asked, headers, self)
+        except StoreFull:
+            if source is None:
+                raise
+            account.note = "passed through: the store is full"
+            size = await passthrough.size_of(source)
+            return await _answer(request, account, digest, source, size, asked, headers, self)
+
+    @asynccontextmanager
+    async def reader(self, digest: Digest, source: Source | None, *, whole: bool) -> AsyncIterator[Blob]:
+        """The blob, opened; persistently if its bytes were already promised. Raises BlobUnavailable, StoreFull."""
+        deadline = time.monotonic() + PERSIST
+        while True:
+            opening = self.swarm.open(digest, source, whole=whole)
+            try:
+                blob = await opening.__aenter__()
+                break
+            except BlobUnavailable as error:
+                now = time.monotonic()
+                begun = self.begun.standing(digest, now) is Standing.FRESH
+                if not begun or now > deadline or isinstance(error.cause, SourceRefused):
+                    raise
+            await asyncio.sleep(RETRY)
+        try:
+            yield blob
+        except BaseException as error:
+            if not await opening.__aexit__(type(error), error, error.__traceback__):
+                raise
+        else:
+            await opening.__aexit__(None, None, None)
+
+
+async def _answer(
+    request: web.Request,
+    account: Account,
+    digest: Digest,
+    source: Source | None,
+    blob: Blob | int,
+    asked: Asked | None,
+    headers: dict[str, str],
+    bodies: Bodies,
+) -> web.StreamResponse:
+    size = blob if isinstance(blob, int) else blob.size
+    if is_known(request, headers["ETag"]):
+        return web.Response(status=304, headers={"ETag": headers["ETag"]})
+    try:
+        place = resolve(asked if request.method == "GET" else None, size)
+    except RangeUnsatisfiable as error:
+        return unsatisfiable(error, headers)
+    response = head_of(place, headers)
+    if request.method == "HEAD" or not place.length:
+        await response.prepare(request)
+        return response
+    if isinstance(blob, int):
+        assert source is not None
+        chunks = passing(source, digest, place)
+        # Upstream's first bytes before our first byte: it may yet refuse, and then the answer is no 200.
+        first = await anext(chunks, b"")
+        await response.prepare(request)
+        bodies.begun.note(digest, time.monotonic())
+        await complete(request, response, account, send_chunks(response, chunks, account, first))
+        return response
+    await response.prepare(request)
+    bodies.begun.note(digest, time.monotonic())
+    await complete(request, response, account, _send(request, response, account, digest, source, blob, place))
+    return response
+
+
+def is_known(request: web.Request, etag: str) -> bool:
+    """Whether If-None-Match names *etag* (RFC 9110, 13.1.2: weak comparison): the client has it already."""
+    header = request.headers.get("If-None-Match")
+    if header is None:
+        return False
+    listed = [item.strip().removeprefix("W/") for item in header.split(",")]
+    return etag in listed or "*" in listed
+
+
+def head_of(place: Resolved, headers: dict[str, str]) -> web.StreamResponse:
+    """The response to a range, as far as its size tells."""
+    response = web.StreamResponse(status=206 if place.partial else 200, headers=headers)
+    response.content_length = place.length
+    response.headers["Accept-Ranges"] = "bytes"
+    if place.partial:
+        response.headers["Content-Range"] = place.content_range
+    return response
+
+
+def unsatisfiable(error: RangeUnsatisfiable, headers: dict[str, str]) -> web.Response:
+    """416 (RFC 9110, 15.5.17). The text of *error* is the Content-Range."""
+    kept = {name: value for name, value in headers.items() if name not in ("Content-Type", "ETag")}
+    return web.Response(status=416, headers={**kept, "Content-Range": str(error), "Accept-Ranges": "bytes"})
+
+
+async def _send(
+    request: web.Request,
+    response: web.StreamResponse,
+    account: Account,
+    digest: Digest,
+    source: Source | None,
+    blob: Blob,
+    place: Resolved,
+) -> None:
+    before = account.origins.total()
+    try:
+        await send_spans(request, response, blob.read(place.start, place.stop), account.sent)
+    except StoreFull:
+        if source is None:
+            raise
+        # The disk filled up under the fetch. What was sent was verified; the rest comes past the store.
+        account.note = "the store filled up: passed through from there"
+        at = place.start + account.origins.total() - before
+        rest = Resolved(at, place.stop, place.size, place.partial)
+        await send_chunks(response, passing(source, digest, rest), account)
+
+
+def passing(source: Source, digest: Digest, place: Resolved) -> AsyncGenerator[bytes, None]:
+    """The bytes of *place* straight from upstream; checked where they reach to the blob's end as a whole."""
+    if place.partial:
+        return unchecked(source, place.size, place.start, place.stop)
+    return cast("AsyncGenerator[bytes, None]", passthrough.verified(source, digest, place.size, place.start))
+
+
+def unchecked(source: Source, size: int, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+    """Bytes [start, stop) straight from upstream: a range, which no digest is of."""
+    return cast("AsyncGenerator[bytes, None]", passthrough.part(source, size, start, stop))
+
+
+async def send_chunks(
+    response: web.StreamResponse, chunks: AsyncGenerator[bytes, None], account: Account, first: bytes = b""
+) -> None:
+    """Send *first* and then *chunks* as the body. Raises SwarmError, ConnectionError."""
+    async with aclosing(chunks):
+        if first:
+            await response.write(first)
+            account.sent("upstream", len(first))
+        async for chunk in chunks:
+            await response.write(chunk)
+            account.sent("upstream", len(chunk))
+
+
+async def complete(
+    request: web.Request, response: web.StreamResponse, account: Account, sending: Coroutine[Any, Any, None]
+) -> None:
+    """Run *sending* to the end of the body; if it fails, cut the connection so that the body is visibly short."""
+    try:
+        await sending
+        await response.write_eof()
+    except (ConnectionError, asyncio.CancelledError):
+        account.outcome = "left"
+        _abort(request)
+        raise
+    except (SwarmError, OSError) as error:
+        account.outcome, account.note = "broken", f"{type(error).__name__}: {error}"
+        _abort(request)
+        raise Cut from error
+
+
+def _abort(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()

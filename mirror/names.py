@@ -1,0 +1,46 @@
+"""From a tag to a manifest: asked upstream within a deadline, and what is said of a meaning that is stale."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from mirror.blobs import Names
+from mirror.upstream import Upstream
+from swarm.errors import SourceBroken
+from swarm.names import Meaning
+
+ASK_DEADLINE = 5.0
+"""Seconds for upstream to say what a tag means (token, redirect and answer across an ocean take 1-2). After that
+the last known meaning answers, or containerd is sent upstream itself."""
+
+STALE = '110 shoal "Response is Stale"'
+"""The Warning header (RFC 7234, 5.5.1) of a meaning that upstream did not confirm."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a tag means here. *age*: seconds since upstream said so."""
+
+    meaning: Meaning
+    stale: bool
+    age: float
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the client is told beside the manifest."""
+        return {"Warning": STALE, "Age": f"{self.age:.0f}"} if self.stale else {}
+
+
+async def resolve(names: Names, upstream: Upstream, ns: str, repository: str, tag: str, ttl: float) -> Named:
+    """What *tag* means. Raises SourceError if upstream does not say and nothing is known."""
+
+    async def ask() -> Meaning:
+        try:
+            async with asyncio.timeout(ASK_DEADLINE):
+                return await upstream.head_manifest(ns, repository, tag)
+        except TimeoutError:
+            raise SourceBroken(f"{ns} did not answer within {ASK_DEADLINE:g} s") from None
+
+    found = await names.resolve(f"{ns}/{repository}:{tag}", ttl, ask)
+    return Named(found.meaning, found.stale, found.age)

@@ -1,0 +1,124 @@
+"""The registry API's own forms: paths, names, error documents (OCI distribution-spec 1.1, pull side). Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+from swarm import digest as digests
+
+DEFAULT_REGISTRY = "docker.io"
+"""The registry that a request without `ns` means (containerd sends none only to docker.io's mirrors of old)."""
+
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_NAME = re.compile(rf"{_PART}(?:/{_PART})*")
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+_NS = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+_API = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|referrers|tags)/(?P<reference>[^/]+)", re.DOTALL)
+_UPLOADS = re.compile(r"/v2/(?P<name>.+)/blobs/uploads(?:/.*)?", re.DOTALL)
+
+LONGEST_NAME = 255
+"""Characters of a repository name: what registries accept (distribution-spec, "Pulling manifests", note)."""
+
+_STATUS = {
+    "BLOB_UNKNOWN": 404,
+    "MANIFEST_UNKNOWN": 404,
+    "NAME_UNKNOWN": 404,
+    "MANIFEST_INVALID": 502,
+    "NAME_INVALID": 400,
+    "DIGEST_INVALID": 400,
+    "TAG_INVALID": 400,
+    "UNAUTHORIZED": 401,
+    "DENIED": 403,
+    "UNSUPPORTED": 405,
+    "TOOMANYREQUESTS": 503,
+    "UNAVAILABLE": 503,
+    "RANGE_INVALID": 416,
+}
+
+
+class Refusal(Exception):
+    """An answer that is no content, as the specification wants it (distribution-spec, "Error Codes")."""
+
+    def __init__(
+        self, code: str, message: str, *, status: int | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = _STATUS[code] if status is None else status
+        self.headers = headers or {}
+
+    def body(self) -> bytes:
+        """The JSON document `{"errors": [{"code", "message", "detail"}]}`."""
+        return json.dumps({"errors": [{"code": self.code, "message": str(self), "detail": None}]}).encode()
+
+
+Kind = Literal["check", "manifest", "blob", "referrers", "tags"]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a path under /v2/ asks for. *reference*: tag or digest; empty where there is none."""
+
+    kind: Kind
+    name: str = ""
+    reference: str = ""
+
+    @property
+    def by_digest(self) -> bool:
+        """Whether the reference is a digest."""
+        return ":" in self.reference
+
+
+_KINDS: dict[str, Kind] = {"manifests": "manifest", "blobs": "blob", "referrers": "referrers", "tags": "tags"}
+
+
+def route(method: str, raw_path: str) -> Route:
+    """What *method* on *raw_path* (percent-encoded, without its query) asks for. Raises Refusal."""
+    path = unquote(raw_path)
+    if method not in ("GET", "HEAD"):
+        raise Refusal("UNSUPPORTED", "this is a mirror: it can only be pulled from", headers={"Allow": "GET, HEAD"})
+    if path in ("/v2", "/v2/"):
+        return Route("check")
+    if _UPLOADS.fullmatch(path):
+        raise Refusal("UNSUPPORTED", "this is a mirror: it can only be pulled from", headers={"Allow": "GET, HEAD"})
+    match = _API.fullmatch(path)
+    if match is None or (match["kind"] == "tags" and match["reference"] != "list"):
+        raise Refusal("UNSUPPORTED", "no such endpoint", status=404)
+    name, kind, reference = match["name"], _KINDS[match["kind"]], match["reference"]
+    if len(name) > LONGEST_NAME or not _NAME.fullmatch(name):
+        raise Refusal("NAME_INVALID", "not a repository name: lower case letters, digits and . _ - / between them")
+    if kind == "tags":
+        return Route(kind, name)
+    if ":" in reference or kind != "manifest":
+        if not digests.is_well_formed(reference):
+            raise Refusal("DIGEST_INVALID", "not a digest")
+    elif not _TAG.fullmatch(reference):
+        raise Refusal("TAG_INVALID", "not a tag")
+    return Route(kind, name, reference)
+
+
+def registry(ns: str | None) -> str:
+    """The registry (`host` or `host:port`, lower case) that the query parameter *ns* names. Raises Refusal."""
+    text = (ns or DEFAULT_REGISTRY).lower()
+    if len(text) > LONGEST_NAME or not _NS.fullmatch(text):
+        raise Refusal("NAME_INVALID", "ns is not a registry host")
+    return text
+
+
+def without_ns(query: str) -> str:
+    """*query* without the `ns` parameter, which is for mirrors only."""
+    return urlencode([(key, value) for key, value in parse_qsl(query, keep_blank_values=True) if key != "ns"])
+
+
+def next_link(link: str, ns: str) -> str | None:
+    """Upstream's Link header (`<url>; rel="next"`) as a link to this mirror; None: not understood."""
+    target, _, rest = link.strip().removeprefix("<").partition(">")
+    parts = urlsplit(target)
+    if not parts.path.startswith("/v2/") or 'rel="next"' not in rest.replace(" ", ""):
+        return None
+    query = urlencode([*parse_qsl(without_ns(parts.query), keep_blank_values=True), ("ns", ns)])
+    return f'<{parts.path}?{query}>; rel="next"'

@@ -1,0 +1,181 @@
+"""One agent: its parts made from settings, started in order, and stopped so that nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from mirror import blobs, registryfile
+from mirror.access import Accepted
+from mirror.addresses import AddressRules
+from mirror.app import Front, make_app, make_site
+from mirror.background import Background
+from mirror.bodies import Bodies
+from mirror.dockerconfig import DockerConfig, DockerConfigInvalid
+from mirror.door import Door
+from mirror.guard import Guard
+from mirror.limits import Limits
+from mirror.metrics import FrontMetrics, watch_loop
+from mirror.opaque import OpaqueCache
+from mirror.registries import Registries, RegistriesInvalid
+from mirror.settings import MirrorSettings
+from mirror.streaming import StreamingFront
+from mirror.transport import Deadlines
+from mirror.upstream import Upstream
+from mirror.urlrules import UrlRules, named_hosts
+from mirror.v2 import RegistryFront
+from swarm.engine import Swarm
+from swarm.errors import SwarmError
+from swarm.flags import Endpoint
+from swarm.heap import give_back, settle
+
+log = logging.getLogger("shoal.mirror")
+
+GRACE = 2.0
+"""Seconds for requests under way after SIGTERM. Together with the swarm's own goodbye it stays below the 10 s that
+are promised; containerd goes on elsewhere from the byte where it was cut."""
+
+KEEP_ALIVE = 75.0
+"""Seconds for which an idle connection is kept: longer than the pauses between layers, short enough to free it."""
+
+
+class SettingsInvalid(SwarmError):
+    """A file that the settings name cannot be used; the text is one line that says which and why."""
+
+
+async def serve(settings: MirrorSettings) -> None:
+    """Run the agent until cancelled (SIGTERM, SIGINT). Raises OSError, SwarmError if it cannot start."""
+    async with running(settings):
+        await asyncio.Event().wait()
+
+
+@contextlib.asynccontextmanager
+async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
+    """A running agent. Leaving stops it: no new requests, GRACE for the old, then the swarm says goodbye."""
+    give_back()
+    prometheus = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=prometheus)
+    metrics = FrontMetrics(prometheus)
+    async with AsyncExitStack() as stack:
+        swarm = Swarm(settings.swarm(), prometheus)
+        try:
+            upstream = await stack.enter_async_context(await upstream_of(settings, prometheus))
+        except (DockerConfigInvalid, RegistriesInvalid) as error:
+            raise SettingsInvalid(str(error)) from None
+        telling: set[asyncio.Task[None]] = set()
+
+        def tell(host: str, seconds: float) -> None:
+            task = asyncio.create_task(swarm.tell_backoff(host, seconds))
+            telling.add(task)
+            task.add_done_callback(telling.discard)
+
+        upstream.guard.on_backoff = tell
+        swarm.on_backoff = upstream.guard.hold
+        stack.push_async_callback(swarm.close)
+        front = front_of(settings, swarm, upstream, metrics, stack)
+        site = make_site(metrics, lambda: swarm.ready, lambda: {**swarm.status(), "requests": front.under_way})
+        # Probes are answered while the store is still being read; the mirror listens once it can serve.
+        await stack.enter_async_context(listening(site, settings.metrics_listen, grace=0.5))
+        await swarm.start()
+        lag = asyncio.create_task(watch_loop(metrics))
+        stack.callback(lag.cancel)
+        await stack.enter_async_context(listening(make_app(front), settings.listen, grace=GRACE))
+        log.info("mirror-listening", extra={"fields": {"address": str(settings.listen)}})
+        settle()
+        yield front
+        log.info("stopping", extra={"fields": {"requests": front.under_way}})
+
+
+@contextlib.asynccontextmanager
+async def listening(app: web.Application, where: Endpoint, *, grace: float) -> AsyncIterator[web.AppRunner]:
+    """*app* served at *where*. Leaving: no new connections, *grace* seconds for requests under way."""
+    runner = web.AppRunner(
+        app, handler_cancellation=True, access_log=None, keepalive_timeout=KEEP_ALIVE, shutdown_timeout=grace
+    )
+    await runner.setup()
+    try:
+        # 1024: containerd opens a connection per layer and chunk; the kernel's own bound applies beside it.
+        await web.TCPSite(runner, where.host, where.port, backlog=1024, reuse_address=True).start()
+        yield runner
+    finally:
+        await runner.cleanup()
+
+
+def front_of(
+    settings: MirrorSettings, swarm: blobs.Swarm, upstream: Upstream, metrics: FrontMetrics, stack: AsyncExitStack
+) -> Front:
+    """What answers requests; what it has to end is put onto *stack*."""
+    bodies = Bodies(swarm)
+    door = Door(settings.stream_ttl, settings.tag_keep)
+    opaque = OpaqueCache(settings.store / "opaque", settings.stream_cache)
+    background = Background(swarm, metrics)
+    stack.callback(opaque.close)
+    stack.push_async_callback(door.close)
+    stack.push_async_callback(background.close)
+    private = None if settings.share_private else Accepted(settings.share_private_ttl)
+    return Front(
+        RegistryFront(bodies, upstream, metrics, private),
+        StreamingFront(
+            bodies,
+            upstream,
+            door,
+            opaque,
+            background,
+            node=header_word(settings.swarm().name),
+            trust_node=settings.stream_trust_node,
+            prefetch=settings.stream_prefetch,
+        ),
+        metrics,
+    )
+
+
+def header_word(text: str) -> str:
+    """*text* as it may stand in a header."""
+    return re.sub(r"[^A-Za-z0-9._:-]", "-", text)[:253] or "-"
+
+
+async def upstream_of(settings: MirrorSettings, prometheus: CollectorRegistry) -> Upstream:
+    """The upstream client, from the flags and the files that they name. Raises ValueError with one line."""
+    registries = registries_of(settings)
+    if settings.registries is not None:
+        registries = await asyncio.to_thread(registryfile.load, settings.registries, registries)
+    credentials = None
+    if settings.docker_config is not None:
+        credentials = DockerConfig([settings.docker_config])
+        await credentials.load()
+    general = Limits(connections=settings.upstream_connections, rate=settings.upstream_rate)
+    return Upstream(
+        registries,
+        credentials=credentials,
+        guard=Guard(lambda host: registries.limits(host, general), metrics=prometheus),
+        url_rules=UrlRules(named=(*settings.blob_host, *named_hosts((*settings.allow, *registries.configured)))),
+        deadlines=Deadlines(stall=settings.upstream_timeout),
+        private=AddressRules(private=settings.private_upstreams),
+    )
+
+
+def registries_of(settings: MirrorSettings) -> Registries:
+    """Which registries are served and how, from the flags."""
+    general = next((ttl.seconds for ttl in reversed(settings.tag_ttl) if not ttl.host), Registries.tag_ttl)
+    registries = Registries(
+        allow=settings.allow,
+        deny=settings.deny,
+        plain_http=frozenset(settings.plain_http),
+        certs=settings.registry_certs,
+        tag_ttl=general,
+    )
+    own = {
+        (registry := registries.registry(ttl.host)).host: replace(registry, tag_ttl=ttl.seconds)
+        for ttl in settings.tag_ttl
+        if ttl.host
+    }
+    return replace(registries, configured=own)

@@ -1,0 +1,132 @@
+"""What upstream sends: a Source that gives Bodies (swarm/source.py), and answers that are only handed on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+
+from mirror.answers import Place, place
+from mirror.exchange import Answer, Exchanges, Target, bounded
+from mirror.transport import translated
+from swarm.digest import Digest
+from swarm.errors import SourceBroken
+
+UNSIZED_LIMIT = 4 << 20
+"""Bytes of a body without Content-Length that are read into memory to learn its size. Manifests come so; blobs
+of this size from servers that do not know it are not worth more memory."""
+
+EMPTY = Digest("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
+
+
+class UpstreamBody:
+    """A Body (swarm/source.py) with what else is known about it."""
+
+    def __init__(self, answer: Answer, at: Place, total: int, stop: int | None, read: bytes | None) -> None:
+        self._answer = answer
+        self._read = read
+        self.total = total
+        """Bytes of the whole blob."""
+        self.offset = at.offset
+        """Offset of the first byte that comes."""
+        self.end = total if at.end is None else at.end
+        """Offset after the last byte that upstream sends."""
+        self.whole = at.whole
+        """Whether upstream sends all of the blob (perhaps because it ignores ranges)."""
+        self.wanted = total if stop is None else min(stop, total)
+        """Offset after the last byte that was asked for."""
+        self.own = answer.own
+        """Whether the agent's own credentials were used."""
+        self.media_type = answer.response.headers.get("Content-Type", "")
+        """Content-Type as upstream says, "" if it does not."""
+        self.etag = answer.response.headers.get("ETag", "")
+        """ETag as upstream says, "" if it does not: a file without a digest is another one when it changes."""
+
+    async def chunks(self, *, everything: bool = False) -> AsyncIterator[bytes]:
+        """The bytes up to the end of what was asked; *everything*: to the end of what upstream sends."""
+        if self._read is not None:
+            yield self._read if everything else self._read[: self.wanted]
+            return
+        first = left = self.end - self.offset if everything else min(self.wanted, self.end) - self.offset
+        missing = 0 if everything else max(self.wanted - self.end, 0)
+        # readchunk hands over the buffers as the socket gave them; readany would join (copy) them.
+        read, host = self._answer.response.content.readchunk, self._answer.host
+        try:
+            while left > 0:
+                with translated(host):
+                    chunk, boundary = await read()
+                if not chunk:
+                    if boundary:
+                        continue  # the end of one chunk of the chunked coding, whose bytes were already read
+                    raise SourceBroken(f"{host} cut the body short")
+                if len(chunk) > left:
+                    chunk = chunk[:left]
+                left -= len(chunk)
+                yield chunk
+        finally:
+            self._answer.ticket.bytes(first - left)
+        if missing:
+            raise SourceBroken(f"{host} sent less than the range that was asked")
+
+
+class UpstreamSource:
+    """A Source (swarm/source.py): one blob, manifest or URL."""
+
+    def __init__(self, exchanges: Exchanges, target: Target, digest: Digest | None, *, ranges: bool = True) -> None:
+        self._exchanges = exchanges
+        self._target = target
+        self._digest = digest
+        self._ranges = ranges
+
+    @property
+    def upstream(self) -> str:
+        """Host (and port)."""
+        return self._target.name
+
+    def open(self, start: int, stop: int | None) -> AbstractAsyncContextManager[UpstreamBody]:
+        """Ask for bytes [start, stop). See swarm/source.py."""
+        return self._open(start, stop)
+
+    @contextlib.asynccontextmanager
+    async def _open(self, start: int, stop: int | None) -> AsyncIterator[UpstreamBody]:
+        headers: dict[str, str] = {}
+        if self._ranges and (start > 0 or stop is not None):
+            headers["Range"] = f"bytes={start}-" if stop is None else f"bytes={start}-{max(stop, start + 1) - 1}"
+        async with self._exchanges.ask(self._target, "GET", headers) as answer:
+            response = answer.response
+            at = place(response.status, response.headers, start, answer.host)
+            encoding = response.headers.get("Content-Encoding", "identity").lower()
+            if encoding not in ("identity", "") and response.status != 416:
+                raise SourceBroken(f"{answer.host} compressed what was asked for as it is")
+            read: bytes | None = None
+            if at.end == at.offset:
+                read = b""
+            elif at.total is None and at.whole:
+                read = await bounded(response, UNSIZED_LIMIT, answer.host)
+                at = Place(total=len(read), offset=0, end=len(read), whole=True)
+            if at.total is None:
+                raise SourceBroken(f"{answer.host} does not say how large the blob is")
+            if at.total == 0 and self._digest not in (None, EMPTY):
+                raise SourceBroken(f"{answer.host} sent an empty body")
+            yield UpstreamBody(answer, at, at.total, stop, read)
+
+
+@dataclass
+class Passed:
+    """An answer that is handed on as it is."""
+
+    status: int
+    headers: dict[str, str]
+    """Those that mean something to a client of a mirror; `Link` without a host."""
+
+    _answer: Answer = field(repr=False)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body. Raises SourceBroken."""
+        while True:
+            with translated(self._answer.host):
+                chunk = await self._answer.response.content.readany()
+            if not chunk:
+                return
+            yield chunk

@@ -1,0 +1,199 @@
+"""The upstream client: blobs, manifests and URLs as sources of byte ranges, with the agent's own credentials."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+from yarl import URL
+
+from mirror.addresses import AddressRules
+from mirror.answers import refusal
+from mirror.auth import Credentials, NoCredentials
+from mirror.exchange import Exchanges, Target, bounded, usable_url
+from mirror.guard import Guard
+from mirror.registries import Forbidden, Registries
+from mirror.sources import Passed, UpstreamSource
+from mirror.transport import Deadlines, Transport
+from mirror.urlrules import UrlRules
+from swarm.digest import Digest, parse
+from swarm.errors import DigestInvalid
+from swarm.names import Meaning
+
+MANIFEST_TYPES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.oci.artifact.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v1+prettyjws",
+    "application/json",
+)
+MANIFEST_LIMIT = 4 << 20
+"""Bytes: the largest manifest a registry must accept (distribution-spec, "Pushing Manifests")."""
+
+_PASSED_PATH = re.compile(
+    r"/v2/(?P<repository>[^?]+?)/(?P<rest>tags/list|(?:referrers|manifests|blobs)/[^/?]+)(?P<query>\?[!-~]*)?"
+)
+_REST = re.compile(
+    r"tags/list|(blobs|manifests|referrers)/([A-Za-z0-9_][A-Za-z0-9._-]{0,127}|[a-z0-9.+_-]+:[A-Za-z0-9=_-]+)"
+)
+_PASSED_DOWN = ("Accept", "Range", "If-None-Match", "If-Range")
+_PASSED_BACK = (
+    "Accept-Ranges",
+    "Content-Length",
+    "Content-Range",
+    "Content-Type",
+    "Docker-Content-Digest",
+    "ETag",
+    "Last-Modified",
+    "Link",
+    "OCI-Filters-Applied",
+    "OCI-Subject",
+)
+
+
+class Upstream:
+    """Everything the agent asks of registries and blob stores. Made, used and closed inside one event loop."""
+
+    def __init__(
+        self,
+        registries: Registries | None = None,
+        *,
+        credentials: Credentials | None = None,
+        guard: Guard | None = None,
+        url_rules: UrlRules | None = None,
+        deadlines: Deadlines | None = None,
+        private: AddressRules | None = None,
+        public: AddressRules | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """*private*: addresses for registries and for hosts that *url_rules* name; *public*: for other URLs."""
+        self._exchanges = Exchanges(
+            registries or Registries(),
+            credentials or NoCredentials(),
+            guard or Guard(),
+            url_rules or UrlRules(),
+            Transport(private or AddressRules(private=True), deadlines or Deadlines()),
+            Transport(public or AddressRules(private=False), deadlines or Deadlines()),
+            clock,
+        )
+
+    @property
+    def registries(self) -> Registries:
+        """Which registries are served, and how."""
+        return self._exchanges.registries
+
+    @property
+    def guard(self) -> Guard:
+        """What protects upstreams: `on_backoff`, `hold`, `status`."""
+        return self._exchanges.guard
+
+    def blob(self, ns: str | None, repository: str, digest: Digest, *, urgent: bool = False) -> UpstreamSource:
+        """The blob of *repository* at registry *ns*. Raises Forbidden if it is not mirrored.
+
+        *urgent*: somebody waits for a few bytes, which must not queue behind bulk downloads.
+        """
+        target = replace(self._target(ns, repository, f"blobs/{digest}"), urgent=urgent)
+        return UpstreamSource(self._exchanges, target, digest)
+
+    def manifest(self, ns: str | None, repository: str, digest: Digest) -> UpstreamSource:
+        """The manifest or index by digest. Raises Forbidden if it is not mirrored."""
+        accept = {"Accept": ", ".join(MANIFEST_TYPES)}
+        # Registries do not do ranges on manifests; some answer nonsense when asked.
+        target = self._target(ns, repository, f"manifests/{digest}", accept)
+        return UpstreamSource(self._exchanges, target, digest, ranges=False)
+
+    def url(self, url: str, headers: Mapping[str, str] | None = None) -> UpstreamSource:
+        """The file behind an absolute URL, with the caller's Authorization (if in *headers*) and signed query.
+
+        Raises Forbidden if the URL is not one that may be fetched.
+        """
+        parsed = usable_url(url)
+        if parsed is None:
+            raise Forbidden("not an absolute http or https URL")
+        if not self._exchanges.url_rules.allows(parsed):
+            raise Forbidden("this host is not on the list of those that may be fetched from")
+        sent = {name: value for name, value in (headers or {}).items() if name.lower() == "authorization"}
+        return UpstreamSource(self._exchanges, Target(parsed, None, headers=sent), None)
+
+    async def head_manifest(self, ns: str | None, repository: str, reference: str) -> Meaning:
+        """What tag or digest *reference* means at upstream. Raises SourceRefused, SourceBusy, SourceBroken."""
+        accept = {"Accept": ", ".join(MANIFEST_TYPES)}
+        target = self._target(ns, repository, f"manifests/{reference}", accept)
+        async with self._exchanges.ask(target, "HEAD", {}) as answer:
+            if answer.response.status != 405:
+                if answer.response.status != 200:
+                    raise refusal(answer.response.status, answer.response.headers, answer.host)
+                if meaning := _meaning(answer.response.headers):
+                    return meaning
+        async with self._exchanges.ask(target, "GET", {}) as answer:
+            if answer.response.status != 200:
+                raise refusal(answer.response.status, answer.response.headers, answer.host)
+            content = await bounded(answer.response, MANIFEST_LIMIT, answer.host)
+        return Meaning(
+            digest=parse(f"sha256:{hashlib.sha256(content).hexdigest()}"),
+            media_type=answer.response.headers.get("Content-Type", MANIFEST_TYPES[1]),
+            size=len(content),
+        )
+
+    @contextlib.asynccontextmanager
+    async def passthrough(
+        self, ns: str | None, method: str, path_qs: str, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Passed]:
+        """Hand a GET or HEAD on: tags/list, referrers, digests of algorithms that have no swarm.
+
+        *path_qs*: `/v2/<repository>/...` with its query, as the client sent it. Yields 2xx, 304 and 416;
+        every other answer raises SourceRefused, SourceBusy or SourceBroken.
+        """
+        match = _PASSED_PATH.fullmatch(path_qs)
+        if match is None or method not in ("GET", "HEAD"):
+            raise Forbidden("this request is not handed on")
+        sent = {name: value for name in _PASSED_DOWN if (value := (headers or {}).get(name)) is not None}
+        target = self._target(ns, match["repository"], match["rest"], query=match["query"] or "")
+        async with self._exchanges.ask(target, method, sent) as answer:
+            response = answer.response
+            if not (200 <= response.status < 300 or response.status in (304, 416)):
+                raise refusal(response.status, response.headers, answer.host)
+            back = {name: response.headers[name] for name in _PASSED_BACK if name in response.headers}
+            if "Link" in back:
+                back["Link"] = re.sub(r"<https?://[^/>]*", "<", back["Link"])
+            yield Passed(response.status, back, answer)
+
+    def _target(
+        self, ns: str | None, repository: str, rest: str, headers: Mapping[str, str] | None = None, query: str = ""
+    ) -> Target:
+        if not _REST.fullmatch(rest):
+            raise Forbidden("no tag or digest has such a name")
+        registry = self.registries.find(ns, repository)
+        name = registry.repository(repository)
+        return Target(URL(f"{registry.url}/v2/{name}/{rest}{query}", encoded=True), registry, name, headers or {})
+
+    async def close(self) -> None:
+        """Close every connection; what is still open breaks."""
+        await self._exchanges.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _meaning(headers: Mapping[str, str]) -> Meaning | None:
+    length, media_type = headers.get("Content-Length", ""), headers.get("Content-Type", "")
+    if not (length.isascii() and length.isdigit() and int(length) > 0 and media_type):
+        return None
+    try:
+        digest = parse(headers.get("Docker-Content-Digest", ""))
+    except DigestInvalid:
+        return None
+    return Meaning(digest, media_type, int(length))
