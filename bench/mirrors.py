@@ -1,0 +1,189 @@
+"""What a user could set up on the same links: direct, two caches, Shoal, and any other by a template.
+
+A mirror is a function (stage) -> context of Running. Each is started anew, with an empty store,
+for every run, and ended after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.net import Host
+from bench.processes import Process, running, wait_listening
+from bench.stage import CENTRAL_PORT, METRICS_PORT, MIRROR_PORT, SWARM_PORT, TRACKER_PORT, Stage, registry_config
+
+
+@dataclass
+class Running:
+    """A mirror that is up."""
+
+    base: Callable[[Host], str]
+    """URL that a client on a host sends /v2/... to."""
+    processes: list[Process] = field(default_factory=list)
+    namespaced: bool = False
+    """Whether requests carry ?ns=, as containerd does towards a mirror."""
+    range_path: str = "/v2/{repository}/blobs/{digest}"
+    """Path for range readers."""
+    logs: Path | None = None
+
+
+Mirror = Callable[[Stage], AbstractContextManager[Running]]
+
+
+@contextlib.contextmanager
+def direct(stage: Stage) -> Iterator[Running]:
+    """Every node by itself."""
+    yield Running(lambda _host: stage.upstream_url)
+
+
+@contextlib.contextmanager
+def registry_cache(stage: Stage) -> Iterator[Running]:
+    """One docker-registry as pull-through cache, on a host with a node's link."""
+    root, host, port = stage.fresh("cache"), stage.central, stage.port(CENTRAL_PORT, stage.central)
+    config = registry_config(root, f"{host.ip}:{port}", f"proxy: {{remoteurl: {stage.upstream_url}}}")
+    with running([]) as processes:
+        processes.append(Process(host, ["docker-registry", "serve", str(config)], root / "cache.log"))
+        wait_listening([(processes[0], host.ip, port)])
+        yield Running(lambda _host: f"http://{host.ip}:{port}", processes, logs=root)
+
+
+_NGINX = """
+daemon off; worker_processes auto; pid {root}/pid; error_log {root}/error.log;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off; sendfile on; tcp_nopush on;
+  client_body_temp_path {root}/t1; proxy_temp_path {root}/t2; fastcgi_temp_path {root}/t3; uwsgi_temp_path {root}/t4;
+  scgi_temp_path {root}/t5;
+  proxy_cache_path {root}/cache levels=1:2 keys_zone=blobs:16m max_size=100g inactive=1d use_temp_path=off;
+  upstream registry {{ server {upstream}; keepalive 32; }}
+  server {{
+    listen {address};
+    proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host {upstream};
+    proxy_cache blobs; proxy_cache_lock on; proxy_cache_lock_timeout 1h; proxy_cache_lock_age 1h;
+    location ~ /blobs/ {{
+      slice 1m; proxy_set_header Range $slice_range; proxy_cache_key $uri$slice_range; proxy_cache_valid 200 206 1d;
+      proxy_pass http://registry;
+    }}
+    location / {{ proxy_cache_key $uri; proxy_cache_valid 200 1m; proxy_pass http://registry; }}
+  }}
+}}
+"""
+
+
+@contextlib.contextmanager
+def nginx_slice(stage: Stage) -> Iterator[Running]:
+    """One nginx with `slice` and `proxy_cache`, on a host with a node's link."""
+    root, host, port = stage.fresh("nginx"), stage.central, stage.port(CENTRAL_PORT, stage.central)
+    upstream = stage.upstream_url.removeprefix("http://")
+    config = root / "nginx.conf"
+    config.write_text(_NGINX.format(root=root, upstream=upstream, address=f"{host.ip}:{port}"))
+    root.chmod(0o777)  # its workers give up root
+    with running([]) as processes:
+        processes.append(
+            Process(host, ["nginx", "-p", str(root), "-e", str(root / "error.log"), "-c", str(config)], root / "log")
+        )
+        wait_listening([(processes[0], host.ip, port)])
+        yield Running(lambda _host: f"http://{host.ip}:{port}", processes, logs=root)
+
+
+def shoal(agent_flags: tuple[str, ...] = ()) -> Mirror:
+    """Shoal as installed here: a tracker, and an agent on every node. *agent_flags* are added."""
+
+    @contextlib.contextmanager
+    def start(stage: Stage) -> Iterator[Running]:
+        root, central = stage.fresh("shoal"), stage.central
+        command = str(Path(sys.executable).with_name("shoal"))
+        tracker_port = stage.port(TRACKER_PORT, central)
+        upstream = stage.upstream_url.removeprefix("http://")
+        member = "198.18.0.0/24" if central.namespace else "127.0.0.0/8"
+        with running([]) as processes:
+            argv = [command, "tracker", "--listen", f"{central.ip}:{tracker_port}", "--discovery", "static"]
+            processes.append(Process(central, [*argv, "--member", member], root / "tracker.log"))
+            places = [(processes[0], central.ip, tracker_port)]
+            for host in stage.nodes:
+                port = stage.port(MIRROR_PORT, host)
+                argv = [
+                    command, "agent", "--listen", f"127.0.0.1:{port}",
+                    "--swarm-listen", f"{host.ip}:{stage.port(SWARM_PORT, host)}",
+                    "--tracker", f"http://{central.ip}:{tracker_port}",
+                    "--store", str(root / host.name), "--store-budget", "20GiB", "--plain-http", upstream,
+                    "--metrics-listen", f"127.0.0.1:{stage.port(METRICS_PORT, host)}", "--node-name", host.name,
+                    "--blob-host", upstream,
+                    *agent_flags,
+                ]  # fmt: skip
+                processes.append(Process(host, argv, root / f"{host.name}.log"))
+                places.append((processes[-1], "127.0.0.1", port))
+            wait_listening(places)
+            yield Running(
+                lambda host: f"http://127.0.0.1:{stage.port(MIRROR_PORT, host)}",
+                processes,
+                namespaced=True,
+                range_path=f"/blobs/{stage.upstream_url}/v2/{{repository}}/blobs/{{digest}}",
+                logs=root,
+            )
+
+    return start
+
+
+@dataclass(frozen=True)
+class Template:
+    """A mirror described in a TOML file (bench/README.md). `{...}` is filled in; empty: not started."""
+
+    central: str = ""
+    """Command on the central host."""
+    node: str = ""
+    """Command on every node."""
+    base: str = "http://{central_ip}:8081"
+    """URL that clients on a node send /v2/... to."""
+    central_port: int = 8081
+    node_port: int = 30000
+    namespaced: bool = False
+
+
+def from_file(path: Path) -> dict[str, Mirror]:
+    """The mirrors of the TOML file *path*, by name. Raises TypeError for keys that are none."""
+    return {name: _templated(name, Template(**keys)) for name, keys in tomllib.loads(path.read_text()).items()}
+
+
+def _templated(name: str, template: Template) -> Mirror:
+    @contextlib.contextmanager
+    def start(stage: Stage) -> Iterator[Running]:
+        root = stage.fresh(name)
+
+        def filled(text: str, host: Host) -> str:
+            return text.format(
+                upstream=stage.upstream_url, upstream_host=stage.upstream_url.removeprefix("http://"),
+                central_ip=stage.central.ip, node=host.name, node_ip=host.ip, dir=root / host.name,
+                node_ips=",".join(node.ip for node in stage.nodes),
+            )  # fmt: skip
+
+        with running([]) as processes:
+            places = []
+            wanted = [(stage.central, template.central, stage.central.ip, template.central_port)]
+            wanted += [(host, template.node, "127.0.0.1", template.node_port) for host in stage.nodes]
+            for host, command, ip, port in wanted:
+                if command:
+                    (root / host.name).mkdir()
+                    processes.append(Process(host, shlex.split(filled(command, host)), root / f"{host.name}.log"))
+                    places.append((processes[-1], ip, port))
+            wait_listening(places)
+            yield Running(
+                lambda host: filled(template.base, host), processes, namespaced=template.namespaced, logs=root
+            )
+
+    return start
+
+
+BUILT_IN: dict[str, Mirror] = {
+    "direct": direct,
+    "registry-cache": registry_cache,
+    "nginx-slice": nginx_slice,
+    "shoal": shoal(),
+}
