@@ -1,0 +1,54 @@
+"""Wait until a DaemonSet has a ready pod on each of its nodes: the last step of `helm uninstall`.
+
+Run by templates/uninstall.yaml, so it is one file on the standard library alone. Arguments: namespace, name,
+seconds. Nodes that do not answer in time are counted and left as they are: their hosts.toml leads nowhere, and
+containerd goes upstream by itself.
+"""
+# ruff: noqa: INP001, S310, T201 - no package; the scheme is https below; printing is how a Job tells.
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import sys
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+ACCOUNT = Path(os.environ.get("SERVICE_ACCOUNT", "/var/run/secrets/kubernetes.io/serviceaccount"))
+
+
+def wait(namespace: str, name: str, seconds: float) -> str:
+    """What is to be told the operator. A watch without a resource version begins with the state of now."""
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
+    host = f"[{host}]" if ":" in host else host
+    tls = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
+    deadline = time.monotonic() + seconds
+    status: dict[str, int] = {}
+    while (left := deadline - time.monotonic()) > 0:
+        query = {"watch": "true", "fieldSelector": f"metadata.name={name}", "timeoutSeconds": str(max(1, int(left)))}
+        request = urllib.request.Request(
+            f"https://{host}:{port}/apis/apps/v1/namespaces/{namespace}/daemonsets?{urllib.parse.urlencode(query)}",
+            headers={"Authorization": f"Bearer {(ACCOUNT / 'token').read_text().strip()}"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=left + 5, context=tls) as events:
+                for line in events:
+                    item = json.loads(line).get("object", {})
+                    status = item.get("status", {})
+                    seen = status.get("observedGeneration", 0) >= item.get("metadata", {}).get("generation", 1)
+                    if seen and status.get("numberReady", 0) >= status.get("desiredNumberScheduled", 1):
+                        return f"restored on {status.get('numberReady', 0)} nodes"
+                    if time.monotonic() > deadline:
+                        break
+        except (OSError, ValueError) as error:
+            print(f"again: {type(error).__name__}", flush=True)
+        time.sleep(min(2.0, max(0.0, deadline - time.monotonic())))  # a watch that ends early must not spin
+    ready, wanted = status.get("numberReady", 0), status.get("desiredNumberScheduled", "?")
+    return f"restored on {ready} of {wanted} nodes in time; on the others run: shoal containerd uninstall"
+
+
+if __name__ == "__main__":
+    print(wait(sys.argv[1], sys.argv[2], float(sys.argv[3])))
