@@ -1,0 +1,109 @@
+"""Fixtures and rules of all tests: tools that must be there, output of processes on failure, a calm event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import time
+from collections.abc import AsyncIterator, Generator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.parts import procs
+from tests.parts.counter import Counter, counter
+from tests.parts.registry import Registry, registry
+
+TOOLS = {
+    "registry": ("docker-registry",),
+    "containerd": ("containerd", "ctr"),
+    "skopeo": ("skopeo",),
+    "nginx": ("nginx",),
+    "aria2": ("aria2c",),
+    "chromium": ("chromium", "chromedriver"),
+    "helm": ("helm",),
+    "ip": ("ip", "tc"),
+}
+"""Marker `needs_<key>`: the commands without which a test cannot be run."""
+
+WIDTH = 300
+"""Characters of a line of a process that are shown when a test failed; the file has them all."""
+
+BLOCKED = 0.1
+"""Seconds of processor time in one callback above which the loop counts as blocked. Processor time of the loop's
+own thread, not the clock's: a busy machine of CI takes the processor away for longer than that."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the markers."""
+    for name, commands in TOOLS.items():
+        config.addinivalue_line("markers", f"needs_{name}: is run only where {' and '.join(commands)} can be found")
+    config.addinivalue_line("markers", "needs_root: is run only as root")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this machine cannot run; in CI that is a failure, since nothing may be skipped there."""
+    procs.recent[:] = procs.running
+    missing = [tool for name, tools in TOOLS.items() if item.get_closest_marker(f"needs_{name}") for tool in tools]
+    missing = [tool for tool in missing if shutil.which(tool) is None]
+    if item.get_closest_marker("needs_root") and os.geteuid() != 0:
+        missing.append("root's rights")
+    if missing:
+        reason = f"this machine lacks {', '.join(missing)}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add what the processes of a failed test printed last."""
+    report = yield
+    if report.failed:
+        for part in procs.recent:
+            lines = (line[:WIDTH] for line in part.output(40).splitlines())
+            report.sections.append((f"{part.name}: {part.log}", "\n".join(lines)))
+    return report
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def origin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Registry]:
+    """One docker-registry for the whole run. Push under a repository of your own; do not stop it."""
+    async with registry(tmp_path_factory.mktemp("origin")) as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def upstream(origin: Registry, tmp_path: Path) -> AsyncIterator[Counter]:
+    """A counter of this test in front of the shared registry: what agents take for the registry."""
+    async with counter(origin.url, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def calm_loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails the test if a callback keeps the loop's thread busy for more than BLOCKED seconds, or sleeps in it."""
+    blocked: list[str] = []
+    run, sleep = asyncio.Handle._run, time.sleep
+
+    def timed_run(handle: asyncio.Handle) -> None:
+        begun = time.thread_time()
+        run(handle)
+        if (spent := time.thread_time() - begun) > BLOCKED:
+            blocked.append(f"{spent * 1000:.0f} ms in {handle!r}")
+
+    def told_sleep(seconds: float) -> None:
+        if asyncio._get_running_loop() is not None:
+            caller = sys._getframe(1)
+            blocked.append(f"time.sleep({seconds}) at {caller.f_code.co_filename}:{caller.f_lineno}")
+        sleep(seconds)
+
+    monkeypatch.setattr(asyncio.Handle, "_run", timed_run)
+    monkeypatch.setattr(time, "sleep", told_sleep)
+    yield
+    monkeypatch.undo()
+    if blocked:
+        pytest.fail("the event loop was blocked:\n" + "\n".join(blocked), pytrace=False)

@@ -1,0 +1,1 @@
+"""The real parts that tests are made of: registries, proxies, containerd, whole clusters, each in own processes."""

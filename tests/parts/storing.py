@@ -1,0 +1,59 @@
+"""Blobs as a store takes them: their piece hashes, and the shortest way in."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from swarm.digest import Digest, parse
+from swarm.geometry import geometry
+from swarm.store import Store
+from tests.parts.data import digest_of
+
+
+@lru_cache(maxsize=64)
+def hashes_of(data: bytes) -> bytes:
+    """20 bytes per piece."""
+    cut = geometry(len(data))
+    spans = map(cut.piece_span, range(cut.pieces))
+    return b"".join(hashlib.sha1(data[offset : offset + length]).digest() for offset, length in spans)
+
+
+def pieces_of(data: bytes) -> dict[int, bytes]:
+    """Index -> hash."""
+    hashes = hashes_of(data)
+    return {i: hashes[i * 20 : i * 20 + 20] for i in range(len(hashes) // 20)}
+
+
+async def put(store: Store, data: bytes) -> Digest:
+    """Bring a whole blob in, nothing left open."""
+    digest = parse(digest_of(data))
+    staged = await store.stage(digest, len(data))
+    await staged.write(data, 0)
+    (await staged.finish(hashes_of(data))).close()
+    staged.forget()
+    return digest
+
+
+def content(store: Store, digest: Digest) -> bytes | None:
+    """The bytes that the store would serve; None if it has none."""
+    held = store.get(digest)
+    if held is None:
+        return None
+    with held:
+        return os.pread(held.fd, held.size, 0)
+
+
+def taken(root: Path) -> int:
+    """Bytes on disk of all files below *root*."""
+    total = 0
+    seen: set[int] = set()  # two names of one file count once
+    for directory, _, names in os.walk(root):
+        for name in names:
+            stat = Path(directory, name).lstat()
+            if stat.st_ino not in seen:
+                seen.add(stat.st_ino)
+                total += stat.st_blocks * 512
+    return total

@@ -1,0 +1,560 @@
+"""The board: who may bring which window in, what is believed, and who is blamed."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from swarm.board import LEASE, MAX_GENERATIONS, MIN_PROGRESS, SILENCE, Board, Failure
+from swarm.digest import parse
+from swarm.errors import BadHashes
+from swarm.geometry import MIB, geometry
+
+DIGEST = parse("sha256:" + "ab" * 32)
+SIZE = 3 * MIB + 5
+CUT = geometry(SIZE)
+
+
+def hashes_of(window: int, told_by: str = "truth") -> bytes:
+    """Hashes of *window* that only *told_by* would tell."""
+    return b"".join(
+        hashlib.sha1(f"{told_by} {window} {piece}".encode()).digest() for piece in range(CUT.windows[window].pieces)
+    )
+
+
+def publish(board: Board, agent: str, now: float, window: int, told_by: str = "truth", size: int = SIZE) -> bool:
+    """*agent* publishes a window of the current generation."""
+    return board.publish(
+        agent, now, generation=board.generation, size=size, window=window, hashes=hashes_of(window, told_by)
+    )
+
+
+def filled(agent: str = "a") -> Board:
+    """A board that *agent* brought in alone, not sealed yet."""
+    board = Board(DIGEST)
+    board.join(agent, 0.0, want=4)
+    for window in range(len(CUT.windows)):
+        assert publish(board, agent, 0.0, window)
+    return board
+
+
+# -- claims -------------------------------------------------------------------------------------------
+
+
+def test_before_the_size_is_known_only_window_zero_is_claimed() -> None:
+    board = Board(DIGEST)
+    for agent in "abc":
+        board.join(agent, 0.0, want=4)
+    assert board.assign(0.0) == {"a"}
+    assert board.claims_of("a") == (0,)
+
+
+def test_agents_that_ask_at_once_get_different_windows() -> None:
+    board = Board(DIGEST)
+    for agent in "abcd":
+        board.join(agent, 0.0, want=4, size=SIZE)
+    board.assign(0.0)
+    assert [board.claims_of(agent) for agent in "abcd"] == [(0,), (1,), (2,), (3,)]
+
+
+def test_who_brought_few_windows_in_comes_first() -> None:
+    board = Board(DIGEST, max_claims=1)
+    board.join("a", 0.0, want=1, size=SIZE)
+    board.join("b", 0.0, want=1)
+    board.assign(0.0)
+    publish(board, "a", 0.0, 0)
+    board.assign(0.0)
+    assert board.claims_of("b") == (1,)
+
+
+def test_the_preferred_window_is_claimed_first() -> None:
+    board = Board(DIGEST)
+    board.join("a", 0.0, want=2, size=SIZE, prefer=(2,))
+    board.assign(0.0)
+    assert board.claims_of("a") == (0, 2)
+
+
+def test_a_range_reader_claims_nothing_but_what_it_prefers() -> None:
+    board = Board(DIGEST)
+    board.join("a", 0.0, want=4, size=SIZE, prefer=(2,), only_preferred=True)
+    board.assign(0.0)
+    assert board.claims_of("a") == (2,)
+
+
+def test_a_claim_without_progress_goes_to_somebody_else_when_its_lease_ends() -> None:
+    board = Board(DIGEST, max_claims=1)
+    board.join("a", 0.0, want=1, size=SIZE)
+    board.join("b", 0.0, want=1)
+    board.assign(0.0)
+    assert board.next_deadline() == LEASE
+    assert board.assign(LEASE - 0.001) == set()
+    assert board.assign(LEASE) == {"a", "b"}
+    assert board.claims_of("b") == (0,)
+
+
+def test_progress_renews_the_lease_and_a_crawl_does_not() -> None:
+    board = Board(DIGEST, max_claims=1)
+    board.join("a", 0.0, want=1, size=SIZE)
+    board.join("b", 0.0, want=1)
+    board.assign(0.0)
+    board.progress("a", 4.0, {0: MIN_PROGRESS})
+    board.assign(LEASE)
+    assert board.claims_of("a") == (0,)
+    board.progress("a", 8.0, {0: MIN_PROGRESS + 1})
+    board.assign(4.0 + LEASE)
+    assert board.claims_of("b") == (0,)
+
+
+def test_a_crawling_agent_keeps_its_claim_if_nobody_else_could_take_it() -> None:
+    board = Board(DIGEST)
+    board.join("a", 0.0, want=1, size=SIZE)
+    board.assign(0.0)
+    board.progress("a", 1.0, {0: 1})
+    board.assign(LEASE)
+    assert board.claims_of("a") == (0,)
+
+
+def test_an_agent_whose_lease_ended_may_try_again_after_another_lease() -> None:
+    board = Board(DIGEST)
+    board.join("a", 0.0, want=1, size=SIZE)
+    board.assign(0.0)
+    board.assign(LEASE)
+    assert board.claims_of("a") == ()
+    assert board.next_deadline() == 2 * LEASE
+    board.assign(2 * LEASE)
+    assert board.claims_of("a") == (0,)
+
+
+@pytest.mark.parametrize(
+    ("failure", "retry_after", "until"),
+    [
+        (Failure.HANDED_OVER, None, 0.0),
+        (Failure.BROKEN, None, 0.5),
+        (Failure.BUSY, None, 1.0),
+        (Failure.BUSY, 20.0, 20.0),
+        (Failure.BUSY, 9999.0, 60.0),
+        (Failure.REFUSED, None, 30.0),
+    ],
+)
+def test_a_claim_given_back_bars_its_agent_for_a_while(
+    failure: Failure, retry_after: float | None, until: float
+) -> None:
+    board = Board(DIGEST)
+    board.join("a", 0.0, want=1, size=SIZE)
+    board.assign(0.0)
+    board.release("a", 0.0, [0], failure, retry_after)
+    if until:
+        board.progress("a", until - 0.01, {})  # it is alive
+        board.assign(until - 0.01)
+        assert board.claims_of("a") == ()
+    board.assign(until)
+    assert board.claims_of("a") == (0,)
+
+
+def test_nobody_else_can_release_or_advance_a_claim() -> None:
+    board = Board(DIGEST)
+    board.join("a", 0.0, want=1, size=SIZE)
+    board.join("b", 0.0)
+    board.assign(0.0)
+    board.release("b", 0.0, [0], Failure.HANDED_OVER)
+    board.progress("b", 1.0, {0: MIB})
+    assert board.claims[0].agent == "a"
+    assert board.claims[0].done == 0
+
+
+def test_a_window_whose_only_holder_left_is_claimed_again() -> None:
+    board = filled("a")
+    board.join("b", 0.0, want=4)
+    assert board.assign(0.0) == set()
+    board.leave("a")
+    assert board.assign(0.0) == {"b"}
+    assert board.claims_of("b") == (0, 1, 2, 3)
+
+
+def test_a_stalled_agent_may_bring_in_what_others_hold() -> None:
+    board = filled("a")
+    board.join("b", 0.0, want=4, stalled=(2,))
+    board.assign(0.0)
+    assert board.claims_of("b") == (2,)
+    publish(board, "c", 1.0, 2)
+    assert board.participants["b"].stalled == frozenset()
+
+
+def test_whoever_is_silent_is_forgotten_with_its_claims() -> None:
+    board = Board(DIGEST)
+    board.join("a", 0.0, want=1, size=SIZE)
+    board.assign(0.0)
+    for second in range(4, int(SILENCE), 4):
+        board.claims[0].deadline = second + LEASE
+    board.claims[0].deadline = SILENCE + 1
+    board.assign(SILENCE)
+    assert not board.participants
+    assert not board.claims
+
+
+def test_somebody_who_may_not_claim_gets_nothing() -> None:
+    board = Board(DIGEST)
+    board.join("a", 0.0, want=4, size=SIZE)
+    board.join("b", 0.0, want=1)
+    board.assign(0.0, lambda agent: agent != "a")
+    assert {claim.agent for claim in board.claims.values()} == {"b"}
+
+
+def test_after_another_tracker_forgot_claims_go_on_where_they_were() -> None:
+    board = Board(DIGEST)
+    board.join("a", 0.0, want=2, size=SIZE)
+    board.resume("a", 0.0, (1, 3, 99))
+    assert board.claims_of("a") == (1, 3)
+    board.join("b", 0.0, want=2)
+    board.resume("b", 0.0, (1, 2))
+    assert board.claims_of("b") == (2,)
+
+
+# -- publications ---------------------------------------------------------------------------------------
+
+
+def test_a_publication_for_another_generation_is_ignored() -> None:
+    board = Board(DIGEST)
+    assert not board.publish("a", 0.0, generation=1, size=SIZE, window=0, hashes=hashes_of(0))
+    assert not board.windows
+
+
+@pytest.mark.parametrize(
+    ("window", "hashes"),
+    [(4, hashes_of(0)), (-1, hashes_of(0)), (0, hashes_of(0)[:-1]), (0, b""), (0, bytes(len(hashes_of(0))))],
+)
+def test_hashes_that_cannot_be_are_refused_and_teach_nothing(window: int, hashes: bytes) -> None:
+    board = Board(DIGEST)
+    with pytest.raises(BadHashes):
+        board.publish("a", 0.0, generation=0, size=SIZE, window=window, hashes=hashes)
+    assert board.size is None
+    assert board.version == 1
+
+
+def test_other_hashes_for_the_same_window_begin_the_board_again() -> None:
+    board = Board(DIGEST)
+    publish(board, "a", 0.0, 0)
+    assert not publish(board, "b", 0.0, 0, told_by="liar")
+    assert (board.generation, board.size, board.windows) == (1, None, {})
+
+
+def test_another_size_begins_the_board_again() -> None:
+    board = Board(DIGEST)
+    publish(board, "a", 0.0, 0)
+    assert not publish(board, "b", 0.0, 0, size=SIZE + 1)
+    assert board.generation == 1
+
+
+def test_a_sealed_board_is_final_and_who_contradicts_it_is_wrong() -> None:
+    board = filled("a")
+    board.seal("a", 0)
+    blame = board.contradicts("b", 0, 1, hashes_of(1, "liar"))
+    assert blame is not None
+    assert blame.agent == "b"
+    assert board.contradicts("b", 0, 1, hashes_of(1)) is None
+
+
+def test_news_are_the_windows_published_since() -> None:
+    board = Board(DIGEST)
+    publish(board, "a", 0.0, 2)
+    version = board.version
+    publish(board, "a", 0.0, 0)
+    assert board.view("b", version).published == {0: hashes_of(0)}
+    assert set(board.view("b", 0).published) == {0, 2}
+    assert board.view("b", board.version).published == {}
+    assert set(board.view("b", board.version, generation=7).published) == {0, 2}
+
+
+# -- the end --------------------------------------------------------------------------------------------
+
+
+def test_only_a_complete_board_is_sealed() -> None:
+    board = Board(DIGEST)
+    publish(board, "a", 0.0, 0)
+    assert board.seal("a", 0) == []
+    assert not board.sealed
+    board = filled("a")
+    board.seal("a", 0)
+    assert board.sealed
+    assert board.hashes == b"".join(hashes_of(w) for w in range(4))
+
+
+def test_an_empty_blob_is_sealed_by_whoever_holds_it() -> None:
+    board = Board(DIGEST)
+    board.seal_whole("a", 0, b"")
+    assert board.sealed
+    assert board.hashes == b""
+
+
+def test_who_told_wrong_hashes_is_blamed_when_the_right_ones_are_sealed() -> None:
+    board = Board(DIGEST)
+    for window in range(4):
+        publish(board, "liar" if window == 2 else "a", 0.0, window, told_by="liar" if window == 2 else "truth")
+    assert board.reject("b", 0)
+    for window in range(4):
+        publish(board, "b", 1.0, window)
+    assert [blame.agent for blame in board.seal("b", 1)] == ["liar"]
+
+
+def test_who_rejected_the_right_bytes_is_blamed() -> None:
+    board = filled("a")
+    board.reject("bad-memory", 0)
+    for window in range(4):
+        publish(board, "a", 1.0, window)
+    assert [blame.agent for blame in board.seal("a", 1)] == ["bad-memory"]
+
+
+def test_in_a_conflict_about_the_only_window_the_liar_is_blamed_and_not_who_contradicted_it() -> None:
+    board = Board(DIGEST)
+    small = geometry(5).pieces * 20
+    board.publish("liar", 0.0, generation=0, size=5, window=0, hashes=b"l" * small)
+    board.publish("a", 0.0, generation=0, size=5, window=0, hashes=b"t" * small)
+    board.publish("b", 0.0, generation=1, size=5, window=0, hashes=b"t" * small)
+    assert [blame.agent for blame in board.seal("b", 1)] == ["liar"]
+
+
+def test_after_a_rejection_a_window_is_brought_in_by_somebody_else() -> None:
+    board = filled("a")
+    board.join("b", 0.0, want=4)
+    board.reject("b", 0)
+    board.join("a", 0.0, want=4, size=SIZE)
+    board.assign(0.0)
+    assert board.claims_of("a") == ()
+    assert board.claims_of("b") == (0, 1, 2, 3)
+
+
+def test_a_copy_that_was_rejected_does_not_seal_while_others_can_bring_the_blob_in() -> None:
+    whole = b"".join(hashes_of(w, "liar") for w in range(4))
+    board = Board(DIGEST)
+    board.seal_whole("liar", SIZE, whole)
+    board.join("b", 0.0, want=1)
+    board.reject("b", 0)
+    board.seal_whole("liar", SIZE, whole)
+    assert not board.sealed
+    board.leave("b")
+    board.seal_whole("liar", SIZE, whole)
+    assert board.sealed
+
+
+def test_too_many_wrong_copies_poison_the_board() -> None:
+    board = Board(DIGEST)
+    board.join("a", 0.0, want=4)
+    for generation in range(MAX_GENERATIONS + 1):
+        assert not board.poisoned
+        board.reject("a", generation)
+    assert board.poisoned
+    assert board.assign(0.0) == set()
+    assert not publish(board, "a", 0.0, 0)
+
+
+def test_a_poisoned_board_is_healed_by_a_whole_copy() -> None:
+    board = Board(DIGEST)
+    for generation in range(MAX_GENERATIONS + 1):
+        board.reject("a", generation)
+    board.seal_whole("b", SIZE, b"".join(hashes_of(w) for w in range(4)))
+    assert board.sealed
+    assert not board.poisoned
+
+
+@pytest.mark.parametrize(
+    ("failures", "hope"),
+    [([], True), ([Failure.BROKEN] * 2, True), ([Failure.BROKEN] * 3, False), ([Failure.REFUSED], False)],
+)
+def test_hope_ends_when_everybody_able_was_refused_or_failed_often(failures: list[Failure], hope: bool) -> None:
+    board = Board(DIGEST)
+    board.join("a", 0.0, want=1)
+    for turn, failure in enumerate(failures):
+        board.release("a", float(turn), [0], failure)
+    assert board.hope() is hope
+    board.hold_whole("b")
+    assert board.hope()
+
+
+# -- any order of events ----------------------------------------------------------------------------------
+
+AGENTS = ("a", "b", "c", "d")
+agents = st.sampled_from(AGENTS)
+windows = st.integers(0, len(CUT.windows) - 1)
+
+
+class Boards(RuleBasedStateMachine):
+    """Whatever agents say, in whatever order, some things stay true. Agent "d" lies about every window."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.board = Board(DIGEST)
+        self.now = 0.0
+        self.published: dict[int, bytes] = {}
+        self.generation = 0
+        self.told: dict[str, list[tuple[int, int, bytes]]] = {}
+        """Agent -> (generation, window, hashes) that it told since the last seal."""
+
+    def assign(self) -> None:
+        """Claims are handed out, each for a good reason."""
+        before = {window: claim.agent for window, claim in self.board.claims.items()}
+        held = self.held()
+        changed = self.board.assign(self.now)
+        after = {window: claim.agent for window, claim in self.board.claims.items()}
+        gone = set(AGENTS) - set(self.board.participants)
+        for window in before.keys() | after.keys():
+            if before.get(window) != after.get(window):
+                assert {a for a in (before.get(window), after.get(window)) if a} <= changed | gone
+        for window in after.keys() - before.keys():
+            who = self.board.participants[after[window]]
+            assert window not in held or window in who.stalled or after[window] in gone
+            assert who.want > 0
+            assert who.barred_until <= self.now
+
+    def held(self) -> set[int]:
+        """Published windows that somebody alive holds."""
+        if self.board.holders:
+            return set(self.board.windows)
+        return {w for w in self.board.windows if any(p.have >> w & 1 for p in self.board.participants.values())}
+
+    @rule(seconds=st.sampled_from([0.01, 1.0, LEASE, 3 * LEASE, SILENCE]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        for agent in list(self.board.participants):
+            if seconds < SILENCE:
+                self.board.progress(agent, self.now, {})
+        self.assign()
+
+    @rule(
+        agent=agents,
+        want=st.integers(0, 3),
+        have=st.integers(0, 15),
+        stalled=st.frozensets(windows, max_size=2),
+        prefer=st.lists(windows, max_size=2),
+        only=st.booleans(),
+        size=st.sampled_from([None, SIZE]),
+        stale=st.booleans(),
+    )
+    def join(
+        self,
+        agent: str,
+        want: int,
+        have: int,
+        stalled: frozenset[int],
+        prefer: list[int],
+        only: bool,
+        size: int | None,
+        stale: bool,
+    ) -> None:
+        self.board.join(
+            agent,
+            self.now,
+            size=size,
+            want=want,
+            have=have,
+            stalled=stalled,
+            prefer=prefer,
+            only_preferred=only,
+            generation=self.board.generation - stale,
+        )
+        self.assign()
+
+    @rule(agent=agents, window=windows, stale=st.booleans())
+    def publish(self, agent: str, window: int, stale: bool) -> None:
+        told = hashes_of(window, "liar" if agent == "d" else "truth")
+        generation = self.board.generation - stale
+        if self.board.contradicts(agent, generation, window, told) is not None:
+            return
+        if not stale and not self.board.poisoned:
+            self.told.setdefault(agent, []).append((generation, window, told))
+        self.board.publish(agent, self.now, generation=generation, size=SIZE, window=window, hashes=told)
+        self.assign()
+
+    @rule(agent=agents, window=windows, amount=st.integers(0, MIB))
+    def progress(self, agent: str, window: int, amount: int) -> None:
+        self.board.progress(agent, self.now, {window: amount})
+        self.assign()
+
+    @rule(agent=agents, window=windows, failure=st.sampled_from(list(Failure)))
+    def release(self, agent: str, window: int, failure: Failure) -> None:
+        self.board.release(agent, self.now, [window], failure)
+        self.assign()
+
+    @rule(agent=agents)
+    def dies(self, agent: str) -> None:
+        self.board.leave(agent)
+        self.board.drop(agent)
+        assert not self.board.claims_of(agent)
+        assert agent not in self.board.holders
+        assert agent not in self.board.participants
+        self.assign()
+
+    @precondition(lambda self: self.board.complete and not self.board.sealed)
+    @rule(agent=st.sampled_from(AGENTS[:3]))
+    def check(self, agent: str) -> None:
+        """An honest agent has all bytes that the board describes, and compares the sha256."""
+        right = all(self.board.windows[w].hashes == hashes_of(w) for w in self.board.windows)
+        if not right:
+            assert self.board.reject(agent, self.board.generation)
+            self.assign()
+            return
+        blamed = {blame.agent for blame in self.board.seal(agent, self.board.generation)}
+        assert self.board.sealed
+        assert blamed == {a for a, told in self.told.items() if any(h != hashes_of(w) for _, w, h in told)}
+        self.told.clear()
+
+    @rule(agent=agents)
+    def seals_too_early_or_again(self, agent: str) -> None:
+        complete, sealed = self.board.complete, self.board.sealed
+        if not complete or sealed:
+            self.board.seal(agent, self.board.generation)
+            assert self.board.sealed == sealed
+
+    @rule(agent=agents)
+    def loses_its_copy(self, agent: str) -> None:
+        self.board.distrust(agent)
+        self.assign()
+
+    @invariant()
+    def hashes_never_change_within_a_generation(self) -> None:
+        told = {w: p.hashes for w, p in self.board.windows.items()}
+        if self.board.generation == self.generation:
+            assert self.published.items() <= told.items()
+        self.generation, self.published = self.board.generation, told
+
+    @invariant()
+    def claims_are_within_bounds(self) -> None:
+        assert len(self.board.claims) <= self.board.max_claims
+        for agent, who in self.board.participants.items():
+            assert not who.have & ~sum(1 << w for w in self.board.windows), agent
+        assert {claim.agent for claim in self.board.claims.values()} <= set(self.board.participants)
+        assert not (self.board.claims and self.board.poisoned)
+
+    @invariant()
+    def what_is_counted_is_so(self) -> None:
+        board = self.board
+        holding = {w for w in board.windows if any(p.have >> w & 1 for p in board.participants.values())}
+        assert {w for w in range(8) if board._held >> w & 1} == holding
+        assert {w for w in range(8) if board._mask >> w & 1} == set(board.windows)
+        assert board._stalled == {a for a, p in board.participants.items() if p.stalled}
+        assert board._barred == {a for a, p in board.participants.items() if p.barred_until}
+
+    @invariant()
+    def progress_is_possible_while_somebody_able_wants(self) -> None:
+        board = self.board
+        able = [
+            p for p in board.participants.values()
+            if p.want and not p.barred_until and not (p.only_preferred and board.size is not None)
+        ]  # fmt: skip
+        missing = board.size is None or len(self.held()) < len(CUT.windows)
+        if able and missing and not board.poisoned:
+            assert board.claims or board.assign(self.now)
+
+    @invariant()
+    def deadlines_lie_ahead(self) -> None:
+        deadline = self.board.next_deadline()
+        if self.board.claims or self.board.participants:
+            assert deadline is not None
+            assert deadline > self.now
+
+
+TestAnyOrder = Boards.TestCase
+TestAnyOrder.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
