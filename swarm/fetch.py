@@ -1060,6 +1060,7 @@ class Fetch:
         while not self.verified.is_set():
             era, sha256, piece = len(self._eras), hashlib.sha256(), 0
             while piece < self.cut.pieces and era == len(self._eras):
+                await self.pieces.wait(min(piece + limit, self.cut.pieces) - 1)  # few long jobs: pieces come in runs
                 await self.pieces.wait(piece)
                 count = self.pieces.run(piece, limit)
                 offset = piece * self.cut.piece_length

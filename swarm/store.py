@@ -118,7 +118,7 @@ class Store:
         """Blobs and windows evicted since the start."""
         self.hasher = hasher or Hasher()
         self.on_lost: Callable[[Digest], None] = lambda _digest: None
-        """A complete blob is gone: evicted, vanished, or found wrong."""
+        """A complete blob goes: evicted, vanished, or found wrong. Called before its file is taken away."""
         self.on_found: Callable[[Digest, int], None] = lambda _digest, _size: None
         """A blob that had been in doubt was read again and is right (digest, size)."""
         self._owns_hasher = hasher is None
@@ -502,10 +502,10 @@ class Store:
             blob.checking.cancel()  # its descriptor holds the space
             self._trashing.add(blob.checking)
             blob.checking.add_done_callback(self._trashing.discard)
+        self.on_lost(blob.digest)  # first: nobody is promised a blob that is no longer there
         # The name before the meta: killed in between, a meta alone is rubbish, a blob alone is read again.
         paths = [self._layout.blob(blob.digest), self._layout.meta(blob.digest)]
         self._throw_away(paths, 0 if blob.open_file else cost(blob.stamp.size))
-        self.on_lost(blob.digest)
 
     def _lose(self, blob: _Blob) -> None:
         if self._blobs.get(blob.digest) is blob:
