@@ -130,6 +130,8 @@ def shaped(links: dict[str, Link], congestion: str = "cubic") -> Iterator[Networ
     holder: subprocess.Popen[bytes] | None = None
     try:
         _batch("ip", _topology(bridge, hosts))
+        with contextlib.suppress(NetError):  # where the kernel has it: a switch does not look into packets
+            _inside(bridge, "echo 0 > /proc/sys/net/bridge/bridge-nf-call-iptables")
         for host in hosts.values():
             assert host.namespace is not None
             with _allow(congestion):

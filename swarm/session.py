@@ -38,6 +38,8 @@ _ALERTS = (
 )
 _ADD_DEADLINE = 10.0
 _READ_DEADLINE = 10.0
+_DIALS_WITHIN = 0.005
+"""Seconds in which dialled connections are collected, to look once over all descriptors (swarm/nodelay.py)."""
 
 
 class SessionError(SwarmError):
@@ -182,6 +184,7 @@ class Session:
         self._session: Any = None
         self._wake: tuple[socket.socket, socket.socket] | None = None
         self._listening: asyncio.Future[int] | None = None
+        self._quicken: asyncio.TimerHandle | None = None
         self.sent = 0
         """Payload bytes sent to peers, as of the last `count`."""
 
@@ -216,6 +219,8 @@ class Session:
         session, self._session = self._session, None
         if session is None:
             return
+        if self._quicken is not None:
+            self._quicken.cancel()
         self._announce.close()  # first: libtorrent says goodbye to its tracker, and nobody needs to hear that
         session.pause()
         if self._wake is not None:
@@ -322,14 +327,10 @@ class Session:
     def _drain(self) -> None:
         if self._session is None:
             return
-        dialled = False
         for alert in self._session.pop_alerts():
-            dialled = dialled or type(alert) is lt.peer_connect_alert
             handler = _HANDLERS.get(type(alert))
             if handler is not None:
                 handler(self, alert)
-        if dialled:
-            quicken()
 
     def _torrent_of(self, alert: Any) -> Torrent | None:
         return self._torrents.get(alert.handle.info_hash().to_bytes())
@@ -354,6 +355,14 @@ class Session:
     def _on_hash_failed(self, alert: Any) -> None:
         if (torrent := self._torrent_of(alert)) is not None:
             torrent.on_bad_piece(int(alert.piece_index))
+
+    def _on_connected(self, alert: Any) -> None:
+        if self._quicken is None and " outgoing " in alert.message():  # the binding does not tell the direction
+            self._quicken = asyncio.get_running_loop().call_later(_DIALS_WITHIN, self._quicken_dialled)
+
+    def _quicken_dialled(self) -> None:
+        self._quicken = None
+        quicken()
 
     def _on_ban(self, alert: Any) -> None:
         ip, port = alert.endpoint
@@ -394,6 +403,7 @@ _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     lt.add_torrent_alert: Session._on_added,
     lt.piece_finished_alert: Session._on_piece,
     lt.hash_failed_alert: Session._on_hash_failed,
+    lt.peer_connect_alert: Session._on_connected,
     lt.peer_ban_alert: Session._on_ban,
     lt.read_piece_alert: Session._on_read,
     lt.session_stats_alert: Session._on_stats,
