@@ -18,12 +18,12 @@ from swarm.staged import Staged
 ATTEMPTS = 3
 """Tries per claim without a new piece, each at the offset that the last one reached."""
 
-MOST_WAITING = 4
-"""Complete pieces that wait for the thread while it writes earlier ones: then upstream has to wait."""
+MOST_WAITING = 1024 * 1024
+"""Bytes of complete pieces that wait for the thread while it writes earlier ones: then upstream has to wait."""
 
 LINGER = 0.01
-"""Seconds that a complete piece waits for MOST_WAITING to go to the thread together. A job costs about 0.1 ms of the
-loop's time, a third of what a piece needs on a fast network; on a slow one pieces are further apart than this."""
+"""Seconds that a complete piece waits for others to go to the thread together, up to MOST_WAITING. A job costs about
+0.1 ms of the loop's time, a third of what a piece needs on a fast network; on a slow one pieces are further apart."""
 
 _IOV_MAX = 512
 
@@ -129,16 +129,17 @@ class _Writer:
         self._job: asyncio.Future[list[bytes]] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._given_at = 0.0
+        self._most = max(1, MOST_WAITING // cut.piece_length)
 
     async def put(self, chunks: list[memoryview]) -> None:
         """The next piece. Waits while too many do. Raises StoreFull, OSError."""
         self._batch.append(chunks)
-        while len(self._batch) >= MOST_WAITING and self._job is not None:
+        while len(self._batch) >= self._most and self._job is not None:
             await self._settle()
         if self._job is not None:
             return
         wait = self._given_at + LINGER - self._loop.time()
-        if len(self._batch) >= MOST_WAITING or wait <= 0:
+        if len(self._batch) >= self._most or wait <= 0:
             self._give()
         elif self._timer is None:
             self._timer = self._loop.call_later(wait, self._give)
