@@ -182,6 +182,8 @@ class Fetch:
         self._moved = time.monotonic()
         self._arrived: list[tuple[Torrent, int]] = []
         self._checking = False
+        self._offered: dict[int, Torrent] = {}
+        """Pieces that were offered to a torrent (`_offer`) and are not known to be in it."""
         self._late = 0
         """Pieces that are here and not readable yet."""
         self._reading_back = asyncio.Semaphore(2)
@@ -887,13 +889,25 @@ class Fetch:
             self._torrents[window.index] = await self._add(info, span, span, 4, window)
 
     async def _offer(self, torrent: Torrent, piece: int) -> None:
-        """A piece from upstream in a torrent that waits for it too: its peers may have it from us."""
+        """A piece from upstream in a torrent that waits for it too: its peers may have it from us.
+
+        libtorrent drops it if meanwhile it finds that a peer had sent it wrong bytes of that piece: see `_offer_again`.
+        """
         assert self.cut is not None and self._file is not None
+        self._offered[piece] = torrent
         offset, length = self.cut.piece_span(piece)
         data = await asyncio.get_running_loop().run_in_executor(
             self._context.pool, os.pread, self._file.fd, length, offset
         )
         torrent.give(piece, data)
+
+    async def _offer_again(self) -> None:
+        """Offer what was offered a while ago and is not in its torrent."""
+        offered, self._offered = self._offered, {}
+        for torrent in set(offered.values()):
+            have = await torrent.have()
+            for piece in [p for p, to in offered.items() if to is torrent and p < len(have) and not have[p]]:
+                await self._offer(torrent, piece)
 
     async def _add(
         self, info: bytes, have: Iterable[int], wanted: Iterable[int], priority: int, window: Window | None = None
@@ -1014,6 +1028,7 @@ class Fetch:
         received: int | None = None
         while True:
             await asyncio.sleep(STALL / 4)
+            await self._offer_again()
             waiting = self._waiting_windows()
             if not waiting or self._checking or self._late:
                 self._moved = time.monotonic()  # nothing to wait for, or our own disk is what we wait for

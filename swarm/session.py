@@ -100,13 +100,20 @@ class Torrent:
 
     async def received(self) -> int:
         """Payload bytes that have come from peers so far, without those that were wrong."""
+        status = await self._status()
+        return 0 if status is None else int(status.total_payload_download - status.total_failed_bytes)
+
+    async def have(self) -> list[bool]:
+        """For each piece, whether libtorrent has it; empty if the torrent is gone."""
+        status = await self._status()
+        return [] if status is None else list(status.pieces)
+
+    async def _status(self) -> Any:
         if self.handle is None or self.removed:
-            return 0
-        try:
-            status = await asyncio.to_thread(self.handle.status)
-        except RuntimeError:
-            return 0
-        return int(status.total_payload_download - status.total_failed_bytes)
+            return None
+        with contextlib.suppress(RuntimeError):
+            return await asyncio.to_thread(self.handle.status)
+        return None
 
     def _call(self, act: Callable[[Any], Any]) -> None:
         if self.handle is not None and not self.removed:
