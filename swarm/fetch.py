@@ -38,6 +38,7 @@ from swarm.errors import (
     StoreFull,
     SwarmError,
     TrackerError,
+    TrackerRefused,
 )
 from swarm.geometry import FIRST_WINDOW, Geometry, Window, geometry
 from swarm.held import Held
@@ -65,6 +66,12 @@ LAST_WINDOWS = 2
 
 MOST_DIALLED = 4
 """Peers that a window's torrent dials. With two or less the graph may fall apart (6.8x the bound with one)."""
+
+MOST_REBUILT = 8
+"""Torrents of one blob that begin anew because a peer sent wrong bytes."""
+
+LONGEST_PAUSE = 2.0
+"""Seconds between two tries to join a board whose tracker refuses what this agent tells."""
 
 IDLE = 1.0
 """Seconds that a fetch goes on without a reader: containerd's parallel ranges come and go."""
@@ -169,6 +176,9 @@ class Fetch:
         self._claims: dict[int, asyncio.Task[None]] = {}
         self._done: dict[int, int] = {}
         self._publishing: set[int] = set()
+        self._nothing_under_way = asyncio.Event()
+        """No publication is on its way to the board."""
+        self._nothing_under_way.set()
         self._refusal: SourceError | None = None
         self._refused_until = 0.0
         # the swarm
@@ -176,8 +186,15 @@ class Fetch:
         self._whole: Torrent | None = None
         self._as_whole = False
         """The board was sealed when we came: one torrent for all instead of one per window."""
+        self._sealed = False
         self._wanted: set[int] = set()
-        self._joining: set[int] = set()
+        self._banned: set[PeerAddress] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
+        """Torrents on their way out: until then, libtorrent may still write into the file."""
+        self._switching = asyncio.Lock()
+        """Held while the torrent of the whole blob comes or goes."""
+        self._rebuilt = 0
+        self._joining: dict[int, asyncio.Task[None]] = {}
         self._stalled: tuple[int, ...] = ()
         self._moved = time.monotonic()
         self._arrived: list[tuple[Torrent, int]] = []
@@ -398,6 +415,7 @@ class Fetch:
         """Follow the board at whichever tracker is responsible, or one of our own."""
         trackers = self._context.trackers
         unsubscribe = trackers.on_change(self._nudge.set)
+        refusals = 0
         try:
             while True:
                 link = None if self._alone else trackers.pick(self.digest)
@@ -406,12 +424,18 @@ class Fetch:
                 self._link = link
                 self._board = RemoteBoard(link) if link is not None else self._own_board()
                 self._incarnation, self._since, self._told = "", 0, set()
+                joined = time.monotonic()
                 try:
                     await self._use(link)
                 except NotAMember as error:
                     assert link is not None
                     log.warning("not-a-member", extra={"fields": {"tracker": link.url, "error": str(error)}})
                     self._shunned.add(link)
+                except TrackerRefused as error:
+                    # It is there: join again, at once at first, as after its restart.
+                    refusals = refusals + 1 if time.monotonic() - joined < LONGEST_PAUSE else 0
+                    log.info("board-refused", extra={"fields": {"digest": self.digest, "error": str(error)}})
+                    await asyncio.sleep(min(LONGEST_PAUSE, 0.05 * (2**refusals - 1)))
                 except TrackerError as error:
                     log.info("board-lost", extra={"fields": {"digest": self.digest, "error": str(error)}})
                     if link is not None:
@@ -507,7 +531,8 @@ class Fetch:
 
     def _take_peers(self, answer: wire.BoardAnswer) -> None:
         """Dial who is new: a holder that came after our torrents were added does not dial us."""
-        before, self._peers = self._peers, tuple((p.ip, p.port) for p in answer.peers) or self._peers
+        told = tuple(peer for p in answer.peers if (peer := (p.ip, p.port)) not in self._banned)
+        before, self._peers = self._peers, told or self._peers
         self._others = len(self._peers)
         if self.cut is None or self.pieces is None or not set(self._peers) - set(before):
             return
@@ -531,8 +556,8 @@ class Fetch:
             self._hashes[window] = hashes
             self._told.add(window)
             self._confirm(place, hashes)
-        fresh = not self._torrents and not self._joining and not self._as_whole
-        if answer.sealed and fresh and len(self._hashes) == len(self.cut.windows):
+        self._sealed = answer.sealed and len(self._hashes) == len(self.cut.windows)
+        if self._sealed and not self._torrents and not self._joining and not self._as_whole:
             await self._join_whole()
         else:
             self._join_published()
@@ -543,7 +568,7 @@ class Fetch:
         if not self._eras:
             return
         old = self._eras[-1]
-        for place, piece in enumerate(range(window.first_piece, window.last_piece + 1)):
+        for place, piece in enumerate(_pieces_of(window)):
             expected = hashes[place * HASH_LENGTH : (place + 1) * HASH_LENGTH]
             if piece in old and piece not in self.pieces and old.sum(piece) == expected:
                 self._piece_ready(piece, expected, old.origin(piece))
@@ -590,12 +615,12 @@ class Fetch:
             return
         self._hashes.clear()
         for torrent in self._torrents.values():
-            self._context.session.remove(torrent)
+            self._send_away(torrent)
         self._torrents.clear()
         if self._whole is not None:
-            self._context.session.remove(self._whole)
+            self._send_away(self._whole)
             self._whole = None
-        self._as_whole, self._wanted = False, set()
+        self._as_whole, self._sealed, self._wanted = False, False, set()
         self._joining.clear()
         for task in self._claims.values():
             task.cancel()
@@ -634,6 +659,7 @@ class Fetch:
         self._told.add(window.index)
         self._hashes.setdefault(window.index, hashes)
         self._publishing.add(window.index)
+        self._nothing_under_way.clear()
         try:
             if self._board.shared:
                 await self._seed(window, hashes)
@@ -648,8 +674,13 @@ class Fetch:
                     since=self._since,
                 )
             )
+        except TrackerError:
+            self._told.discard(window.index)
+            raise
         finally:
             self._publishing.discard(window.index)
+            if not self._publishing:
+                self._nothing_under_way.set()
         await self._apply(answer)
 
     # -- claims -----------------------------------------------------------------------------------
@@ -669,6 +700,7 @@ class Fetch:
     async def _bring_into(self, index: int, source: Source, first: Any) -> None:
         assert self.cut is not None and self.pieces is not None and self._staged is not None
         window, pieces, metrics = self.cut.windows[index], self.pieces, self._context.metrics
+        await self._make_way(window)
 
         def on_bytes(count: int) -> None:
             metrics.bytes_in.labels("upstream").inc(count)
@@ -677,9 +709,8 @@ class Fetch:
         def on_piece(piece: int, sha1: bytes) -> None:
             self._suspect.discard(index)
             self._piece_ready(piece, sha1, "upstream")
-            torrent = self._whole or self._torrents.get(index)
-            if torrent is not None:
-                self._spawn(self._offer(torrent, piece))
+            if self._whole is not None:
+                self._spawn(self._offer(self._whole, piece))
 
         await bring_window(
             source,
@@ -787,14 +818,13 @@ class Fetch:
             if not wanted or index in self._torrents or index in self._joining or self.pieces.holds(window):
                 continue
             if self._board.shared and index not in self._claims:
-                self._joining.add(index)
-                self._spawn(self._join_window(window, hashes, 7 if index in urgent else 4))
+                self._joining[index] = self._spawn(self._join_window(window, hashes, 7 if index in urgent else 4))
 
     async def _join_window(self, window: Window, hashes: bytes, priority: int) -> None:
         assert self.cut is not None and self.pieces is not None
         generation = self._generation
         missing = list(self.pieces.missing(window))
-        span = range(window.first_piece, window.last_piece + 1)
+        span = _pieces_of(window)
         try:
             torrent = await self._add(
                 window_info(self.digest, self.cut, window, hashes),
@@ -803,14 +833,15 @@ class Fetch:
                 priority,
                 window,
             )
+            if self.pieces.holds(window) or self._near_the_end():
+                torrent.want((piece, 0) for piece in self._beside(window))
+            if generation != self._generation or self.closing:
+                await self._context.session.retire(torrent)
+                return
+            self._torrents[window.index] = torrent
         finally:
-            self._joining.discard(window.index)
-        if self.pieces.holds(window) or self._near_the_end():
-            torrent.want((piece, 0) for piece in self._beside(window))
-        if generation != self._generation or self.closing:
-            self._context.session.remove(torrent)
-            return
-        self._torrents[window.index] = torrent
+            if self._joining.get(window.index) is asyncio.current_task():
+                del self._joining[window.index]
 
     def _beside(self, window: Window) -> tuple[int, ...]:
         """One piece outside *window*, for its torrent to want in vain until the window is here.
@@ -849,27 +880,70 @@ class Fetch:
 
     async def _join_whole(self) -> None:
         """The board is sealed: one torrent for the rest of the blob."""
-        assert self.cut is not None and self.pieces is not None
         self._as_whole = True
+        async with self._switching:
+            await self._add_whole()
+
+    async def _add_whole(self) -> None:
+        assert self.cut is not None and self.pieces is not None
         hashes = b"".join(self._hashes[w.index] for w in self.cut.windows)
         ready = [p for p in range(self.cut.pieces) if p in self.pieces]
         if len(ready) == self.cut.pieces:
             return
-        generation = self._generation
-        torrent = await self._add(sealed_info(self.digest, self.cut, hashes), ready, self._wanted_pieces(), 4)
+        generation, self._wanted = self._generation, self._wanted_pieces()
+        torrent = await self._add(sealed_info(self.digest, self.cut, hashes), ready, {*ready, *self._wanted}, 4)
         if generation != self._generation or self.closing:
-            self._context.session.remove(torrent)
+            await self._context.session.retire(torrent)
             return
         self._whole = torrent
         self._want_of_whole()
 
+    async def _turn_whole(self) -> None:
+        """From the torrents of windows that are not here to one of the whole blob."""
+        assert self.cut is not None and self.pieces is not None
+        self._as_whole = True
+        for index in [i for i in self._torrents if not self.pieces.holds(self.cut.windows[i])]:
+            self._send_away(self._torrents.pop(index))
+        await self._join_whole()
+
+    def _send_away(self, torrent: Torrent) -> None:
+        """Have *torrent* leave the session."""
+        task = self._spawn(self._context.session.retire(torrent))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _make_way(self, window: Window) -> None:
+        """Before *window* is brought in, nothing of it may be left for libtorrent to write.
+
+        It writes into the same file what it has not verified yet: wrong bytes of a peer came down on right ones.
+        """
+        if (joining := self._joining.get(window.index)) is not None:
+            await asyncio.wait([joining])
+        if (torrent := self._torrents.pop(window.index, None)) is not None:
+            self._send_away(torrent)
+        async with self._switching:
+            while self._leaving:
+                await asyncio.wait(self._leaving)
+            if self._whole is not None and not self._wanted.isdisjoint(_pieces_of(window)):
+                torrent, self._whole = self._whole, None
+                generation = self._generation
+                await self._context.session.retire(torrent)
+                if generation == self._generation and not self.closing:
+                    await self._add_whole()
+
     def _wanted_pieces(self) -> set[int]:
-        """Pieces that the readers here need: all, or those of the windows that range readers wait for."""
-        assert self.cut is not None
-        if any(reader.whole for reader in self.readers):
-            return set(range(self.cut.pieces))
-        windows = {w for reader in self.readers for w in reader.windows}
-        return {p for w in windows for p in range(self.cut.windows[w].first_piece, self.cut.windows[w].last_piece + 1)}
+        """Pieces that the readers here need from peers: all that are missing, or those that range readers wait for."""
+        assert self.cut is not None and self.pieces is not None
+        windows: Iterable[int] = range(len(self.cut.windows))
+        if not any(reader.whole for reader in self.readers):
+            windows = {w for reader in self.readers for w in reader.windows}
+        return {
+            piece
+            for index in windows
+            if index not in self._claims
+            for piece in _pieces_of(self.cut.windows[index])
+            if piece not in self.pieces
+        }
 
     def _want_of_whole(self) -> None:
         """Have the torrent of the whole blob fetch what is wanted now; it may have let go of its peers meanwhile."""
@@ -879,11 +953,39 @@ class Fetch:
             self._whole.want((piece, 4) for piece in wanted)
             self._whole.reannounce()
 
+    def _spoiled(self, torrent: Torrent, peer: PeerAddress) -> None:
+        """*peer* sent wrong bytes: its torrent begins anew, without what it had sent of other pieces.
+
+        libtorrent bans it, but keeps those blocks, and then bans whoever sends the rest of such a piece as well.
+        """
+        self._banned.add(peer)
+        self._peers = tuple(other for other in self._peers if other != peer)
+        if self._rebuilt < MOST_REBUILT and not self.closing and not self.verified.is_set():
+            self._rebuilt += 1
+            self._spawn(self._rebuild(torrent))
+
+    async def _rebuild(self, torrent: Torrent) -> None:
+        generation = self._generation
+        if torrent is self._whole:
+            async with self._switching:
+                if torrent is not self._whole:
+                    return
+                self._whole = None
+                await self._context.session.retire(torrent)
+                if generation == self._generation and not self.closing:
+                    await self._add_whole()
+            return
+        window = next((index for index, known in self._torrents.items() if known is torrent), None)
+        if window is not None:
+            del self._torrents[window]
+            self._send_away(torrent)
+            self._join_published()
+
     async def _seed(self, window: Window, hashes: bytes) -> None:
         """Offer a window that is here."""
         if window.index in self._torrents or self.cut is None:
             return
-        span = range(window.first_piece, window.last_piece + 1)
+        span = _pieces_of(window)
         with contextlib.suppress(SessionError, BadHashes):
             info = window_info(self.digest, self.cut, window, hashes)
             self._torrents[window.index] = await self._add(info, span, span, 4, window)
@@ -913,6 +1015,8 @@ class Fetch:
         self, info: bytes, have: Iterable[int], wanted: Iterable[int], priority: int, window: Window | None = None
     ) -> Torrent:
         assert self._staged is not None
+        while self._leaving:
+            await asyncio.wait(self._leaving)  # the session takes a torrent once
         self._moved = time.monotonic()
         torrent: Torrent | None = None
 
@@ -934,6 +1038,7 @@ class Fetch:
             on_bad_piece=lambda _piece: self._context.metrics.bad_pieces.inc(),
             on_error=lambda text: log.error("torrent-error", extra={"fields": {"digest": self.digest, "error": text}}),
             peers=lambda: self._peers if window is None else self._dial(window),
+            on_ban=lambda peer: self._spoiled(torrent, peer) if torrent is not None else None,
         )
         for piece in early:
             on_piece(piece)
@@ -1014,7 +1119,7 @@ class Fetch:
             window = self.cut.window_at(piece * self.cut.piece_length)
             self._trace("window-here", window.index, origin=origin)
             self._window_here(window)
-            sums = {p: self.pieces.sum(p) for p in range(window.first_piece, window.last_piece + 1)}
+            sums = {p: self.pieces.sum(p) for p in _pieces_of(window)}
             if not self.verified.is_set():
                 self._spawn(self._staged.note(sums))
 
@@ -1041,6 +1146,8 @@ class Fetch:
                 continue
             torrents = [*self._torrents.values(), *([self._whole] if self._whole else [])]
             now = sum([await torrent.received() for torrent in torrents])
+            if self._sealed and not self._as_whole and self.cut is not None and len(self.cut.windows) > 1:
+                await self._turn_whole()  # who has all of the blob may offer its windows no more
             if received is not None and now > received:
                 self._moved = time.monotonic()  # a piece is long, but its blocks come
             received = now
@@ -1107,6 +1214,7 @@ class Fetch:
         )
         with contextlib.suppress(TrackerError):
             await self._publish_held()
+            await self._nothing_under_way.wait()  # a seal that overtakes one comes to an incomplete board, and is void
             await self._board.seal(wire.Seal(**self._me(), incarnation=self._incarnation, generation=self._generation))
         self._finishing = asyncio.create_task(self._staged.finish(self.pieces.sums()))
         try:
@@ -1149,6 +1257,10 @@ class Fetch:
             if self.pieces.sum(piece) != self._eras[era].sum(piece):
                 raise BlobCorrupt(f"bytes of {self.digest} that were given out turned out to be wrong")
         return now
+
+
+def _pieces_of(window: Window) -> range:
+    return range(window.first_piece, window.last_piece + 1)
 
 
 def _check(fd: int, spans: Sequence[tuple[int, int]], expected: Sequence[bytes | None]) -> list[bool]:
