@@ -19,7 +19,7 @@ from aiohttp import web
 from mirror import passthrough
 from mirror.access import Accepted, Standing
 from mirror.account import ACCOUNT, Account
-from mirror.blobs import Blob, Swarm
+from mirror.blobs import Blob, Span, Swarm
 from mirror.ranges import Asked, RangeUnsatisfiable, Resolved, resolve
 from mirror.sending import send_spans
 from swarm.digest import Digest
@@ -130,10 +130,20 @@ async def _answer(
         bodies.begun.note(digest, time.monotonic())
         await complete(request, response, account, send_chunks(response, chunks, account, first))
         return response
-    await response.prepare(request)
-    bodies.begun.note(digest, time.monotonic())
-    await complete(request, response, account, _send(request, response, account, digest, source, blob, place))
+    async with aclosing(cast("AsyncGenerator[Span, None]", blob.read(place.start, place.stop))) as spans:
+        # As above: a size is known long before it is known whether anybody still has the bytes.
+        first_span = await anext(spans)
+        await response.prepare(request)
+        bodies.begun.note(digest, time.monotonic())
+        sending = _send(request, response, account, digest, source, place, _chained(first_span, spans))
+        await complete(request, response, account, sending)
     return response
+
+
+async def _chained(first: Span, rest: AsyncGenerator[Span, None]) -> AsyncGenerator[Span, None]:
+    yield first
+    async for span in rest:
+        yield span
 
 
 def is_known(request: web.Request, etag: str) -> bool:
@@ -167,12 +177,12 @@ async def _send(
     account: Account,
     digest: Digest,
     source: Source | None,
-    blob: Blob,
     place: Resolved,
+    spans: AsyncGenerator[Span, None],
 ) -> None:
     before = account.origins.total()
     try:
-        await send_spans(request, response, blob.read(place.start, place.stop), account.sent)
+        await send_spans(request, response, spans, account.sent)
     except StoreFull:
         if source is None:
             raise

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from aiohttp.http_exceptions import HttpProcessingError
 
 from swarm.digest import Digest
 from swarm.errors import BlobCorrupt, BlobUnavailable, SourceBroken, StoreFull
@@ -19,6 +21,14 @@ from tests.parts.front import Agent, FileSwarm, agent, file_agent
 from tests.parts.registry import Registry
 
 SIZE = 9_000_001
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever a client does is no defect of ours: nothing is logged with a traceback but what is no HTTP."""
+    yield
+    raised = [record.exc_info[1] for record in caplog.get_records("call") if record.exc_info]
+    assert not [error for error in raised if not isinstance(error, HttpProcessingError)]
 
 
 @dataclass
@@ -141,6 +151,21 @@ async def test_a_failure_in_the_body_cuts_the_connection(files: Files, at: int, 
             body = await _rest(reader, SIZE)
         assert len(body) < SIZE
     await files.agent.idle()
+
+
+@pytest.mark.parametrize(("before", "status"), [(False, 404), (True, 503)])
+async def test_a_failure_before_the_first_byte_is_an_answer(files: Files, before: bool, status: int) -> None:
+    """The size was known, the bytes are not to be had: containerd is told so, and does not wait for a body. If it got
+    a part of this blob before, it is no 404."""
+    if before:
+        await files.agent.ask(files.path, headers={"Range": "bytes=0-9"})
+    blob = files.swarm.blobs[files.digest]
+    blob.fails_at, blob.failure = 10, BlobUnavailable("the last one who had it is gone")
+    got, headers, body = await files.agent.ask(files.path, headers={"Range": "bytes=10-99"})
+    assert (got, headers["Content-Type"]) == (status, "application/json")
+    assert json.loads(body)["errors"]
+    await files.agent.idle()
+    assert (files.swarm.open_now, blob.readers) == (0, 0)
 
 
 async def _rest(reader: asyncio.StreamReader, count: int) -> bytes:
