@@ -15,6 +15,7 @@ from tests.parts.cluster import Cluster, cluster
 from tests.parts.containerd import Containerd, containerd
 from tests.parts.counter import Counter
 from tests.parts.fetch import fetch
+from tests.parts.procs import python, run
 from tests.parts.registry import Image, Registry
 
 pytestmark = [pytest.mark.needs_registry, pytest.mark.timeout(150)]
@@ -144,6 +145,44 @@ async def test_what_containerd_pulled_by_itself_is_offered_and_withdrawn_when_it
         assert (await other.blob(image.config, upstream.host)).status == 404
         assert (await owner.blob(image.config, upstream.host)).status == 404
         assert (await owner.blob(image.layers[0], upstream.host)).digest == image.layers[0].digest
+
+
+@pytest.mark.needs_containerd
+@pytest.mark.needs_podman
+@pytest.mark.needs_root
+async def test_a_mirror_that_is_left_switched_on(origin: Registry, upstream: Counter, tmp_path: Path) -> None:
+    """As `shoal containerd install` and the guide set it up: the agent is asked first; what it does not mirror, and
+    everything once it is dead, comes from the registry itself, and after `uninstall` nobody asks for it."""
+    through, denied, dead, after = [
+        await origin.push_image(f"e2e/{name}", "v1", LAYERS[:2]) for name in ("through", "denied", "dead", "after")
+    ]
+    async with cluster(tmp_path, flags=[f"--deny={upstream.host}/e2e/denied"]) as whole, containerd(tmp_path) as daemon:
+        [agent] = whole.agents
+        command = python("mirror", "containerd")
+        where = [f"--containerd-certs={daemon.hosts}", f"--containerd-config={daemon.base}/config.toml"]
+        await run([*command, "install", *where, f"--mirror={agent.url}"])
+        pod = podman.Podman(
+            tmp_path / "podman", skopeo.mirrored(upstream.host, skopeo.through(agent.host, upstream.host))
+        )
+
+        async def pulled(image: Image) -> set[str]:
+            """Who asked the registry for it, when CRI and podman have pulled it."""
+            name = f"{upstream.host}/{image.repository}:v1"
+            assert await daemon.cri_pull(name) == image.config.digest
+            assert await pod.pull(name) == image.config.digest.removeprefix("sha256:")
+            seen = [entry for entry in (await upstream.counts()).seen if image.repository in entry.path]
+            return {entry.headers.get("user-agent", "").partition("/")[0] for entry in seen}
+
+        assert await pulled(through) == {"shoal"}
+        assert await pulled(denied) == {"containerd", "containers"}
+        await agent.kill()
+        assert await pulled(dead) == {"containerd", "containers"}
+        await run([*command, "uninstall", *where])
+        assert list(daemon.hosts.iterdir()) == []
+        await agent.start()
+        await daemon.cri_pull(f"{upstream.host}/{after.repository}:v1")
+        seen = [entry for entry in (await upstream.counts()).seen if after.repository in entry.path]
+        assert {entry.headers["user-agent"].partition("/")[0] for entry in seen} == {"containerd"}
 
 
 @pytest.mark.needs_aria2
