@@ -122,6 +122,36 @@ async def test_a_client_that_leaves_while_bytes_are_awaited(files: Files) -> Non
     assert (files.swarm.open_now, blob.readers) == (0, 0)
 
 
+@pytest.mark.needs_registry
+async def test_clients_that_leave_while_upstream_is_still_sending(
+    origin: Registry, upstream: Counter, tmp_path: Path
+) -> None:
+    """A whole agent, nothing on disk, a slow upstream: one client after the other leaves a bit later than the one
+    before. What they brought in is not asked for again, and nothing goes on for nobody."""
+    content = data.blob(3_000_000, 35)
+    blob = await origin.push_blob("leave/app", content)
+    await upstream.shape(total=6_000_000)
+    async with agent(tmp_path) as running:
+        path = f"/v2/leave/app/blobs/{blob.digest}?ns={upstream.host}"
+
+        async def leave(after: int) -> None:
+            async with connection(running) as (reader, writer):
+                writer.write(request(path))
+                if after >= 0:
+                    await head_of(reader)
+                    await reader.readexactly(after)
+
+        for after in (-1, 0, 1, 70_000, 400_000, 1_100_000, 2_000_000, len(content) - 70_000):
+            await leave(after)
+        await asyncio.gather(*(leave(after) for after in range(0, len(content), 500_000)))
+        await running.idle()
+        swarm = running.front.registry.bodies.swarm
+        assert [fetch["readers"] for fetch in swarm.status()["fetches"]] in ([], [0])
+        status, _, body = await running.ask(path)
+        assert (status, body == content) == (200, True)
+    assert (await upstream.counts()).bytes_of("blobs") <= 1.02 * len(content)
+
+
 async def test_a_client_that_stops_reading_keeps_nobody_else_waiting(files: Files) -> None:
     """It holds its own connection and no more."""
     async with connection(files.agent) as (reader, writer):
