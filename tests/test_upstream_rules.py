@@ -212,6 +212,19 @@ def test_a_file_says_what_is_special(tmp_path: Path) -> None:
         registries.find(None, "secret/x")
 
 
+def test_the_file_in_the_guide_is_one(tmp_path: Path) -> None:
+    """With files where it names some."""
+    guide = (Path(__file__).parent.parent / "mirror/clients.md").read_text()
+    text = guide.rpartition("```toml\n")[2].partition("```")[0]
+    for name in ("example.pem", "me.crt", "me.key"):
+        (tmp_path / name).touch()
+    path = tmp_path / "registries.toml"
+    path.write_text(text.replace("/etc/ssl", str(tmp_path)))
+    registries = load(path, Registries())
+    assert registries.registry("registry.example:5000").tag_ttl == 60.0
+    assert registries.registry("plain.example").url == "http://plain.example"
+
+
 def test_what_the_file_does_not_say_is_as_the_flags_have_it(tmp_path: Path) -> None:
     """A TTL for one registry, and what is denied, are not lost because a file says something else of it."""
     path = tmp_path / "registries.toml"
