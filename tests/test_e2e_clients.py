@@ -185,6 +185,34 @@ async def test_a_mirror_that_is_left_switched_on(origin: Registry, upstream: Cou
         assert {entry.headers["user-agent"].partition("/")[0] for entry in seen} == {"containerd"}
 
 
+async def test_idle_connections_beyond_the_soft_limit_of_open_files(
+    origin: Registry, upstream: Counter, tmp_path: Path
+) -> None:
+    """Half of them are kept alive after an answer, half never finish their request; the pull among them succeeds."""
+    blob = origin.plant("e2e/idle", 3 * MIB, 940)
+    async with cluster(tmp_path, agents=0) as whole:
+        agent = whole.prepare()
+        agent.process.argv[:0] = ["prlimit", "--nofile=256:8192", "--"]
+        await agent.start()
+
+        async def idle(asks: bytes) -> asyncio.StreamWriter:
+            reader, writer = await asyncio.open_connection("127.0.0.1", agent.port)
+            writer.write(asks)
+            if asks.endswith(b"\r\n\r\n"):
+                assert b" 200 " in await reader.readline()
+            return writer
+
+        asks = [b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /v2/ HTTP/1.1\r\nHost"]
+        held = [await idle(asks[index % 2]) for index in range(600)]
+        try:
+            told = await agent.blob(blob, upstream.host)
+            assert (told.status, told.digest) == (200, blob.digest)
+        finally:
+            for writer in held:
+                writer.transport.abort()
+            await asyncio.sleep(0)
+
+
 @pytest.mark.needs_aria2
 async def test_a_foreign_client_downloads_a_sealed_blob(
     four: Cluster, origin: Registry, upstream: Counter, tmp_path: Path
