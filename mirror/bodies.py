@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -66,38 +66,24 @@ class Bodies:
         before the first byte.
         """
         account = request[ACCOUNT]
-        try:
-            async with self.reader(digest, source, whole=whole) as blob:
-                return await _answer(request, account, digest, source, blob, asked, headers, self)
-        except StoreFull:
-            if source is None:
-                raise
-            account.note = "passed through: the store is full"
-            size = await passthrough.size_of(source)
-            return await _answer(request, account, digest, source, size, asked, headers, self)
-
-    @asynccontextmanager
-    async def reader(self, digest: Digest, source: Source | None, *, whole: bool) -> AsyncIterator[Blob]:
-        """The blob, opened; persistently if its bytes were already promised. Raises BlobUnavailable, StoreFull."""
         deadline = time.monotonic() + PERSIST
         while True:
-            opening = self.swarm.open(digest, source, whole=whole)
             try:
-                blob = await opening.__aenter__()
-                break
+                async with self.swarm.open(digest, source, whole=whole) as blob:
+                    return await _answer(request, account, digest, source, blob, asked, headers, self)
+            except StoreFull:
+                if source is None:
+                    raise
+                account.note = "passed through: the store is full"
+                size = await passthrough.size_of(source)
+                return await _answer(request, account, digest, source, size, asked, headers, self)
             except BlobUnavailable as error:
+                # Nothing was sent, or it would be a Cut. Bytes of this blob may have been promised, though.
                 now = time.monotonic()
                 begun = self.begun.standing(digest, now) is Standing.FRESH
                 if not begun or now > deadline or isinstance(error.cause, SourceRefused):
                     raise
             await asyncio.sleep(RETRY)
-        try:
-            yield blob
-        except BaseException as error:
-            if not await opening.__aexit__(type(error), error, error.__traceback__):
-                raise
-        else:
-            await opening.__aexit__(None, None, None)
 
 
 async def _answer(

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from aiohttp.http_exceptions import HttpProcessingError
 
+from mirror import bodies
 from swarm.digest import Digest
 from swarm.errors import BlobCorrupt, BlobUnavailable, SourceBroken, StoreFull
 from tests.parts import data
@@ -184,9 +185,12 @@ async def test_a_failure_in_the_body_cuts_the_connection(files: Files, at: int, 
 
 
 @pytest.mark.parametrize(("before", "status"), [(False, 404), (True, 503)])
-async def test_a_failure_before_the_first_byte_is_an_answer(files: Files, before: bool, status: int) -> None:
+async def test_a_failure_before_the_first_byte_is_an_answer(
+    files: Files, before: bool, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The size was known, the bytes are not to be had: containerd is told so, and does not wait for a body. If it got
-    a part of this blob before, it is no 404."""
+    a part of this blob before, that is tried again for a while, and is no 404 then."""
+    monkeypatch.setattr(bodies, "PERSIST", 0.6)
     if before:
         await files.agent.ask(files.path, headers={"Range": "bytes=0-9"})
     blob = files.swarm.blobs[files.digest]
@@ -196,6 +200,7 @@ async def test_a_failure_before_the_first_byte_is_an_answer(files: Files, before
     assert json.loads(body)["errors"]
     await files.agent.idle()
     assert (files.swarm.open_now, blob.readers) == (0, 0)
+    assert files.swarm.opened >= (4 if before else 1)
 
 
 async def _rest(reader: asyncio.StreamReader, count: int) -> bytes:
