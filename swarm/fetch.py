@@ -458,6 +458,8 @@ class Fetch:
         """Poll one board until another one is responsible."""
         trackers = self._context.trackers
         while True:
+            if self._alone and link is not None:
+                return
             if not self._alone:
                 picked = trackers.pick(self.digest)
                 if picked is not link and (picked is None or picked not in self._shunned):
@@ -519,6 +521,8 @@ class Fetch:
         self._take_peers(answer)
         if answer.poisoned:
             log.error("board-poisoned", extra={"fields": {"digest": self.digest}})
+            if not self._board.shared:
+                raise BlobCorrupt(f"the bytes do not match {self.digest}, however often they are fetched")
             self._alone = True
             self._nudge.set()
             return

@@ -58,6 +58,8 @@ async def test_what_is_mended(rule: Rule, copies: float, origin: Registry, upstr
         Rule(match=BLOB, then="hang"),
         Rule(match=BLOB, status=500),
         Rule(match=BLOB, status=429, headers={"Retry-After": "300"}),
+        Rule(match=BLOB, status=200, body="another file"),
+        Rule(match=BLOB, status=200, body="another file", times=1),
         Rule(match=BLOB, status=200, body=""),
         Rule(match=BLOB, status=206, body="no range"),
         Rule(match=BLOB, status=302, headers={"Location": "http://127.0.0.1:1/nobody"}),
@@ -80,3 +82,16 @@ async def test_what_cannot_be_mended_sends_the_client_elsewhere(
         running.front.registry.upstream.guard._hosts.clear()  # its pause and its breaker are over
         told = await fetch(url)
         assert (told.status, told.digest) == (200, blob.digest)
+
+
+@pytest.mark.parametrize("after", [MIB, 5 * MIB, SIZE - 1])
+async def test_wrong_bytes_are_never_a_complete_body(
+    after: int, origin: Registry, upstream: Counter, tmp_path: Path
+) -> None:
+    """Upstream's copy is rotten for good: whatever has left before, the last bytes do not, and nobody waits."""
+    blob = origin.plant("traps/rotten", SIZE, 932)
+    await upstream.rules(Rule(match=BLOB, then="flip", after=after, ignore_range=True))
+    async with agent(tmp_path) as running:
+        told = await fetch(f"{running.url}/v2/{blob.repository}/blobs/{blob.digest}?ns={upstream.host}")
+    assert (told.status, told.error) == (200, "cut short")
+    assert told.size < SIZE
