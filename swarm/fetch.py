@@ -383,7 +383,9 @@ class Fetch:
         self._tasks.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
             return
-        log.error("fetch-task-failed", extra={"fields": {"digest": self.digest, "error": repr(error)}}, exc_info=error)
+        if not isinstance(error, SwarmError):  # those are told by fetch-ended; a registry that is down is no defect
+            fields = {"digest": self.digest, "error": repr(error)}
+            log.error("fetch-task-failed", extra={"fields": fields}, exc_info=error)
         self._fail(error if isinstance(error, SwarmError) else BlobUnavailable(repr(error)))
         self._close_soon()
 
