@@ -284,9 +284,18 @@ class Board:
         # A longer pause is kept by the agent itself, for all blobs of that upstream (mirror/guard.py).
         self._bar(agent, who, now + min(_LONGEST_BAR, max(bar, min(pause, PATIENCE))))
 
-    def revoke(self, agent: str) -> None:
-        """Take all claims from *agent*."""
-        for window in [w for w, claim in self.claims.items() if claim.agent == agent]:
+    def revoke(self, agent: str, but: Collection[int] = ()) -> None:
+        """Take all claims from *agent*, *but* those."""
+        for window in [w for w, claim in self.claims.items() if claim.agent == agent and w not in but]:
+            del self.claims[window]
+
+    def busy(self, since: float) -> bool:
+        """Whether somebody who brings a window in has said something after *since*."""
+        return any(self._heard(claim.agent) > since for claim in self.claims.values())
+
+    def take_back(self, since: float) -> None:
+        """Take the claims from those who said nothing after *since*: they went to another tracker."""
+        for window in [w for w, claim in self.claims.items() if self._heard(claim.agent) <= since]:
             del self.claims[window]
 
     def seal(self, agent: str, generation: int) -> list[Blame]:
@@ -482,6 +491,10 @@ class Board:
         if self._quiet_at is None:
             self._quiet_at = now + SILENCE
         return who
+
+    def _heard(self, agent: str) -> float:
+        who = self.participants.get(agent)
+        return who.seen if who is not None else float("-inf")
 
     def _publish(self, window: int, hashes: bytes, agent: str) -> None:
         self.version += 1

@@ -14,6 +14,7 @@ from swarm import board as boards
 from swarm import wire
 from swarm.geometry import MIB
 from tests.parts.talk import Refusal, Talker, Town, digest_of, hashes_of, town, until
+from tracker import cluster
 from tracker.swarms import Raw
 
 D = digest_of("blob")
@@ -196,13 +197,51 @@ async def test_what_is_meant_for_another_incarnation_is_refused(here: Town) -> N
 
 
 async def test_after_a_restart_of_the_tracker_agents_keep_their_claims_and_others_wait_a_moment() -> None:
-    async with town(recovery=0.2) as here:
+    async with town(recovery=0.2, gather=0.2) as here:
         a, b = here.agent("a", 1001), here.agent("b", 1002)
         first = await b.board(D, want=2, size=4 * MIB, incarnation="before", since=9)
         assert first.claims == ()
         second = await a.board(D, want=2, size=4 * MIB, incarnation="before", since=9, claims=(2, 3))
         assert second.claims == (2, 3)
         assert (await pending(b, want=2)).claims == (0, 1)
+
+
+async def test_agents_that_come_from_another_tracker_say_first_what_they_hold() -> None:
+    """They notice one after another that theirs is gone: who is first gets no claim on what the next brings with it."""
+    async with town(recovery=0.2, gather=0.4) as here:
+        a, b = here.agent("a", 1001), here.agent("b", 1002)
+        first = await a.board(D, want=4, size=6 * MIB, have=wire.bitmap(0b1), claims=(1,))
+        assert first.claims == (1,)
+        second = await b.board(D, want=4, size=6 * MIB, have=wire.bitmap(0b1), claims=(2, 3))
+        assert second.claims == (2, 3)
+        await b.publish(D, 6 * MIB, 0)
+        await a.board(D, want=4)
+        await b.board(D, want=4)
+        assert (await pending(a, want=4)).claims == (1, 4, 5)
+        assert (await b.board(D, want=4)).claims == (2, 3)
+
+
+async def test_claims_of_agents_that_were_elsewhere_do_not_hold_up_who_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They went to another tracker without a word, which is back to being gone: only what they bring in counts."""
+    monkeypatch.setattr(cluster, "BUSY", 0.0)
+    async with town(recovery=0.1, gather=0.1) as here:
+        a, b = here.agent("a", 1001), here.agent("b", 1002)
+        assert (await a.board(D, want=2, size=4 * MIB)).claims == (0, 1)
+        assert (await b.board(D, want=2)).claims == (2, 3)
+        a.seen.clear()
+        b.seen.clear()
+        assert (await b.board(D, want=2, size=4 * MIB, claims=(0, 3))).claims == (0, 3)
+        assert (await a.board(D, want=2, size=4 * MIB, claims=(2,))).claims == (2,)
+        assert (await pending(a, want=2)).claims == (1, 2)
+
+
+async def test_who_joins_a_board_that_moves_makes_nobody_wait(here: Town) -> None:
+    a, b = here.agent("a", 1001), here.agent("b", 1002)
+    await until(lambda: here.server.cluster.now() > here.server.cluster.started)
+    assert (await a.board(D, want=1, size=4 * MIB)).claims == (0,)
+    assert (await b.board(D, want=1, size=4 * MIB, incarnation="before", claims=())).claims == (1,)
 
 
 async def test_a_sealed_blob_has_holders(here: Town) -> None:

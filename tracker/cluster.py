@@ -39,6 +39,9 @@ Note = Callable[[str, Reason, str], None]
 SILENCE = 60.0
 """Seconds without any word after which an agent without an open channel is forgotten."""
 
+BUSY = 2.0
+"""Seconds within which whoever brings a window in says something: progress is told once a second."""
+
 WHOLE_PATIENCE = 3.0
 """Seconds for an agent to answer with the hashes of its copy..."""
 
@@ -245,8 +248,11 @@ class Cluster:
         board = swarm.board
         now = self.now()
         same = poll.incarnation == swarm.incarnation
-        if poll.incarnation and not same and not board.participants and not board.windows:
-            swarm.quiet_until = max(swarm.quiet_until, now + self.settings.recovery)
+        # An agent that comes from another tracker names no incarnation, but brings windows and claims with it.
+        moved = not same and bool(poll.incarnation or poll.claims or poll.have)
+        if moved:
+            self._gather(swarm, now)
+            board.revoke(agent.key, but=poll.claims)
         trusted = self._trusted(swarm, agent.key, now)
         board.join(
             agent.key,
@@ -259,7 +265,7 @@ class Cluster:
             generation=poll.generation if same else None,
             stalled=poll.stalled[:1024],
         )
-        if poll.incarnation and not same and trusted and poll.size is not None:
+        if moved and trusted and poll.size is not None:
             board.resume(agent.key, now, poll.claims)
         agent.boards.add(swarm.digest)
         self._place(swarm, agent.key)
@@ -589,6 +595,21 @@ class Cluster:
             swarm.pool.put(key, zone=announcer.zone, holder=announcer.complete)
             return
         swarm.pool.remove(key)
+
+    def _gather(self, swarm: Swarm, now: float) -> None:
+        """Agents come from another tracker, one after another: no new claims until they have said what they hold.
+
+        Where somebody brings windows in, the others are already: there is nothing to wait for.
+        """
+        gathering = now < swarm.gathering_until
+        if not gathering and swarm.board.busy(now - BUSY):
+            return
+        if not gathering:
+            swarm.gathering_since = now
+            swarm.board.take_back(now - BUSY)
+        longest = swarm.gathering_since + self.settings.gather
+        swarm.gathering_until = max(self.started + self.settings.gather, min(longest, now + self.settings.recovery))
+        swarm.quiet_until = max(swarm.quiet_until, swarm.gathering_until)
 
     def _part(self, swarm: Swarm, agent: Agent) -> None:
         swarm.board.leave(agent.key)

@@ -36,7 +36,12 @@ class TrackerSettings:
     without progress anyway; a node that is merely overloaded should not be taken for one that lost all it holds."""
 
     recovery: float = 1.0
-    """Seconds without new claims on a board whose agents knew another tracker: they say first what they hold."""
+    """Seconds without new claims on a board after an agent came that knew another tracker: the others say first what
+    they hold."""
+
+    gather: float = 3.0
+    """Seconds that this lasts at most, and in which the agents find a tracker that has just started: they look for one
+    that is down every two seconds."""
 
     max_body: int = 16 * 1024 * 1024
     """Bytes of the largest request: the hashes of 800,000 pieces."""

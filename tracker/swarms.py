@@ -82,6 +82,9 @@ class Swarm:
     """Announces that said `completed` (BEP 48)."""
     quiet_until: float = 0.0
     """No new claims before: agents that knew another tracker say first what they hold."""
+    gathering_since: float = 0.0
+    gathering_until: float = 0.0
+    """Agents come from another tracker meanwhile."""
     asked: str = ""
     """The agent that was asked for the hashes of its whole copy."""
     tried: set[str] = field(default_factory=set)

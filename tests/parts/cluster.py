@@ -1,4 +1,4 @@
-"""A whole Shoal on loopback: one `shoal tracker` and N `shoal agent`, each a real process."""
+"""A whole Shoal on loopback: one or more `shoal tracker` and N `shoal agent`, each a real process."""
 
 from __future__ import annotations
 
@@ -141,11 +141,16 @@ class Agent:
 
 @dataclass
 class Cluster:
-    """The running whole. Agents that are added later join the same tracker."""
+    """The running whole. Agents that are added later join the same trackers."""
 
     directory: Path
-    tracker: Tracker
+    trackers: list[Tracker]
     agents: list[Agent] = field(default_factory=list)
+
+    @property
+    def tracker(self) -> Tracker:
+        """The first one."""
+        return self.trackers[0]
 
     async def add(self, *flags: str, name: str = "", env: Mapping[str, str] | None = None) -> Agent:
         """One more agent, ready."""
@@ -160,8 +165,8 @@ class Cluster:
         store = self.directory / f"{name}-store"
         argv = python(
             "mirror", "agent", f"--listen=127.0.0.1:{port}", f"--swarm-listen=127.0.0.1:{swarm}",
-            f"--metrics-listen=127.0.0.1:{metrics}", f"--tracker={self.tracker.url}", f"--store={store}",
-            f"--node-name={name}", *flags,
+            f"--metrics-listen=127.0.0.1:{metrics}", *(f"--tracker={tracker.url}" for tracker in self.trackers),
+            f"--store={store}", f"--node-name={name}", *flags,
         )  # fmt: skip
         part = Process(argv, name=name, log=self.directory / f"{name}.log", env=env)
         agent = Agent(name, port, metrics, swarm, store, part)
@@ -181,17 +186,29 @@ class Cluster:
 
 @asynccontextmanager
 async def cluster(
-    directory: Path, *, agents: int = 1, flags: Sequence[str] = (), members: Sequence[str] = ("127.0.0.0/8",)
+    directory: Path,
+    *,
+    agents: int = 1,
+    flags: Sequence[str] = (),
+    members: Sequence[str] = ("127.0.0.0/8",),
+    trackers: int = 1,
 ) -> AsyncIterator[Cluster]:
-    """A tracker and *agents* agents, all ready. *flags*: for every one of these agents."""
-    port = free_port()
-    argv = python("mirror", "tracker", f"--listen=127.0.0.1:{port}", "--discovery=static")
-    argv += [f"--member={network}" for network in members]
-    tracker = Tracker(port, Process(argv, name="tracker", log=directory / "tracker.log"))
+    """*trackers* trackers that know of each other and *agents* agents, all ready. *flags*: for every one of these
+    agents."""
+    ports = [free_port() for _ in range(trackers)]
+    about = [f"--member={network}" for network in members]
+    if trackers > 1:
+        about += [f"--peer=http://127.0.0.1:{port}" for port in ports]
+    running = []
+    for number, port in enumerate(ports):
+        argv = python("mirror", "tracker", f"--listen=127.0.0.1:{port}", "--discovery=static", *about)
+        name = f"tracker-{number}" if number else "tracker"
+        running.append(Tracker(port, Process(argv, name=name, log=directory / f"{name}.log")))
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(tracker.process.stop)
-        await tracker.start()
-        whole = Cluster(directory, tracker)
+        for tracker in running:
+            stack.push_async_callback(tracker.process.stop)
+        await asyncio.gather(*(tracker.start() for tracker in running))
+        whole = Cluster(directory, running)
         stack.push_async_callback(whole.stop_agents)
         # all at once: starting Python is most of it
         await asyncio.gather(*(whole.prepare(*flags).start() for _ in range(agents)))
