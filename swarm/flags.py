@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -130,6 +130,22 @@ def parse_tracker(text: str) -> str:
     if url.path or url.query or url.fragment or number == 0:
         raise wrong
     return plain
+
+
+def tracker_urls(url: str, addresses: Iterable[str]) -> tuple[str, ...]:
+    """The trackers behind a `dns+http://name:port` whose name has these *addresses*, in order.
+
+    On a dual-stack network a tracker has an address of each family, and must not be taken for two: IPv4 counts
+    where there is any, for every agent alike, since all must agree on which tracker a digest belongs to.
+    """
+    parts = urlsplit(url.removeprefix("dns+"))
+    port = parts.port or 6969
+    every: set[ipaddress.IPv4Address | ipaddress.IPv6Address] = {
+        ipaddress.ip_address(text.partition("%")[0]) for text in addresses
+    }
+    chosen = {ip for ip in every if ip.version == 4} or every
+    ordered = sorted(chosen, key=lambda ip: ip.packed)
+    return tuple(f"{parts.scheme}://{Endpoint(str(ip), port)}" for ip in ordered)
 
 
 def parse_log_level(text: str) -> str:

@@ -16,13 +16,14 @@ import secrets
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol, TypedDict, TypeVar
+from typing import Any, Protocol, TypedDict, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from swarm import wire
 from swarm.errors import NotAMember, TrackerError, TrackerRefused
+from swarm.flags import tracker_urls
 
 log = logging.getLogger("shoal.swarm")
 
@@ -34,6 +35,10 @@ CALL_DEADLINE = 2.0
 
 LAST_DEADLINE = 8.0
 """The same for the only tracker that is up: without it every agent goes upstream alone, so a slow one is better."""
+
+_ALIVE = (1, 1, 2)
+"""Seconds without a word, seconds between probes, probes: a long-poll to a tracker whose node vanished without closing
+its connections ends after three seconds, not after 25. The kernels do it, at one small packet a second."""
 
 _CONNECT_DEADLINE = 1.0
 _RESOLVE_EVERY = 5.0
@@ -139,7 +144,7 @@ class Trackers:
     async def start(self, port: int) -> None:
         """Begin to look for trackers. *port*: this agent's swarm port."""
         self.port = port
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0, socket_factory=_socket)
         self._http = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         for url in self._urls:
             if url.startswith("dns+"):
@@ -222,19 +227,21 @@ class Trackers:
         parts = urlsplit(url.removeprefix("dns+"))
         host, port = parts.hostname or "", parts.port or 6969
         loop = asyncio.get_running_loop()
+        followed: set[str] = set()
         while True:
             found: set[str] | None = None
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_RESOLVE_DEADLINE):
                     infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-                ips = {str(info[4][0]) for info in infos}
-                found = {f"{parts.scheme}://{f'[{ip}]' if ':' in ip else ip}:{port}" for ip in ips}
+                found = set(tracker_urls(url, (str(info[4][0]) for info in infos)))
             if found is not None:
-                for gone in [known for known in self._links if known not in found and not self._links[known].up]:
+                for gone in [known for known in followed - found if not self._links[known].up]:
                     self._channels.pop(gone).cancel()
                     del self._links[gone]
+                    followed.discard(gone)
                 for new in found - self._links.keys():
                     self._add(new)
+                    followed.add(new)
             await asyncio.sleep(_RESOLVE_EVERY * random.uniform(0.8, 1.2))
 
     async def _channel(self, link: Link) -> None:
@@ -298,3 +305,13 @@ class Trackers:
             log.info("tracker-up", extra={"fields": {"tracker": link.url}})
             self._changed()
         await self._holdings.on_answer(link, answer)
+
+
+def _socket(address: Any) -> socket.socket:
+    """A TCP socket that notices when the other side is gone."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in zip((socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT), _ALIVE, strict=True):
+        made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made

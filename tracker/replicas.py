@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from swarm.flags import tracker_urls
 from tracker.ask import Ask
 from tracker.views import AgentsView, AgentView, AnyView, ClusterView, Replica, SearchView, SwarmsView, SwarmView
 
@@ -126,8 +127,7 @@ class Replicas:
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(ASK_WITHIN):
                 infos = await loop.getaddrinfo(parts.hostname or "", port, type=socket.SOCK_STREAM)
-            ips = sorted({str(info[4][0]) for info in infos})
-            known = tuple(f"{parts.scheme}://{f'[{ip}]' if ':' in ip else ip}:{port}" for ip in ips)
+            known = tracker_urls(url, (str(info[4][0]) for info in infos))
         self._found[url] = (loop.time(), known)  # a name that does not resolve keeps its last addresses
         return known
 

@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from swarm.flags import TRACKER, Endpoint, options, setting
+from swarm.flags import TRACKER, options, setting, tracker_urls
 
 ANSWER_WITHIN = 5.0
 """Seconds for a tracker to answer one question."""
@@ -156,14 +156,13 @@ async def _addresses(tracker: str) -> list[str]:
     """`dns+http://name:port` as one URL for each address of the name; another URL as it is."""
     if not tracker.startswith("dns+"):
         return [tracker]
-    url = urlsplit(tracker.removeprefix("dns+"))
-    port = url.port or (443 if url.scheme == "https" else 80)
+    host = urlsplit(tracker.removeprefix("dns+")).hostname
     try:
         async with asyncio.timeout(ANSWER_WITHIN):
-            found = await asyncio.get_running_loop().getaddrinfo(url.hostname, port, type=socket.SOCK_STREAM)
+            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, TimeoutError):
         return [tracker.removeprefix("dns+")]  # the error comes with the question, in the same words as any other
-    return sorted({f"{url.scheme}://{Endpoint(str(place[4][0]), port)}" for place in found})
+    return list(tracker_urls(tracker, (str(place[4][0]) for place in found)))
 
 
 async def _ask(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:

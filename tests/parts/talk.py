@@ -158,7 +158,7 @@ class Town:
 @asynccontextmanager
 async def town(discovery: Discovery | None = None, **settings: Any) -> AsyncIterator[Town]:
     """A running tracker with these settings; everything on 127.0.0.0/8 is a member unless *discovery* says else."""
-    chosen = TrackerSettings(listen=("127.0.0.1", 0), **settings)
+    chosen = TrackerSettings(**{"listen": ("127.0.0.1", 0), **settings})
     server = TrackerServer(chosen, discovery or StaticDiscovery(["127.0.0.0/8"]))
     await server.start()
     here = Town(server)
