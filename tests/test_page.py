@@ -15,7 +15,7 @@ from tests.parts.cluster import cluster
 from tests.parts.counter import Counter
 from tests.parts.fleet import Puller, Zoned, pullers
 from tests.parts.registry import Registry
-from tests.parts.talk import Town, digest_of, town
+from tests.parts.talk import Town, digest_of, town, until
 
 pytestmark = pytest.mark.needs_chromium
 
@@ -200,6 +200,19 @@ async def test_keyboard_screen_reader_dark_and_narrow(web: Browser, here: Town) 
         await web.open(f"{here.server.url}/{view}")
         await web.until("document.querySelector('h1')")
         assert await web.run("return document.documentElement.scrollWidth") <= 400, view
+
+
+async def test_pages_that_nobody_looks_at_hold_no_stream(web: Browser, here: Town) -> None:
+    """A browser keeps pages that one left, and has six connections per host: the eighth is shown."""
+    for _ in range(8):
+        await web.open(here.server.url)
+        await web.until(f"{TEXT}.includes('No agent yet.')")
+        await web.open("about:blank")
+    await until(lambda: here.server._live.listeners == 0)
+    await web.run("history.back()")
+    await web.until(f"{TEXT}.includes('No agent yet.')")
+    await pullers(here, 1, "layer")
+    await web.until(f"{TEXT}.includes('1 agent in 1 zone')")
 
 
 async def test_two_trackers_are_one_page_and_a_lost_one_is_named(web: Browser) -> None:

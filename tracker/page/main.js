@@ -108,5 +108,10 @@ document.addEventListener("keydown", event => {
 });
 document.querySelector(".skip").addEventListener("click", event => { event.preventDefault(); place.focus(); });
 window.addEventListener("hashchange", () => show());
+// A browser has six connections per host for all its tabs: one that nobody looks at lets go of its stream.
+const followed = yes => { stop(); if (yes) show(false); };
+document.addEventListener("visibilitychange", () => followed(!document.hidden));
+window.addEventListener("pagehide", () => followed(false));
+window.addEventListener("pageshow", event => { if (event.persisted) followed(true); });
 window.addEventListener("resize", redraw);
 show();
