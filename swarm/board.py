@@ -141,6 +141,8 @@ class Board:
     holders: set[str] = field(default_factory=set)
     """Agents that hold the whole blob."""
     max_claims: int = MAX_CLAIMS
+    zone_of: Callable[[str], str] | None = None
+    """Given: each zone brings in a copy of its own. The zone of an agent; "" is a zone too."""
     _rejected: list[tuple[str, dict[int, Published]]] = field(default_factory=list)
     """Per earlier generation: who rejected it ("": a conflict), and what was published in it."""
     _mask: int = 0
@@ -204,7 +206,7 @@ class Board:
         who = self.participants.get(agent)
         if who is None or not who.want or self.size is None or self.sealed or self.poisoned:
             return
-        free = set(self._claimable())
+        free = set(self._claimable(self._zone(agent)))
         for window in windows:
             if window in free and len(self.claims) < self.max_claims:
                 self.claims[window] = Claim(agent, now, now + LEASE)
@@ -308,7 +310,8 @@ class Board:
         self.sealed = True
         self.poisoned = False
         self.version += 1
-        self.claims.clear()
+        if self.zone_of is None:
+            self.claims.clear()
         return self._blame()
 
     def seal_whole(self, agent: str, size: int, hashes: bytes) -> list[Blame]:
@@ -417,36 +420,49 @@ class Board:
             times.append(self._quiet_at)
         return min(times, default=None)
 
-    def assign(self, now: float, may_claim: Callable[[str], bool] | None = None) -> set[str]:
-        """End the leases that ran out, hand out claims; returns the agents whose claims changed."""
+    def assign(
+        self,
+        now: float,
+        may_claim: Callable[[str], bool] | None = None,
+        near: Callable[[str], bool] | None = None,
+    ) -> set[str]:
+        """End the leases that ran out, hand out claims; returns the agents whose claims changed.
+
+        *near*: whether an agent is near to upstream; those that are get claims before the others, except readers of
+        ranges, who wait for windows of their own.
+        """
         changed = self._expire(now)
-        if self.poisoned or len(self.claims) >= self.max_claims:
+        zones = {self._zone(agent) for agent in self.participants} if self.zone_of is not None else {""}
+        most = self.max_claims * len(zones)
+        if self.poisoned or len(self.claims) >= most:
             return changed
-        open_windows = self._claimable()
-        if not open_windows and not self._stalled:
+        free = {zone: self._claimable(zone) for zone in zones}
+        if not any(free.values()) and not self._stalled:
             return changed
         held: dict[str, int] = {}
         for claim in self.claims.values():
             held[claim.agent] = held.get(claim.agent, 0) + 1
         able = 0
-        queue: list[tuple[int, int, int, str]] = []
+        queue: list[tuple[bool, int, int, int, str]] = []
         for rank, (agent, who) in enumerate(self.participants.items()):
             if who.want > 0 and not who.barred_until and (may_claim is None or may_claim(agent)):
                 able += 1
                 if (count := held.get(agent, 0)) < who.want:
-                    queue.append((count, who.brought, rank, agent))
+                    far = near is not None and not who.only_preferred and not near(agent)
+                    queue.append((far, count, who.brought, rank, agent))
         heapq.heapify(queue)
-        while queue and len(self.claims) < self.max_claims:
-            count, brought, rank, agent = heapq.heappop(queue)
-            window = self._choose(agent, able, open_windows)
+        while queue and len(self.claims) < most:
+            far, count, brought, rank, agent = heapq.heappop(queue)
+            window = self._choose(agent, able, free[self._zone(agent)])
             if window is None:
                 continue
             self.claims[window] = Claim(agent, now, now + LEASE)
-            if window in open_windows:
-                open_windows.remove(window)
+            for open_windows in free.values():
+                if window in open_windows:
+                    open_windows.remove(window)
             changed.add(agent)
             if count + 1 < self.participants[agent].want:
-                heapq.heappush(queue, (count + 1, brought, rank, agent))
+                heapq.heappush(queue, (far, count + 1, brought, rank, agent))
         return changed
 
     def view(self, agent: str, since: int = 0, generation: int | None = None) -> View:
@@ -472,7 +488,29 @@ class Board:
             return True
         return self.complete and self._held == self._mask
 
+    def provides(self, zone: str) -> bool:
+        """With a copy per zone: whether *zone* has the blob, or somebody in it can bring it in."""
+        return any(self._zone(agent) == zone for agent in self.holders) or any(
+            who.want > 0 and not who.refused and who.failures < 3 and self._zone(agent) == zone
+            for agent, who in self.participants.items()
+        )
+
     # -- inside ---------------------------------------------------------------------------------
+
+    def _zone(self, agent: str) -> str:
+        return self.zone_of(agent) if self.zone_of is not None else ""
+
+    def _held_in(self, zone: str) -> int:
+        """Bit w is set if somebody in *zone* holds window w; the zone does not matter if all zones share a copy."""
+        if self.zone_of is None:
+            return self._mask if self.holders else self._held
+        if any(self._zone(agent) == zone for agent in self.holders):
+            return self._mask
+        held = 0
+        for agent, who in self.participants.items():
+            if who.have and self._zone(agent) == zone:
+                held |= who.have
+        return held
 
     def _cut(self) -> Geometry:
         assert self.size is not None
@@ -520,10 +558,10 @@ class Board:
         who.barred_until = until
         self._barred.add(agent)
 
-    def _claimable(self) -> list[int]:
+    def _claimable(self, zone: str) -> list[int]:
         if self.size is None:
             return [] if 0 in self.claims else [0]
-        held = self._mask if self.holders else self._held
+        held = self._held_in(zone)
         missing = (1 << len(self._cut().windows)) - 1 & ~held
         for window in self.claims:
             missing &= ~(1 << window)

@@ -85,6 +85,67 @@ def test_a_range_reader_claims_nothing_but_what_it_prefers() -> None:
     assert board.claims_of("a") == (2,)
 
 
+def test_agents_near_to_upstream_get_claims_first_and_the_others_what_is_left() -> None:
+    board = Board(DIGEST)
+    for agent in ("far", "near"):
+        board.join(agent, 0.0, want=2, size=SIZE)
+    board.assign(0.0, near=lambda agent: agent == "near")
+    assert (board.claims_of("near"), board.claims_of("far")) == ((0, 1), (2, 3))
+
+
+def test_a_reader_of_ranges_does_not_wait_for_those_near_to_upstream() -> None:
+    board = Board(DIGEST, max_claims=1)
+    board.join("far", 0.0, want=1, size=SIZE, prefer=(3,), only_preferred=True)
+    board.join("near", 0.0, want=1)
+    board.assign(0.0, near=lambda agent: agent == "near")
+    assert board.claims_of("far") == (3,)
+
+
+def test_without_anybody_near_to_upstream_the_others_bring_it_in() -> None:
+    board = Board(DIGEST)
+    board.join("far", 0.0, want=4, size=SIZE)
+    board.assign(0.0, near=lambda _: False)
+    assert board.claims_of("far") == (0, 1, 2, 3)
+
+
+def zoned(**wants: int) -> Board:
+    """A board with a copy per zone; agents `north_1` and so on."""
+    board = Board(DIGEST, zone_of=lambda agent: agent.partition("_")[0])
+    for agent, want in wants.items():
+        board.join(agent, 0.0, want=want, size=SIZE)
+    return board
+
+
+def test_with_a_copy_per_zone_each_zone_brings_in_every_window_once() -> None:
+    board = zoned(north_1=1, north_2=1, south_1=1)
+    brought: list[tuple[str, int]] = []
+    while board.assign(0.0):
+        assert len(board.claims) == len({(claim.agent, window) for window, claim in board.claims.items()})
+        for window, claim in list(board.claims.items()):
+            brought.append((claim.agent.partition("_")[0], window))
+            assert publish(board, claim.agent, 0.0, window)
+    assert sorted(brought) == [(zone, window) for zone in ("north", "south") for window in range(len(CUT.windows))]
+
+
+def test_with_a_copy_per_zone_a_sealed_blob_is_brought_in_by_a_zone_that_has_none() -> None:
+    board = zoned(north_1=4)
+    board.assign(0.0)
+    for window in range(len(CUT.windows)):
+        publish(board, "north_1", 0.0, window)
+    board.seal("north_1", 0)
+    board.join("north_2", 0.0, want=4, size=SIZE, generation=0)
+    board.assign(0.0)
+    assert board.claims == {}
+    assert (board.provides("north"), board.provides("south")) == (True, False)
+    board.join("south_1", 0.0, want=4, size=SIZE, generation=0)
+    board.assign(0.0)
+    assert board.claims_of("south_1") == (0, 1, 2, 3)
+    assert board.provides("south")
+    board.release("south_1", 0.0, range(4), Failure.REFUSED)
+    assert not board.provides("south")
+    assert board.hope()
+
+
 def test_a_claim_without_progress_goes_to_somebody_else_when_its_lease_ends() -> None:
     board = Board(DIGEST, max_claims=1)
     board.join("a", 0.0, want=1, size=SIZE)

@@ -15,6 +15,7 @@ from swarm import wire
 from swarm.geometry import MIB
 from tests.parts.talk import Refusal, Talker, Town, digest_of, hashes_of, town, until
 from tracker import cluster
+from tracker.static import StaticDiscovery
 from tracker.swarms import Raw
 
 D = digest_of("blob")
@@ -242,6 +243,31 @@ async def test_who_joins_a_board_that_moves_makes_nobody_wait(here: Town) -> Non
     await until(lambda: here.server.cluster.now() > here.server.cluster.started)
     assert (await a.board(D, want=1, size=4 * MIB)).claims == (0,)
     assert (await b.board(D, want=1, size=4 * MIB, incarnation="before", claims=())).claims == (1,)
+
+
+NORTH, SOUTH = "127.0.0.2", "127.0.0.3"
+ZONES = StaticDiscovery(["127.0.0.0/8"], {f"{NORTH}/32": "north", f"{SOUTH}/32": "south"})
+
+
+async def test_agents_of_the_zone_near_to_upstream_bring_it_in() -> None:
+    async with town(ZONES, near_zone=("south",)) as here:
+        a, b = here.agent("a", 1001, NORTH), here.agent("b", 1002, SOUTH)
+        assert (await a.board(D, want=8)).claims == (0,)  # nobody else is there yet
+        assert (await b.board(D, want=8)).claims == ()
+        told = await a.publish(D, 24 * MIB, 0)
+        assert (told.claims, len((await b.board(D, want=8)).claims)) == ((), 8)
+
+
+async def test_with_a_copy_per_zone_peers_are_of_the_own_zone_while_that_can_bring_the_blob_in() -> None:
+    async with town(ZONES, copy_per_zone=True) as here:
+        a, b = here.agent("a", 1001, NORTH), here.agent("b", 1002, SOUTH)
+        await a.bring_in(D, SIZE)
+        await a.seal(D)
+        first = await b.board(D, want=8, size=SIZE)
+        assert (first.claims, first.peers, first.sealed) == ((0, 1, 2), (), True)
+        said = {**b.me, "digest": D, "incarnation": first.incarnation}
+        await b.say("release", wire.Release(**said, windows=(0, 1, 2), failure="refused"), wire.BoardAnswer)
+        assert (await b.board(D, want=8)).peers == (wire.Peer(ip=NORTH, port=1001),), "no wall strands a zone"
 
 
 async def test_a_sealed_blob_has_holders(here: Town) -> None:

@@ -50,6 +50,12 @@ def test_holders_first_own_zone_first_some_always_from_outside(
     assert kinds(pool(holders, seekers).pick("me", "n", 10, Random(1))) == expected
 
 
+def test_behind_a_wall_only_the_own_zone_is_handed_out() -> None:
+    made = pool({"n": 3, "s": 100}, {"n": 2, "s": 100})
+    assert kinds(made.pick("me", "n", 10, Random(1), walled=True)) == {"h-n": 3, "s-n": 2}
+    assert made.pick("me", "e", 10, Random(1), walled=True) == []
+
+
 def test_nobody_is_handed_to_itself_and_nobody_twice() -> None:
     made = pool({"n": 20}, {"n": 20, "s": 20})
     for seed in range(50):

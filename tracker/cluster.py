@@ -67,7 +67,8 @@ class Cluster:
         """Seconds since 1970 at zero of the loop's clock: people read dates."""
         self.history = History()
         self.agents = Agents()
-        self.swarms = Swarms(self.incarnation, settings.max_boards)
+        zone_of = self._zone_of if settings.copy_per_zone else None
+        self.swarms = Swarms(self.incarnation, settings.max_boards, zone_of)
         self.names = Names(settings.names_keep, settings.max_names)
         self.trust = Trust(settings.quarantine)
         self.backoffs = Backoffs()
@@ -313,7 +314,8 @@ class Cluster:
         """Whom *agent* may fetch from."""
         found: list[wire.Peer] = []
         known = self.agents.by_key.get
-        for key in swarm.pool.pick(agent.key, agent.zone, self.settings.peers, self.chance):
+        walled = self.settings.copy_per_zone and swarm.board.provides(agent.zone)
+        for key in swarm.pool.pick(agent.key, agent.zone, self.settings.peers, self.chance, walled=walled):
             other = known(key)
             if other is not None:
                 found.append(other.peer)
@@ -446,7 +448,8 @@ class Cluster:
         if now < swarm.quiet_until and not board.sealed:
             changed = board.assign(now, _nobody)
         else:
-            changed = board.assign(now, self._may_claim if self.trust.anybody else None)
+            near = self._near if self.settings.near_zone else None
+            changed = board.assign(now, self._may_claim if self.trust.anybody else None, near)
         for key in changed:
             swarm.wake(key)
         if len(board.participants) != count:
@@ -575,6 +578,13 @@ class Cluster:
 
     def _may_claim(self, key: str) -> bool:
         return not self.trust.until(key, self.now())
+
+    def _zone_of(self, key: str) -> str:
+        agent = self.agents.get(key)
+        return agent.zone if agent is not None else ""
+
+    def _near(self, key: str) -> bool:
+        return self._zone_of(key) in self.settings.near_zone
 
     def _trusted(self, swarm: Swarm, key: str, now: float) -> bool:
         if self.trust.until(key, now):

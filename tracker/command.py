@@ -95,6 +95,20 @@ class TrackerFlags:
         unit="on or off",
         reason="Traffic between zones is slower, and usually billed.",
     )
+    near_zone: tuple[str, ...] = setting(
+        (),
+        TEXT,
+        "A zone that is near to upstream: its agents bring blobs in before others do. Repeatable.",
+        unit="zone",
+        reason="Which zone has the way out (a NAT gateway, a cache, an endpoint), only the operator knows.",
+    )
+    copy_per_zone: bool = setting(
+        False,
+        bool,
+        "Each zone brings in a copy of its own, and nothing crosses zones while it can.",
+        unit="on or off",
+        reason="Off: one copy per cluster. On pays where traffic between zones costs more than traffic from upstream.",
+    )
     kubeconfig: Path | None = setting(
         None,
         PATH,
@@ -146,7 +160,13 @@ def tracker(**values: Any) -> Coroutine[Any, Any, None]:
 async def _serve(flags: TrackerFlags) -> None:
     from tracker.serve import serve
 
-    settings = TrackerSettings(listen=flags.listen, replicas=flags.peer, quarantine=flags.quarantine)
+    settings = TrackerSettings(
+        listen=flags.listen,
+        replicas=flags.peer,
+        near_zone=flags.near_zone,
+        copy_per_zone=flags.copy_per_zone,
+        quarantine=flags.quarantine,
+    )
     try:
         await serve(settings, _discovery(flags))
     except (TrackerError, DiscoveryError) as problem:

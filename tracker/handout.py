@@ -53,10 +53,13 @@ class Pool:
             holder, zone = place
             self._tier(holder).discard(zone, key)
 
-    def pick(self, asker: str, zone: str, limit: int, chance: Random) -> list[str]:
-        """At most *limit* keys for *asker* in *zone*, best first, never *asker* itself."""
+    def pick(self, asker: str, zone: str, limit: int, chance: Random, *, walled: bool = False) -> list[str]:
+        """At most *limit* keys for *asker* in *zone*, best first, never *asker* itself. *walled*: none from outside."""
         if limit <= 0:
             return []
+        if walled:
+            holders = self._holders.inside(zone, limit, asker, chance)
+            return [*holders, *self._seekers.inside(zone, limit - len(holders), asker, chance)]
         others = len(self._place) - (asker in self._place)
         if others <= limit:
             return [*self._all(asker, zone, chance)]

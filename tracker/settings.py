@@ -22,6 +22,12 @@ class TrackerSettings:
     """The trackers of the cluster, `http://host:port` or `dns+http://name:port`; this one among them does no harm.
     Only the page asks them: trackers share no state."""
 
+    near_zone: tuple[str, ...] = ()
+    """Zones near to upstream: their agents get claims before others. Empty: all are alike."""
+
+    copy_per_zone: bool = False
+    """Each zone brings in a copy of its own; nothing crosses zones while a zone can do so."""
+
     quarantine: float = 600.0
     """Seconds for which an agent that told wrong hashes gets no claims and is handed to nobody."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -172,11 +172,12 @@ class Swarm:
 
 
 class Swarms:
-    """Swarms by digest, least recently used first, and by info-hash. *cap*: how many are kept."""
+    """Swarms by digest, least recently used first, and by info-hash. *cap*: how many are kept. *zone_of*: see Board."""
 
-    def __init__(self, incarnation: str, cap: int) -> None:
+    def __init__(self, incarnation: str, cap: int, zone_of: Callable[[str], str] | None = None) -> None:
         self._incarnation = incarnation
         self._cap = cap
+        self._zone_of = zone_of
         self._serial = 0
         self._swarms: OrderedDict[str, Swarm] = OrderedDict()
         self._torrents: dict[bytes, Swarm] = {}
@@ -219,7 +220,7 @@ class Swarms:
         swarm = self._swarms.get(digest)
         if swarm is None:
             self._serial += 1
-            swarm = Swarm(Board(digest), f"{self._incarnation}.{self._serial}", now)
+            swarm = Swarm(Board(digest, zone_of=self._zone_of), f"{self._incarnation}.{self._serial}", now)
             self._swarms[digest] = swarm
         else:
             swarm.used = now
