@@ -152,22 +152,23 @@ class Cluster:
         """The first one."""
         return self.trackers[0]
 
-    async def add(self, *flags: str, name: str = "", env: Mapping[str, str] | None = None) -> Agent:
+    async def add(self, *flags: str, name: str = "", env: Mapping[str, str] | None = None, ip: str = "") -> Agent:
         """One more agent, ready."""
-        agent = self.prepare(*flags, name=name, env=env)
+        agent = self.prepare(*flags, name=name, env=env, ip=ip)
         await agent.start()
         return agent
 
-    def prepare(self, *flags: str, name: str = "", env: Mapping[str, str] | None = None) -> Agent:
-        """One more agent, not started."""
+    def prepare(self, *flags: str, name: str = "", env: Mapping[str, str] | None = None, ip: str = "") -> Agent:
+        """One more agent, not started. *ip*: the loopback address by which trackers and agents know it."""
         name = name or f"agent-{len(self.agents)}"
         port, metrics, swarm = free_port(), free_port(), free_port()
         store = self.directory / f"{name}-store"
-        argv = python(
-            "mirror", "agent", f"--listen=127.0.0.1:{port}", f"--swarm-listen=127.0.0.1:{swarm}",
+        shoal = python("tests.parts.elsewhere", ip) if ip else python("mirror")
+        argv = [
+            *shoal, "agent", f"--listen=127.0.0.1:{port}", f"--swarm-listen={ip or '127.0.0.1'}:{swarm}",
             f"--metrics-listen=127.0.0.1:{metrics}", *(f"--tracker={tracker.url}" for tracker in self.trackers),
             f"--store={store}", f"--node-name={name}", *flags,
-        )  # fmt: skip
+        ]  # fmt: skip
         part = Process(argv, name=name, log=self.directory / f"{name}.log", env=env)
         agent = Agent(name, port, metrics, swarm, store, part)
         self.agents.append(agent)
@@ -190,18 +191,18 @@ async def cluster(
     *,
     agents: int = 1,
     flags: Sequence[str] = (),
-    members: Sequence[str] = ("127.0.0.0/8",),
     trackers: int = 1,
+    discovery: Sequence[str] = ("--discovery=static", "--member=127.0.0.0/8"),
 ) -> AsyncIterator[Cluster]:
     """*trackers* trackers that know of each other and *agents* agents, all ready. *flags*: for every one of these
-    agents."""
+    agents; *discovery*: for the trackers."""
     ports = [free_port() for _ in range(trackers)]
-    about = [f"--member={network}" for network in members]
+    about = list(discovery)
     if trackers > 1:
         about += [f"--peer=http://127.0.0.1:{port}" for port in ports]
     running = []
     for number, port in enumerate(ports):
-        argv = python("mirror", "tracker", f"--listen=127.0.0.1:{port}", "--discovery=static", *about)
+        argv = python("mirror", "tracker", f"--listen=127.0.0.1:{port}", *about)
         name = f"tracker-{number}" if number else "tracker"
         running.append(Tracker(port, Process(argv, name=name, log=directory / f"{name}.log")))
     async with AsyncExitStack() as stack:
