@@ -23,7 +23,7 @@ from tracker.announce import Told
 from tracker.handout import Pool
 
 WAKE_COST = 0.000_2
-"""Seconds of one core that answering one waiting agent takes (bench/tracker_load.py); half of it is spent on waves."""
+"""Seconds of one core that answering one waiting agent takes (tests/test_tracker_load.py prints it); half of it is spent on waves."""
 
 LONGEST_WAVE = 0.5
 """Seconds between waves at most, however many wait."""

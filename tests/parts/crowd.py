@@ -1,0 +1,137 @@
+"""Thousands of agents of one tracker in one process: what real ones would say by swarm.wire, over raw connections.
+
+aiohttp's client would take more time than the tracker that is looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+from urllib.parse import quote
+
+import bencodepy
+
+from swarm import wire
+from swarm.digest import Digest
+
+M = TypeVar("M", bound=wire.Wire)
+
+_LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+
+
+class Line(asyncio.Protocol):
+    """One keep-alive connection with one request at a time."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._transport: asyncio.Transport | None = None
+        self._answer: asyncio.Future[bytes] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head, found, body = self._buffer.partition(b"\r\n\r\n")
+        length = _LENGTH.search(head)
+        if not found or (length is not None and len(body) < int(length[1])):
+            return
+        self._buffer = b""
+        if self._answer is not None and not self._answer.done():
+            if head.startswith(b"HTTP/1.1 200"):
+                self._answer.set_result(body)
+            else:
+                self._answer.set_exception(ConnectionError(f"{head[:40]!r} {body[:200]!r}"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(ConnectionError("the tracker closed the connection"))
+
+    async def ask(self, request: bytes) -> bytes:
+        """The body of the answer. Raises ConnectionError for any answer but 200, and if none comes."""
+        assert self._transport is not None
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._answer
+
+    async def say(self, verb: str, message: wire.Wire, kind: type[M]) -> M:
+        """One verb of the agents' protocol."""
+        body = wire.encode(message)
+        head = f"POST /v1/{verb} HTTP/1.1\r\nHost: tracker\r\nContent-Length: {len(body)}\r\n\r\n"
+        return wire.decode(await self.ask(head.encode() + body), kind)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._transport is not None:
+            self._transport.close()
+
+
+async def line(host: str, port: int) -> Line:
+    """A connection."""
+    _, made = await asyncio.get_running_loop().create_connection(Line, host, port)
+    return made
+
+
+@dataclass
+class Follower:
+    """One agent: its channel, and a board that it follows until it is sealed. Told apart by its swarm port."""
+
+    number: int
+    channel: Line
+    board: Line
+    windows: set[int] = field(default_factory=set)
+    answers: int = 0
+    peers: int = 0
+
+    def me(self) -> dict[str, object]:
+        """Who it is."""
+        return {"node": f"crowd-{self.number}", "port": 20_000 + self.number, "session": f"session-{self.number}"}
+
+    async def hello(self) -> None:
+        """It is there, and holds nothing."""
+        await self.channel.say("agent", wire.AgentPoll(**self.me(), full=True), wire.AgentAnswer)  # type: ignore[arg-type]
+
+    async def wait(self) -> None:
+        """Its channel, for ever."""
+        while True:
+            await self.channel.say("agent", wire.AgentPoll(**self.me(), wait=wire.MAX_WAIT), wire.AgentAnswer)  # type: ignore[arg-type]
+            self.answers += 1
+
+    async def follow(self, digest: Digest, size: int) -> None:
+        """Long-poll the board until it is sealed."""
+        seen = wire.BoardAnswer(incarnation="", version=0, generation=0)
+        while not seen.sealed:
+            poll = wire.BoardPoll(
+                **self.me(),  # type: ignore[arg-type]
+                digest=digest, size=size, incarnation=seen.incarnation, generation=seen.generation,
+                since=seen.version, wait=wire.MAX_WAIT if seen.incarnation else 0.0, have=wire.bitmap(0),
+            )  # fmt: skip
+            seen = await self.board.say("board", poll, wire.BoardAnswer)
+            self.windows |= seen.published.keys()
+            self.answers += 1
+
+    async def announce(self, info_hash: bytes) -> None:
+        """As a BitTorrent client does (BEP 3). Raises ConnectionError if it is refused."""
+        query = f"info_hash={quote(info_hash)}&peer_id={f'-SH0001-{self.number:012d}'}&port={20_000 + self.number}"
+        head = f"GET /announce?{query}&uploaded=0&downloaded=0&left=1&compact=1 HTTP/1.1\r\nHost: tracker\r\n\r\n"
+        answer = bencodepy.decode(await self.board.ask(head.encode()))
+        if b"failure reason" in answer:
+            raise ConnectionError(answer[b"failure reason"].decode())
+        self.peers = len(answer[b"peers"]) // 6
+
+
+async def crowd(host: str, port: int, count: int) -> Sequence[Follower]:
+    """*count* agents, connected, that have said hello."""
+    gate = asyncio.Semaphore(200)  # a listener's backlog is finite
+
+    async def one(number: int) -> Follower:
+        async with gate:
+            found = Follower(number, await line(host, port), await line(host, port))
+            await found.hello()
+            return found
+
+    return await asyncio.gather(*(one(number) for number in range(count)))
