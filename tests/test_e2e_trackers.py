@@ -55,13 +55,15 @@ def assert_right(pulls: Sequence[Fetched], blob: Blob) -> None:
     assert [(p.status, p.size, p.digest, p.error) for p in pulls] == [(200, blob.size, blob.digest, "")] * len(pulls)
 
 
-async def test_trackers_killed_one_after_another_fail_no_pull_and_cost_no_second_copy(
-    eight: Cluster, origin: Registry, upstream: Counter
+@pytest.mark.parametrize("how", ["killed", "stopped", "frozen"])
+async def test_trackers_that_go_one_after_another_fail_no_pull_and_cost_no_second_copy(
+    how: str, eight: Cluster, origin: Registry, upstream: Counter
 ) -> None:
-    """Eight agents pull one blob that arrives slowly; each tracker in turn is killed -9 and comes back, the
-    responsible one first. Meanwhile a sealed blob is pulled by one agent after another."""
-    known = origin.plant("trackers/known", 4 * MIB, 900)
-    large = origin.plant("trackers/large", 160 * MIB, 901)
+    """Eight agents pull one blob that arrives slowly; each tracker in turn goes and comes back, the responsible one
+    first: by kill -9, in order as in a rolling restart, or frozen as on a node that is stuck. Meanwhile a sealed blob
+    is pulled by one agent after another."""
+    known = origin.plant(f"trackers/known-{how}", 4 * MIB, 900)
+    large = origin.plant(f"trackers/large-{how}", 160 * MIB, 901)
     assert_right([await eight.agents[0].blob(known, upstream.host)], known)
     await upstream.reset()
     await upstream.shape(total=3 * MIB)
@@ -71,18 +73,27 @@ async def test_trackers_killed_one_after_another_fail_no_pull_and_cost_no_second
     for turn, tracker in enumerate(in_charge(eight, large)):
         await upstream.counts(part=large.repository, sent=(4 + 8 * turn) * MIB)
         marks = lines(eight.agents)
-        await tracker.kill()
+        match how:
+            case "killed":
+                await tracker.kill()
+            case "stopped":
+                assert await tracker.process.stop() == 0
+            case _:
+                os.kill(tracker.process.pid, signal.SIGSTOP)
         assert_right([await next(readers).blob(known, upstream.host)], known)
         await all_say(eight.agents, DOWN.format(url=tracker.url), marks)
         assert_right([await next(readers).blob(known, upstream.host)], known)
         marks = lines(eight.agents)
-        await tracker.start()
+        if how == "frozen":
+            os.kill(tracker.process.pid, signal.SIGCONT)
+        else:
+            await tracker.start()
         await all_say(eight.agents, UP.format(url=tracker.url), marks)
     assert not any(pull.done() for pull in pulls), "the trackers were to die while the pulls run"
     await upstream.shape()
     assert_right(await asyncio.gather(*pulls), large)
 
     counts = await upstream.counts()
-    print("copies of the large blob:", round(counts.bytes_of(large.repository) / large.size, 3))
+    print(how, "copies of the large blob:", round(counts.bytes_of(large.repository) / large.size, 3))
     assert counts.bytes_of(known.repository) == 0
     assert counts.bytes_of(large.repository) <= COPIES * large.size

@@ -270,6 +270,8 @@ class Cluster:
             board.resume(agent.key, now, poll.claims)
         agent.boards.add(swarm.digest)
         self._place(swarm, agent.key)
+        if not same and poll.want:
+            swarm.wishes[agent.key] = now
         if board.holders and not board.sealed:
             self._ask_whole(swarm)
         self.settle(swarm)
@@ -452,6 +454,8 @@ class Cluster:
             changed = board.assign(now, self._may_claim if self.trust.anybody else None, near)
         for key in changed:
             swarm.wake(key)
+            if key in swarm.wishes and board.claims_of(key):
+                self.metrics.claim_waits.observe(now - swarm.wishes.pop(key))
         if len(board.participants) != count:
             self._sweep(swarm)
         self.swarms.follow_torrent(swarm)
@@ -624,6 +628,7 @@ class Cluster:
     def _part(self, swarm: Swarm, agent: Agent) -> None:
         swarm.board.leave(agent.key)
         swarm.hope_told.pop(agent.key, None)
+        swarm.wishes.pop(agent.key, None)
         swarm.wake(agent.key)
         self._place(swarm, agent.key)
         self.settle(swarm)
@@ -635,6 +640,7 @@ class Cluster:
                 if (agent := self.agents.get(key)) is not None:
                     agent.boards.discard(swarm.digest)
                 swarm.hope_told.pop(key, None)
+                swarm.wishes.pop(key, None)
                 self._place(swarm, key)
 
     def _holds_whole(self, swarm: Swarm, agent: Agent, size: int | None) -> None:

@@ -13,6 +13,7 @@ class Metrics:
         self.agents = Gauge("shoal_tracker_agents", "Agents known now.", registry=registry)
         self.agents_lost = Counter("shoal_tracker_agents_lost", "Agents that left, by why.", ["why"], registry=registry)
         self.boards = Gauge("shoal_tracker_boards", "Boards known now, by state.", ["state"], registry=registry)
+        self.names = Gauge("shoal_tracker_names", "Tags whose meaning is known now.", registry=registry)
         self.waiting = Gauge("shoal_tracker_waiting_polls", "Long-polls open now.", registry=registry)
         self.requests = Counter(
             "shoal_tracker_requests", "Requests answered, by verb and status.", ["verb", "status"], registry=registry
@@ -25,6 +26,12 @@ class Metrics:
         )
         self.windows = Counter(
             "shoal_tracker_windows_published", "Windows whose hashes were told for the first time.", registry=registry
+        )
+        self.claim_waits = Histogram(
+            "shoal_tracker_claim_wait_seconds",
+            "Time from an agent's wish for a claim on a board to its first claim there.",
+            buckets=(0.001, 0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+            registry=registry,
         )
         self.releases = Counter(
             "shoal_tracker_claims_failed", "Claims given back because of upstream, by why.", ["why"], registry=registry

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
 from swarm.heap import settle
 from tracker.discovery import Discovery
 from tracker.server import TrackerServer
@@ -10,7 +12,10 @@ from tracker.settings import TrackerSettings
 
 async def serve(settings: TrackerSettings, discovery: Discovery) -> None:
     """Listen until cancelled, then answer who waits and close within seconds. Raises TrackerError."""
-    server = TrackerServer(settings, discovery)
+    registry = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    server = TrackerServer(settings, discovery, registry)
     await server.start()
     settle()
     try:

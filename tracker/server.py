@@ -284,6 +284,7 @@ class TrackerServer:
             counts[report.board_state(swarm)] += 1
         for name, count in counts.items():
             self.metrics.boards.labels(name).set(count)
+        self.metrics.names.set(len(self.cluster.names))
         body = generate_latest(self.metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 

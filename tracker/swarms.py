@@ -23,7 +23,7 @@ from tracker.announce import Told
 from tracker.handout import Pool
 
 WAKE_COST = 0.000_2
-"""Seconds of one core that answering one waiting agent takes (tests/test_tracker_load.py prints it); half of it is spent on waves."""
+"""Seconds of one core that answering one waiting agent takes (tests/test_tracker_load.py); half go into waves."""
 
 LONGEST_WAVE = 0.5
 """Seconds between waves at most, however many wait."""
@@ -76,6 +76,8 @@ class Swarm:
     announcers: OrderedDict[str, Announcer] = field(default_factory=OrderedDict)
     """By `ip:port`, the one that will be forgotten first in front."""
     hope_told: dict[str, bool] = field(default_factory=dict)
+    wishes: dict[str, float] = field(default_factory=dict)
+    """Agent -> since when it would bring something in, without a claim yet."""
     info_hash: bytes | None = None
     """Of the sealed torrent; None until sealed, and for a blob of 0 bytes."""
     downloaded: int = 0
