@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -17,8 +19,9 @@ from tests.parts.registry import Blob, Registry
 pytestmark = [pytest.mark.needs_registry, pytest.mark.timeout(240)]
 
 MIB = 1024 * 1024
-COPIES = 1.02
-"""Promise P1."""
+COPIES = {"killed": 1.02, "stopped": 1.02, "frozen": 1.15}
+"""Promise P1. An agent that brings nothing in notices a frozen tracker only when its channel should have answered,
+seven seconds later at most: by then the others have asked again for what it alone held (1.00 to 1.05 seen)."""
 
 DOWN, UP = r"tracker-down.*{url}\b", r"tracker-up.*{url}\b"
 """What an agent logs when a tracker stops answering, and when it answers again."""
@@ -96,4 +99,4 @@ async def test_trackers_that_go_one_after_another_fail_no_pull_and_cost_no_secon
     counts = await upstream.counts()
     print(how, "copies of the large blob:", round(counts.bytes_of(large.repository) / large.size, 3))
     assert counts.bytes_of(known.repository) == 0
-    assert counts.bytes_of(large.repository) <= COPIES * large.size
+    assert counts.bytes_of(large.repository) <= COPIES[how] * large.size
