@@ -85,6 +85,18 @@ def test_a_range_reader_claims_nothing_but_what_it_prefers() -> None:
     assert board.claims_of("a") == (2,)
 
 
+def test_where_everybody_has_told_a_rejected_window_somebody_brings_it_in_again() -> None:
+    """Two agents that contradict each other are all there is: whoever of them is right gets another go."""
+    board = Board(DIGEST)
+    for agent in "ab":
+        board.join(agent, 0.0, want=1, size=SIZE)
+    publish(board, "a", 0.0, 0, "truth")
+    publish(board, "b", 0.0, 0, "another")
+    assert board.generation == 1
+    board.assign(0.0)
+    assert 0 in board.claims
+
+
 def test_agents_near_to_upstream_get_claims_first_and_the_others_what_is_left() -> None:
     board = Board(DIGEST)
     for agent in ("far", "near"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -82,6 +83,24 @@ def test_no_stage_compiles_or_keeps_a_cache() -> None:
                 assert "--no-cache-dir" in run
                 assert "--only-binary=:all:" in run
     assert "--without-pip" in " ".join(of(stages()[0], "RUN"))
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_every_dependency_comes_as_a_wheel_for_both_machines(machine: str, tmp_path: Path) -> None:
+    """What the build stage installs, for the base image's Python and libc: nothing has to be compiled."""
+    (version,) = [step.rest.removeprefix("PYTHON=") for step in steps() if step.verb == "ARG"]
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    platforms = [f"--platform=manylinux_{libc}_{machine}" for libc in ("2_17", "2_28")]
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed", "--only-binary=:all:",
+            f"--python-version={version}", *platforms, f"--target={tmp_path}", *needed,
+        ],
+        capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    if done.returncode and "connection" in done.stderr.lower():
+        pytest.skip("the package index cannot be reached")
+    assert done.returncode == 0, done.stderr
 
 
 def test_everything_that_is_copied_exists_and_is_let_through() -> None:
