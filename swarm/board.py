@@ -197,7 +197,7 @@ class Board:
 
     def hold_whole(self, agent: str) -> None:
         """*agent* says that it holds the whole blob, sha256 checked."""
-        if not self.holders:
+        if not self.holders or (self.zone_of is not None and agent not in self.holders):
             self.version += 1  # whoever found nobody to fetch from must hear of it
         self.holders.add(agent)
 
@@ -304,9 +304,10 @@ class Board:
         """*agent* saw the whole blob and its sha256 matched. Returns who had told wrong hashes."""
         if generation != self.generation or not self.complete:
             return []
-        self.holders.add(agent)
         if self.sealed:
+            self.hold_whole(agent)
             return []
+        self.holders.add(agent)
         self.sealed = True
         self.poisoned = False
         self.version += 1
@@ -488,9 +489,13 @@ class Board:
             return True
         return self.complete and self._held == self._mask
 
-    def provides(self, zone: str) -> bool:
-        """With a copy per zone: whether *zone* has the blob, or somebody in it can bring it in."""
-        return any(self._zone(agent) == zone for agent in self.holders) or any(
+    def has(self, zone: str) -> bool:
+        """Whether somebody in *zone* holds the whole blob."""
+        return any(self._zone(agent) == zone for agent in self.holders)
+
+    def can_bring(self, zone: str) -> bool:
+        """Whether somebody in *zone* can bring the blob in."""
+        return any(
             who.want > 0 and not who.refused and who.failures < 3 and self._zone(agent) == zone
             for agent, who in self.participants.items()
         )
@@ -504,7 +509,7 @@ class Board:
         """Bit w is set if somebody in *zone* holds window w; the zone does not matter if all zones share a copy."""
         if self.zone_of is None:
             return self._mask if self.holders else self._held
-        if any(self._zone(agent) == zone for agent in self.holders):
+        if self.has(zone):
             return self._mask
         held = 0
         for agent, who in self.participants.items():

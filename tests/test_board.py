@@ -148,14 +148,18 @@ def test_with_a_copy_per_zone_a_sealed_blob_is_brought_in_by_a_zone_that_has_non
     board.join("north_2", 0.0, want=4, size=SIZE, generation=0)
     board.assign(0.0)
     assert board.claims == {}
-    assert (board.provides("north"), board.provides("south")) == (True, False)
+    assert (board.has("north"), board.has("south"), board.can_bring("south")) == (True, False, False)
     board.join("south_1", 0.0, want=4, size=SIZE, generation=0)
     board.assign(0.0)
     assert board.claims_of("south_1") == (0, 1, 2, 3)
-    assert board.provides("south")
+    assert board.can_bring("south")
     board.release("south_1", 0.0, range(4), Failure.REFUSED)
-    assert not board.provides("south")
+    assert not board.can_bring("south")
     assert board.hope()
+    version = board.version
+    board.seal("south_1", 0)
+    assert board.has("south")
+    assert board.version > version, "the others of its zone hear that they may fetch it whole"
 
 
 def test_a_claim_without_progress_goes_to_somebody_else_when_its_lease_ends() -> None:

@@ -296,6 +296,8 @@ class Cluster:
         hope = board.hope()
         if agent.key in board.participants:
             swarm.hope_told[agent.key] = hope
+        # Sealed means: fetch it whole from peers. Where a zone still brings its own copy in, there are none.
+        entering = self.settings.copy_per_zone and not board.has(agent.zone) and board.can_bring(agent.zone)
         swarm.serial += 1
         return Raw(
             incarnation=swarm.incarnation,
@@ -303,7 +305,7 @@ class Cluster:
             generation=board.generation,
             serial=swarm.serial,
             size=board.size,
-            sealed=board.sealed,
+            sealed=board.sealed and not entering,
             published=self.swarms.published_since(swarm, since),
             claims=board.claims_of(agent.key),
             hope=hope,
@@ -316,7 +318,7 @@ class Cluster:
         """Whom *agent* may fetch from."""
         found: list[wire.Peer] = []
         known = self.agents.by_key.get
-        walled = self.settings.copy_per_zone and swarm.board.provides(agent.zone)
+        walled = self.settings.copy_per_zone and (swarm.board.has(agent.zone) or swarm.board.can_bring(agent.zone))
         for key in swarm.pool.pick(agent.key, agent.zone, self.settings.peers, self.chance, walled=walled):
             other = known(key)
             if other is not None:
