@@ -443,11 +443,11 @@ class Board:
         held: dict[str, int] = {}
         for claim in self.claims.values():
             held[claim.agent] = held.get(claim.agent, 0) + 1
-        able = 0
+        able: list[str] = []
         queue: list[tuple[bool, int, int, int, str]] = []
         for rank, (agent, who) in enumerate(self.participants.items()):
             if who.want > 0 and not who.barred_until and (may_claim is None or may_claim(agent)):
-                able += 1
+                able.append(agent)
                 if (count := held.get(agent, 0)) < who.want:
                     far = near is not None and not who.only_preferred and not near(agent)
                     queue.append((far, count, who.brought, rank, agent))
@@ -577,7 +577,7 @@ class Board:
             found.append(bit.bit_length() - 1)
         return found
 
-    def _choose(self, agent: str, able: int, open_windows: list[int]) -> int | None:
+    def _choose(self, agent: str, able: list[str], open_windows: list[int]) -> int | None:
         who = self.participants[agent]
         count = len(self._cut().windows) if self.size is not None else 1
         stuck = [w for w in sorted(who.stalled) if w < count and w not in self.claims and not who.have >> w & 1]
@@ -586,7 +586,11 @@ class Board:
         if not who.only_preferred or self.size is None:
             ordered += open_windows
         for window in ordered:
-            if able > 1 and self._rejected and self._told_before(agent, window):
+            if (
+                self._rejected
+                and self._told_before(agent, window)
+                and not all(self._told_before(other, window) for other in able)
+            ):
                 continue
             return window
         return None
