@@ -589,11 +589,16 @@ class Board:
             if (
                 self._rejected
                 and self._told_before(agent, window)
-                and not all(self._told_before(other, window) for other in able)
+                and not all(self._told_before(other, window) for other in able if self._wants(other, window))
             ):
                 continue
             return window
         return None
+
+    def _wants(self, agent: str, window: int) -> bool:
+        """Whether *agent* would take a claim on *window*."""
+        who = self.participants[agent]
+        return not who.only_preferred or window in who.prefer or window in who.stalled
 
     def _told_before(self, agent: str, window: int) -> bool:
         """After a rejection a window is brought in by somebody else than the one who told its hashes."""

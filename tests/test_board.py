@@ -97,6 +97,17 @@ def test_where_everybody_has_told_a_rejected_window_somebody_brings_it_in_again(
     assert 0 in board.claims
 
 
+def test_a_rejected_window_is_not_kept_for_a_reader_who_does_not_want_it() -> None:
+    board = Board(DIGEST)
+    board.join("a", 0.0, want=1, size=SIZE)
+    board.join("reader", 0.0, want=1, prefer=(3,), only_preferred=True)
+    publish(board, "a", 0.0, 0)
+    board.reject("reader", 0)
+    board.join("reader", 0.0, want=1, size=SIZE, prefer=(3,), only_preferred=True)
+    board.assign(0.0)
+    assert (board.claims_of("a"), board.claims_of("reader")) == ((0,), (3,))
+
+
 def test_agents_near_to_upstream_get_claims_first_and_the_others_what_is_left() -> None:
     board = Board(DIGEST)
     for agent in ("far", "near"):
