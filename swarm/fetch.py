@@ -952,15 +952,18 @@ class Fetch:
     async def _add_whole(self) -> None:
         assert self.cut is not None and self.pieces is not None
         hashes = b"".join(self._hashes[w.index] for w in self.cut.windows)
-        ready = [p for p in range(self.cut.pieces) if p in self.pieces]
+        ready = {p for p in range(self.cut.pieces) if p in self.pieces}
         if len(ready) == self.cut.pieces:
             return
         generation, self._wanted = self._generation, self._wanted_pieces()
-        torrent = await self._add(sealed_info(self.digest, self.cut, hashes), ready, {*ready, *self._wanted}, 4)
+        torrent = await self._add(sealed_info(self.digest, self.cut, hashes), ready, ready | self._wanted, 4)
         if generation != self._generation or self.closing:
             await self._context.session.retire(torrent)
             return
         self._whole = torrent
+        for piece in range(self.cut.pieces):
+            if piece in self.pieces and piece not in ready:
+                self._spawn(self._offer(torrent, piece))  # brought in meanwhile
         self._want_of_whole()
 
     async def _turn_whole(self) -> None:
@@ -1066,7 +1069,7 @@ class Fetch:
         data = await asyncio.get_running_loop().run_in_executor(
             self._context.pool, os.pread, self._file.fd, length, offset
         )
-        torrent.give(piece, data)
+        await torrent.give(piece, data)
 
     async def _offer_again(self) -> None:
         """Offer what was offered a while ago and is not in its torrent."""

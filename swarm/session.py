@@ -90,9 +90,15 @@ class Torrent:
         """Set (piece, priority) pairs: 0 not wanted, 1..7."""
         self._call(lambda handle: handle.prioritize_pieces(list(pieces)))
 
-    def give(self, piece: int, data: bytes) -> None:
-        """A piece that came by another way: libtorrent checks it and offers it to the peers."""
-        self._call(lambda handle: handle.add_piece(piece, data, lt.add_piece_flags_t.overwrite_existing))
+    async def give(self, piece: int, data: bytes) -> None:
+        """A piece that came by another way: libtorrent checks it and offers it to the peers. No-op where it has it.
+
+        In a thread: the call waits for libtorrent's. Blocks that peers sent of it are not overwritten: libtorrent may
+        be checking just those.
+        """
+        if self.handle is not None and not self.removed:
+            with contextlib.suppress(RuntimeError):
+                await asyncio.to_thread(self.handle.add_piece, piece, data, 0)
 
     def deadline(self, piece: int, milliseconds: int = 0) -> None:
         """Fetch *piece* before everything else of this torrent."""

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tests.parts.cluster import Agent, Cluster, cluster
-from tests.parts.counter import Counter, Counts
+from tests.parts.counter import Counter, Counts, Rule
 from tests.parts.fetch import Fetched
 from tests.parts.liar import liar
 from tests.parts.registry import Blob, Registry
@@ -185,3 +185,12 @@ async def test_without_a_tracker_disk_and_upstream_go_on(three: Cluster, origin:
         assert_right(await third.blob(blob, upstream.host), blob)
     told = await third.blob(unknown, upstream.host)
     assert (told.status, told.whole) == (404, True)
+
+
+async def test_an_upstream_that_is_rotten_for_good(three: Cluster, origin: Registry, upstream: Counter) -> None:
+    """Whatever upstream sends is wrong: no client gets a complete body, and none waits for ever (P3)."""
+    blob = origin.plant("e2e/always-rotten", 3 * MIB, 850)
+    await upstream.rules(Rule(match="GET /v2/.*/blobs/", then="flip", after=0))
+    pulls = await asyncio.gather(*(agent.blob(blob, upstream.host, deadline=60) for agent in three.agents[:2]))
+    for pull in pulls:
+        assert not pull.whole or pull.status in (404, 503), pull
