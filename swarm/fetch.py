@@ -69,6 +69,16 @@ MOST_DIALLED = 4
 IDLE = 1.0
 """Seconds that a fetch goes on without a reader: containerd's parallel ranges come and go."""
 
+RANGE_LINGER = 300.0
+"""Seconds that a blob which is read in ranges stays offered after its last reader: the other nodes start the same
+image minutes later, and what is not on the board they would take from upstream again."""
+
+DEMANDED_WINDOWS = 8
+"""Windows of which a range reader demands pieces at once: as many as a board hands out claims."""
+
+BRING_STEP = 1024 * 1024
+"""Bytes of one upstream request while only range readers wait: between two, whoever waits may come first."""
+
 FINISH_DEADLINE = 5.0
 """Seconds that an agent which stops waits for the disk to take a blob that is complete."""
 
@@ -115,6 +125,8 @@ class Reader:
     source: Source | None
     windows: tuple[int, ...] = ()
     """Windows that a range reader waits for, most urgent first."""
+    pieces: tuple[int, ...] = ()
+    """Pieces in them that its range touches."""
     counts: dict[str, int] = field(default_factory=dict)
     late: bool = False
     """The blob was complete when this reader came: for it, the bytes come from the disk."""
@@ -145,6 +157,8 @@ class Fetch:
         self._tasks: set[asyncio.Task[None]] = set()
         self._main: asyncio.Task[None] | None = None
         self._idle: asyncio.TimerHandle | None = None
+        self._ranged = False
+        """Ranges of it were read on this node."""
         self.closing = False
         self.closed = asyncio.Event()
         self.after: asyncio.Event | None = None
@@ -162,6 +176,8 @@ class Fetch:
         self._told: set[int] = set()
         self._peers: tuple[PeerAddress, ...] = ()
         self._others = 0
+        self._hope = True
+        self._told_wish: tuple[int, tuple[int, ...], bool] | None = None
         self._rejections = 0
         self._suspect: set[int] = set()
         self._eras: list[Pieces] = []
@@ -177,6 +193,9 @@ class Fetch:
         self._as_whole = False
         """The board was sealed when we came: one torrent for all instead of one per window."""
         self._wanted: set[int] = set()
+        """Pieces that torrents were told to fetch."""
+        self._partly: set[int] = set()
+        """Windows of whose pieces their torrent was told to fetch only some."""
         self._joining: set[int] = set()
         self._stalled: tuple[int, ...] = ()
         self._moved = time.monotonic()
@@ -200,17 +219,22 @@ class Fetch:
             self._idle = None
         if source is not None and (self._refusal is None or time.monotonic() >= self._refused_until):
             self._refusal = None
+        if not whole:
+            self._ranged = True
+            self._context.session.keep_idle(RANGE_LINGER)
         if self._main is None:
             self._main = asyncio.create_task(self._run())
-        self._nudge.set()
+        self._tell_wish()
         return reader
 
     def part(self, reader: Reader) -> None:
         """*reader* is gone; what was done for it alone stops."""
         self.readers.discard(reader)
-        self._nudge.set()
+        self._tell_wish()
         if not self.readers and not self.closing and self._idle is None:
             wait = self._context.settings.linger if self.verified.is_set() or self._useful() else IDLE
+            if self._ranged and not self.verified.is_set() and self.pieces is not None and self.pieces.have:
+                wait = RANGE_LINGER
             self._idle = asyncio.get_running_loop().call_later(wait, self._close_soon)
 
     async def sized(self) -> int:
@@ -262,6 +286,9 @@ class Fetch:
         if self.closing:
             return
         self.closing = True
+        await self._close(keep)
+
+    async def _close(self, keep: bool = True) -> None:
         if self._idle is not None:
             self._idle.cancel()
         if self.error is None:
@@ -347,7 +374,8 @@ class Fetch:
     def _close_soon(self) -> None:
         self._idle = None
         if not self.closing and (not self.readers or self.error is not None):
-            self._spawn(self.close())
+            self.closing = True  # now, not when the task begins: whoever comes in between gets a new fetch
+            self._spawn(self._close())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -387,12 +415,31 @@ class Fetch:
         return tuple(ordered)[:64], not any(reader.whole for reader in self.readers)
 
     def _demand(self, reader: Reader, position: int, stop: int) -> None:
+        """A range reader needs the pieces of [position, stop) that are not here."""
         assert self.cut is not None and self.pieces is not None
-        windows = tuple(w.index for w in self.cut.windows_of(position, stop) if not self.pieces.holds(w))[:8]
-        if windows != reader.windows:
-            reader.windows = windows
-            self._nudge.set()
+        windows = self.cut.windows_of(position, stop)[:DEMANDED_WINDOWS]
+        first, last = position // self.cut.piece_length, (stop - 1) // self.cut.piece_length
+        needed = {
+            w.index: [p for p in self.pieces.missing(w) if first <= p <= last]
+            for w in windows
+            if not self.pieces.holds(w)
+        }
+        pieces = tuple(p for found in needed.values() for p in found)
+        if pieces != reader.pieces:
+            reader.pieces, reader.windows = pieces, tuple(w for w, found in needed.items() if found)
+            self._tell_wish()
             self._join_published()
+
+    def _wish(self) -> tuple[int, tuple[int, ...], bool]:
+        """What the board must know of the readers here: claims wanted, for which windows first, for those only."""
+        prefer, only = self._prefer()
+        asking = self.cut is None or prefer or not only
+        return (self._want() if asking else 0, prefer, only)
+
+    def _tell_wish(self) -> None:
+        """Poll the board if it does not know our wish: a read of what is here costs no question."""
+        if not self._hope or self._wish() != self._told_wish:
+            self._nudge.set()
 
     async def _follow(self) -> None:
         """Follow the board at whichever tracker is responsible, or one of our own."""
@@ -448,6 +495,7 @@ class Fetch:
                 await self._apply(answer)
 
     def _poll(self) -> wire.BoardPoll:
+        self._told_wish = self._wish()
         prefer, only = self._prefer()
         wait = wire.MAX_WAIT if self._incarnation else 0.0
         if wait and self.cut is None and not self._claims:
@@ -571,9 +619,10 @@ class Fetch:
             task.add_done_callback(partial(self._brought, window))
 
     def _check_hope(self, answer: wire.BoardAnswer) -> None:
+        self._hope = answer.hope
         complete = self.cut is not None and self.pieces is not None and self.pieces.count == self.cut.pieces
-        if answer.hope or complete or self.verified.is_set():
-            return
+        if answer.hope or complete or self.verified.is_set() or not self.readers:
+            return  # without a reader there is nothing to hope for: others may need what is here
         if self._want() and not self._refusal:
             return
         patience = self.started + self._context.settings.unpublished_wait - time.monotonic()
@@ -596,6 +645,7 @@ class Fetch:
             self._context.session.remove(self._whole)
             self._whole = None
         self._as_whole, self._wanted = False, set()
+        self._partly.clear()
         self._joining.clear()
         for task in self._claims.values():
             task.cancel()
@@ -780,27 +830,49 @@ class Fetch:
             self._want_of_whole()
             return
         every = any(reader.whole for reader in self.readers)
-        urgent = {w for reader in self.readers for w in reader.windows}
-        for index, hashes in self._hashes.items():
-            window = self.cut.windows[index]
-            wanted = every or index in urgent
-            if not wanted or index in self._torrents or index in self._joining or self.pieces.holds(window):
+        urgent: dict[int, set[int]] = {}
+        for reader in self.readers:
+            for piece in reader.pieces:
+                if piece not in self.pieces:
+                    urgent.setdefault(self.cut.window_at(piece * self.cut.piece_length).index, set()).add(piece)
+        for index in list(self._hashes) if every else [w for w in urgent if w in self._hashes]:
+            window, first = self.cut.windows[index], urgent.get(index, set())
+            if index in self._joining or self.pieces.holds(window):
                 continue
-            if self._board.shared and index not in self._claims:
+            if (torrent := self._torrents.get(index)) is not None:
+                if index in self._partly or first:
+                    self._want_more(torrent, window, first, every)
+            elif self._board.shared and index not in self._claims:
                 self._joining.add(index)
-                self._spawn(self._join_window(window, hashes, 7 if index in urgent else 4))
+                self._spawn(self._join_window(window, self._hashes[index], first, every))
 
-    async def _join_window(self, window: Window, hashes: bytes, priority: int) -> None:
+    def _want_more(self, torrent: Torrent, window: Window, first: set[int], every: bool) -> None:
+        """The torrent of *window* is to fetch the pieces *first* before others, and (*every*) all others too."""
+        assert self.pieces is not None
+        new = (set(self.pieces.missing(window)) if every else first) - self._wanted
+        if every:
+            self._partly.discard(window.index)
+        if new:
+            self._wanted |= new
+            torrent.want((piece, 7 if piece in first else 4) for piece in new)
+            torrent.reannounce()  # it may have let go of its peers
+
+    async def _join_window(self, window: Window, hashes: bytes, first: set[int], every: bool) -> None:
+        """Fetch *window* from peers: the pieces *first*, or (*every*) all of it."""
         assert self.cut is not None and self.pieces is not None
         generation = self._generation
         missing = list(self.pieces.missing(window))
         span = range(window.first_piece, window.last_piece + 1)
+        wanted = set(missing) if every else first
+        self._wanted |= wanted
+        if not every:
+            self._partly.add(window.index)
         try:
             torrent = await self._add(
                 window_info(self.digest, self.cut, window, hashes),
                 [p for p in span if p not in missing],
-                [*span, *self._beside(window)],
-                priority,
+                [*(span if every else wanted), *self._beside(window)],
+                7 if first else 4,
                 window,
             )
         finally:
@@ -811,6 +883,8 @@ class Fetch:
             self._context.session.remove(torrent)
             return
         self._torrents[window.index] = torrent
+        if not every:
+            self._join_published()  # other pieces may have been demanded meanwhile
 
     def _beside(self, window: Window) -> tuple[int, ...]:
         """One piece outside *window*, for its torrent to want in vain until the window is here.
@@ -826,7 +900,8 @@ class Fetch:
     def _near_the_end(self) -> bool:
         """Whether so little is missing that asking twice helps more than it costs."""
         assert self.cut is not None and self.pieces is not None
-        return len(self.cut.windows) - self.pieces.have.bit_count() <= LAST_WINDOWS
+        every = any(reader.whole for reader in self.readers)
+        return every and len(self.cut.windows) - self.pieces.have.bit_count() <= LAST_WINDOWS
 
     def _window_here(self, window: Window) -> None:
         """Its torrent need not want in vain any more; at the end none does."""
@@ -864,19 +939,19 @@ class Fetch:
         self._want_of_whole()
 
     def _wanted_pieces(self) -> set[int]:
-        """Pieces that the readers here need: all, or those of the windows that range readers wait for."""
-        assert self.cut is not None
+        """Pieces that the readers here need: all, or those that range readers wait for."""
+        assert self.cut is not None and self.pieces is not None
         if any(reader.whole for reader in self.readers):
             return set(range(self.cut.pieces))
-        windows = {w for reader in self.readers for w in reader.windows}
-        return {p for w in windows for p in range(self.cut.windows[w].first_piece, self.cut.windows[w].last_piece + 1)}
+        return {p for reader in self.readers for p in reader.pieces if p not in self.pieces}
 
     def _want_of_whole(self) -> None:
         """Have the torrent of the whole blob fetch what is wanted now; it may have let go of its peers meanwhile."""
         wanted = self._wanted_pieces() - self._wanted
         if self._whole is not None and wanted:
             self._wanted |= wanted
-            self._whole.want((piece, 4) for piece in wanted)
+            first = {p for reader in self.readers for p in reader.pieces}
+            self._whole.want((piece, 7 if piece in first else 4) for piece in wanted)
             self._whole.reannounce()
 
     async def _seed(self, window: Window, hashes: bytes) -> None:
@@ -1017,6 +1092,8 @@ class Fetch:
             sums = {p: self.pieces.sum(p) for p in range(window.first_piece, window.last_piece + 1)}
             if not self.verified.is_set():
                 self._spawn(self._staged.note(sums))
+        elif self._ranged and origin == "peer":
+            self._spawn(self._staged.note({piece: sha1}))  # its window may never become complete
 
     def _trace(self, event: str, window: int, **fields: Any) -> None:
         """What happens to a window, for `bench.timeline`."""
