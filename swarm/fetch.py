@@ -17,7 +17,7 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -157,6 +157,7 @@ class Fetch:
         self._tasks: set[asyncio.Task[None]] = set()
         self._main: asyncio.Task[None] | None = None
         self._idle: asyncio.TimerHandle | None = None
+        self._left = 0.0
         self._ranged = False
         """Ranges of it were read on this node."""
         self.closing = False
@@ -232,10 +233,22 @@ class Fetch:
         self.readers.discard(reader)
         self._tell_wish()
         if not self.readers and not self.closing and self._idle is None:
-            wait = self._context.settings.linger if self.verified.is_set() or self._useful() else IDLE
-            if self._ranged and not self.verified.is_set() and self.pieces is not None and self.pieces.have:
-                wait = RANGE_LINGER
-            self._idle = asyncio.get_running_loop().call_later(wait, self._close_soon)
+            self._left = time.monotonic()
+            self._idle = asyncio.get_running_loop().call_later(self._lingers(), self._idle_over)
+
+    def _lingers(self) -> float:
+        """Seconds to go on without a reader."""
+        if self._ranged and not self.verified.is_set() and self.pieces is not None and self.pieces.count:
+            return RANGE_LINGER
+        return self._context.settings.linger if self.verified.is_set() or self._useful() else IDLE
+
+    def _idle_over(self) -> None:
+        # A window may have become complete after its reader had all that it wanted: others count on it now.
+        left = self._left + self._lingers() - time.monotonic()
+        if left > 0:
+            self._idle = asyncio.get_running_loop().call_later(left, self._idle_over)
+        else:
+            self._close_soon()
 
     async def sized(self) -> int:
         """Size of the blob in bytes, once known. Raises SwarmError."""
@@ -673,9 +686,14 @@ class Fetch:
         if self.cut is None or self.pieces is None:
             return
         for window in self.cut.windows:
-            if window.index in self._told or window.index in self._suspect or not self.pieces.holds(window):
+            if window.index in self._suspect or not self.pieces.holds(window):
                 continue
-            await self._publish(window)
+            if window.index not in self._told:
+                await self._publish(window)
+            elif window.index not in self._torrents and window.index not in self._joining and not self._as_whole:
+                # It was on disk already: the board tells others that we hold it, so we must offer it.
+                if self._board.shared:
+                    await self._seed(window, self.pieces.sums(window))
 
     async def _publish(self, window: Window) -> None:
         assert self.cut is not None and self.pieces is not None
@@ -731,17 +749,41 @@ class Fetch:
             if torrent is not None:
                 self._spawn(self._offer(torrent, piece))
 
-        await bring_window(
-            source,
-            self.cut,
-            window,
-            self._staged,
-            self._context.pool,
-            ready=pieces.__contains__,
-            on_bytes=on_bytes,
-            on_piece=on_piece,
-            first=first,
-        )
+        while (part := self._next_part(window)) is not None:
+            await bring_window(
+                source,
+                self.cut,
+                part if first is None else window,
+                self._staged,
+                self._context.pool,
+                ready=pieces.__contains__,
+                on_bytes=on_bytes,
+                on_piece=on_piece,
+                first=first,
+            )
+            first = None
+
+    def _next_part(self, window: Window) -> Window | None:
+        """What of *window* to ask from upstream next: all that is missing, or from what a range reader waits for on.
+
+        None: nothing is missing.
+        """
+        assert self.cut is not None and self.pieces is not None
+        missing = list(self.pieces.missing(window))
+        if not missing:
+            return None
+        demanded = {piece for reader in self.readers for piece in reader.pieces}
+        start = next((piece for piece in missing if piece in demanded), missing[0])
+        stop = window.last_piece + 1
+        if demanded and not any(reader.whole for reader in self.readers):
+            stop = min(stop, start + max(1, BRING_STEP // self.cut.piece_length))
+        while stop - 1 in self.pieces:
+            stop -= 1
+        offset = start * self.cut.piece_length
+        return replace(
+            window, offset=offset, length=min(window.end, stop * self.cut.piece_length) - offset,
+            first_piece=start, pieces=stop - start,
+        )  # fmt: skip
 
     def _brought(self, index: int, task: asyncio.Task[None]) -> None:
         """A claim's work ended: publish the window, or give the claim back."""

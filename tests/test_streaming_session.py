@@ -85,7 +85,7 @@ async def test_a_replayed_session(count: int, same: bool, sixteen: Cluster, serv
         named, pieces, windows = named + one_named, pieces + one_pieces, windows + one_windows
     sent = (await server.counter.counts()).bytes_of("layers/")
     times = sorted(time for one in played for time in one.times)
-    peers = await counted(agents, ["shoal_swarm_bytes_in_total{origin=peer}"])
+    peers = await counted(agents, ["shoal_swarm_received_bytes_total{source=peer}"])
     print(
         f"{count} nodes, {len(times)} reads: {sent / windows:.3f} copies of the touched windows, "
         f"{sent / pieces:.2f} of the touched pieces, {sent / named:.1f} of the bytes named; from peers "
