@@ -162,6 +162,7 @@ class Swarm:
             metrics=self.metrics,
             on_finished=self._finished,
             on_closed=self._closed,
+            on_full=self._make_way,
         )
         await self._seed_all()  # before anybody hears of them: a peer that dials too early is turned away
         self._trackers.on_change(lambda: self.metrics.tracker_up.set(len(self._trackers.up())))
@@ -323,6 +324,12 @@ class Swarm:
             self.metrics.fetches.set(len(self._fetches))
             self._trackers.stir()
         return fetch, fetch.join(whole, source)
+
+    async def _make_way(self) -> bool:
+        """The store is full: what was read in ranges and has no reader now is closed, so that its windows may go."""
+        idle = [fetch for fetch in self._fetches.values() if not fetch.readers and not fetch.verified.is_set()]
+        await asyncio.gather(*(fetch.close() for fetch in idle))
+        return bool(idle)
 
     def _finished(self, fetch: Fetch) -> None:
         if fetch.held is not None and fetch.cut is not None:

@@ -15,11 +15,11 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from swarm import wire
 from swarm.board import MAX_GENERATIONS, Failure
@@ -54,6 +54,8 @@ from swarm.trackers import Link, Trackers
 
 log = logging.getLogger("shoal.swarm")
 
+T = TypeVar("T")
+
 STALL = 4.0
 """Seconds without a byte from any peer after which missing windows are asked from upstream again."""
 
@@ -75,6 +77,10 @@ image minutes later, and what is not on the board they would take from upstream 
 
 DEMANDED_WINDOWS = 8
 """Windows of which a range reader demands pieces at once: as many as a board hands out claims."""
+
+TORRENT_IDLE = 10.0
+"""Seconds for which the torrent of a window of which only some pieces were wanted stays, with its connections: the
+next read of the window comes soon or not at all. Adding it again costs 5-10 ms."""
 
 BRING_STEP = 1024 * 1024
 """Bytes of one upstream request while only range readers wait: between two, whoever waits may come first."""
@@ -115,6 +121,8 @@ class Context:
     metrics: SwarmMetrics
     on_finished: Callable[[Fetch], None]
     on_closed: Callable[[Fetch], None]
+    on_full: Callable[[], Awaitable[bool]]
+    """The store has no room: close what nobody reads. Whether there was anything."""
 
 
 @dataclass(eq=False)
@@ -151,6 +159,12 @@ class Fetch:
         self._sized = asyncio.Event()
         self._learning = asyncio.Lock()
         self._staged: Staged | None = None
+        self._size_from_disk = False
+        """A former fetch knew the size, and nobody has confirmed it."""
+        self._stale = False
+        """What is on disk is of no use."""
+        self._reserved: set[int] | None = None
+        """Windows for which the store made room; None: for all."""
         self._finishing: asyncio.Task[Held] | None = None
         self._file: Held | None = None
         self._nudge = asyncio.Event()
@@ -197,6 +211,8 @@ class Fetch:
         """Pieces that torrents were told to fetch."""
         self._partly: set[int] = set()
         """Windows of whose pieces their torrent was told to fetch only some."""
+        self._asked: dict[int, float] = {}
+        """When pieces of such a window were wanted last."""
         self._joining: set[int] = set()
         self._stalled: tuple[int, ...] = ()
         self._moved = time.monotonic()
@@ -264,6 +280,14 @@ class Fetch:
         Raises BlobCorrupt if bytes that were given out turned out to be wrong.
         """
         await self.sized()
+        assert self._file is not None
+        # A span names a descriptor: it stays open until this reader is done, however the fetch ends.
+        with self._file.share():
+            async with contextlib.aclosing(self._spans(reader, start, stop)) as spans:
+                async for span in spans:
+                    yield span
+
+    async def _spans(self, reader: Reader, start: int, stop: int) -> AsyncGenerator[Span, None]:
         assert self.cut is not None and self.pieces is not None and self._file is not None
         cut, position, era = self.cut, start, len(self._eras)
         first = start // cut.piece_length
@@ -291,6 +315,8 @@ class Fetch:
             end = min(stop, (piece + count) * cut.piece_length)
             origin = "disk" if reader.late else self.pieces.origin(piece)
             reader.counts[origin] = reader.counts.get(origin, 0) + end - position
+            if self._ranged and self._staged is not None:
+                self._staged.touch(position, end)
             yield Span(self._file.fd, position, end - position, origin)
             position = end
 
@@ -333,7 +359,7 @@ class Fetch:
                 self._staged.forget()
                 self.held.close()
             else:
-                await self._staged.abandon(keep=keep)
+                await self._staged.abandon(keep=keep and not self._stale)
         if self._file is not None:
             self._file.close()
         self.closed.set()
@@ -360,6 +386,9 @@ class Fetch:
         if self.after is not None:
             await self.after.wait()
         try:
+            if (size := self._context.store.partial_size(self.digest)) is not None:
+                self._size_from_disk = True
+                await self._learn(size)  # what is here is served whoever else is down
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow())
                 group.create_task(self._hash_in_order())
@@ -400,7 +429,9 @@ class Fetch:
         self._tasks.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
             return
-        log.error("fetch-task-failed", extra={"fields": {"digest": self.digest, "error": repr(error)}}, exc_info=error)
+        if not isinstance(error, StoreFull):  # that is no defect, and said when the fetch ends
+            fields = {"digest": self.digest, "error": repr(error)}
+            log.error("fetch-task-failed", extra={"fields": fields}, exc_info=error)
         self._fail(error if isinstance(error, SwarmError) else BlobUnavailable(repr(error)))
         self._close_soon()
 
@@ -558,6 +589,9 @@ class Fetch:
         if answer.size is not None and self.cut is None:
             await self._learn(answer.size)
         if answer.size is not None and self.cut is not None and answer.size != self.cut.size:
+            if self._size_from_disk:
+                self._stale = True
+                raise BlobUnavailable(f"what was kept of {self.digest} is of another size")
             await self._reject(f"size: {answer.size} on the board, {self.cut.size} here")
             return
         await self._take_hashes(answer)
@@ -659,6 +693,7 @@ class Fetch:
             self._whole = None
         self._as_whole, self._wanted = False, set()
         self._partly.clear()
+        self._asked.clear()
         self._joining.clear()
         for task in self._claims.values():
             task.cancel()
@@ -675,11 +710,41 @@ class Fetch:
                 await self._make_room(geometry(size))
 
     async def _make_room(self, cut: Geometry) -> None:
-        staged = await self._context.store.stage(self.digest, cut.size)
+        # Ranges touch a part of a blob, which may be larger than the store: room is made window by window.
+        promise = None if any(reader.whole for reader in self.readers) else 0
+        staged = await self._room(lambda: self._context.store.stage(self.digest, cut.size, promise=promise))
+        if promise is not None:
+            held = {cut.window_at(cut.piece_span(piece)[0]).index for piece in staged.pieces}
+            self._reserved = held
         self.cut, self._staged, self._file, self.pieces = cut, staged, staged.share(), Pieces(cut)
         for piece, sha1 in staged.pieces.items():
             self.pieces.put(piece, sha1, "disk")
         self._sized.set()
+
+    async def _room(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What *ask* gets of the store. Is it full, blobs without a reader are closed first: then their windows may go.
+
+        Raises StoreFull.
+        """
+        try:
+            return await ask()
+        except StoreFull:
+            if not await self._context.on_full():
+                raise
+        return await ask()
+
+    async def _reserve(self, window: Window) -> None:
+        """Make room for *window*, unless there was for the whole blob. Raises StoreFull."""
+        if self._reserved is None or window.index in self._reserved:
+            return
+        assert self.cut is not None and self._staged is not None
+        staged, self._reserved = self._staged, self._reserved | {window.index}
+        total = sum(self.cut.windows[index].length for index in self._reserved)
+        try:
+            await self._room(lambda: staged.grow(total))
+        except StoreFull:
+            self._reserved = self._reserved - {window.index}
+            raise  # this fetch ends by it; the next one begins with giving up windows that were not read for longest
 
     async def _publish_held(self) -> None:
         """Tell the board the windows that are here and that it does not know."""
@@ -690,10 +755,12 @@ class Fetch:
                 continue
             if window.index not in self._told:
                 await self._publish(window)
-            elif window.index not in self._torrents and window.index not in self._joining and not self._as_whole:
+            elif window.index not in self._torrents and self._may_offer(window):
                 # It was on disk already: the board tells others that we hold it, so we must offer it.
-                if self._board.shared:
-                    await self._seed(window, self.pieces.sums(window))
+                await self._seed(window, self.pieces.sums(window))
+
+    def _may_offer(self, window: Window) -> bool:
+        return self._board.shared and not self._as_whole and window.index not in self._joining
 
     async def _publish(self, window: Window) -> None:
         assert self.cut is not None and self.pieces is not None
@@ -737,6 +804,7 @@ class Fetch:
     async def _bring_into(self, index: int, source: Source, first: Any) -> None:
         assert self.cut is not None and self.pieces is not None and self._staged is not None
         window, pieces, metrics = self.cut.windows[index], self.pieces, self._context.metrics
+        await self._reserve(window)
 
         def on_bytes(count: int) -> None:
             metrics.bytes_in.labels("upstream").inc(count)
@@ -777,8 +845,7 @@ class Fetch:
         stop = window.last_piece + 1
         if demanded and not any(reader.whole for reader in self.readers):
             stop = min(stop, start + max(1, BRING_STEP // self.cut.piece_length))
-        while stop - 1 in self.pieces:
-            stop -= 1
+        stop = next((piece for piece in range(start, stop) if piece in self.pieces), stop)
         offset = start * self.cut.piece_length
         return replace(
             window, offset=offset, length=min(window.end, stop * self.cut.piece_length) - offset,
@@ -895,6 +962,7 @@ class Fetch:
         if every:
             self._partly.discard(window.index)
         if new:
+            self._asked[window.index] = time.monotonic()
             self._wanted |= new
             torrent.want((piece, 7 if piece in first else 4) for piece in new)
             torrent.reannounce()  # it may have let go of its peers
@@ -909,7 +977,9 @@ class Fetch:
         self._wanted |= wanted
         if not every:
             self._partly.add(window.index)
+            self._asked[window.index] = time.monotonic()
         try:
+            await self._reserve(window)
             torrent = await self._add(
                 window_info(self.digest, self.cut, window, hashes),
                 [p for p in span if p not in missing],
@@ -973,7 +1043,8 @@ class Fetch:
         if len(ready) == self.cut.pieces:
             return
         generation = self._generation
-        torrent = await self._add(sealed_info(self.digest, self.cut, hashes), ready, self._wanted_pieces(), 4)
+        now = self._wanted_pieces() if self._reserved is None else set()
+        torrent = await self._add(sealed_info(self.digest, self.cut, hashes), ready, now, 4)
         if generation != self._generation or self.closing:
             self._context.session.remove(torrent)
             return
@@ -992,6 +1063,23 @@ class Fetch:
         wanted = self._wanted_pieces() - self._wanted
         if self._whole is not None and wanted:
             self._wanted |= wanted
+            if self._reserved is not None and self._unreserved(wanted):
+                self._spawn(self._reserve_and_want(wanted))
+            else:
+                self._fetch_of_whole(wanted)
+
+    def _unreserved(self, pieces: Iterable[int]) -> list[Window]:
+        assert self.cut is not None and self._reserved is not None
+        windows = {self.cut.window_at(piece * self.cut.piece_length) for piece in pieces}
+        return [w for w in sorted(windows, key=lambda w: w.index) if w.index not in self._reserved]
+
+    async def _reserve_and_want(self, pieces: set[int]) -> None:
+        for window in self._unreserved(pieces):
+            await self._reserve(window)
+        self._fetch_of_whole(pieces)
+
+    def _fetch_of_whole(self, wanted: set[int]) -> None:
+        if self._whole is not None:
             first = {p for reader in self.readers for p in reader.pieces}
             self._whole.want((piece, 7 if piece in first else 4) for piece in wanted)
             self._whole.reannounce()
@@ -1148,6 +1236,7 @@ class Fetch:
         while True:
             await asyncio.sleep(STALL / 4)
             await self._offer_again()
+            self._let_go_of_idle()
             waiting = self._waiting_windows()
             if not waiting or self._checking or self._late:
                 self._moved = time.monotonic()  # nothing to wait for, or our own disk is what we wait for
@@ -1170,6 +1259,20 @@ class Fetch:
                 log.warning("swarm-stalled", extra={"fields": {"digest": self.digest, "windows": list(self._stalled)}})
                 self._context.metrics.stalls.inc()
                 self._nudge.set()
+
+    def _let_go_of_idle(self) -> None:
+        """Remove the torrents of windows of which range readers had all that they wanted a while ago."""
+        if self.cut is None or self.pieces is None:
+            return
+        waited_for = {w for reader in self.readers for w in reader.windows}
+        for index in list(self._partly - self._joining - waited_for):
+            window = self.cut.windows[index]
+            if self.pieces.holds(window) or index not in self._torrents:
+                self._partly.discard(index)
+            elif time.monotonic() - self._asked.get(index, 0.0) > TORRENT_IDLE:
+                self._partly.discard(index)
+                self._context.session.remove(self._torrents.pop(index))
+                self._wanted -= set(range(window.first_piece, window.last_piece + 1))
 
     def _waiting_windows(self) -> tuple[int, ...]:
         if self.cut is None or self.pieces is None or self.verified.is_set():

@@ -38,6 +38,10 @@ RESERVE_FREE = 256 * 1024 * 1024
 SAVE_USE = 60.0
 """Seconds between two times that the last use of a blob is written down: order survives a restart well enough."""
 
+SPARE = 16 * 1024 * 1024
+"""Bytes that are made free when a partial blob is taken up again to read ranges of it: some windows at once, so that
+a full store does not close and open blobs for every read."""
+
 ROUNDS = 8
 """How often room is made again when a round freed less than it should, before the disk counts as full."""
 
@@ -250,6 +254,11 @@ class Store:
         blob = self._blobs.get(digest)
         return None if blob is None or blob.suspect else blob.stamp.size
 
+    def partial_size(self, digest: Digest) -> int | None:
+        """Bytes of the whole blob of which pieces are here, while nobody brings it in."""
+        part = self._partials.get(digest)
+        return part.size if part is not None and part.pieces else None
+
     @property
     def used(self) -> int:
         """Bytes of the budget that are taken or promised."""
@@ -269,6 +278,10 @@ class Store:
             raise ValueError(f"already staged: {digest}")
         if self._closing:
             raise StoreFull("the store is closing")
+        if promise is not None and digest in self._partials:
+            await self._spare(min(size, SPARE))
+            if digest in self._staged:
+                raise ValueError(f"already staged: {digest}")
         old = self._partials.pop(digest, None)
         staged = self._staged[digest] = Staged(self, digest, size, self._layout.staging(digest))
         staged.promised = staged.before = old.cost if old else 0
@@ -420,6 +433,12 @@ class Store:
             free = stat.f_bavail * stat.f_frsize + self._trash_bytes
             over = max(over, coming + self._reserve_free - free)
         return over
+
+    async def _spare(self, room: int) -> None:
+        """Have *room* bytes free if that can be had: the windows that were not read for longest go first."""
+        if (excess := self.used + room - self.budget) > 0 and (plan := choose(self._candidates(), excess)):
+            await self._evict(plan)
+            await self._emptied()
 
     async def _reserve(self, staged: Staged, promised: int) -> None:
         before, staged.promised = staged.promised, promised
