@@ -297,6 +297,9 @@ class Session:
         except (TimeoutError, SessionError) as error:
             self._torrents.pop(key, None)
             raise SessionError(f"cannot add torrent: {error}") from None
+        except asyncio.CancelledError:
+            self.remove(torrent)  # or nobody could add it again; what libtorrent adds yet is dropped by its alert
+            raise
         return torrent
 
     def keep_idle(self, seconds: float) -> None:
