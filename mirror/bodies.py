@@ -19,11 +19,11 @@ from aiohttp import web
 from mirror import passthrough
 from mirror.access import Accepted, Standing
 from mirror.account import ACCOUNT, Account
-from mirror.blobs import Blob, Swarm
+from mirror.blobs import Blob, Span, Swarm
 from mirror.ranges import Asked, RangeUnsatisfiable, Resolved, resolve
 from mirror.sending import send_spans
 from swarm.digest import Digest
-from swarm.errors import BlobUnavailable, SourceRefused, StoreFull, SwarmError
+from swarm.errors import BlobUnavailable, SourceBusy, SourceRefused, StoreFull, SwarmError
 from swarm.source import Source
 
 log = logging.getLogger("shoal.mirror")
@@ -59,16 +59,18 @@ class Bodies:
         headers: dict[str, str],
         *,
         whole: bool,
+        patient: bool = False,
     ) -> web.StreamResponse:
         """Answer GET or HEAD for *digest*.
 
-        *headers* (with ETag) go out with every answer that has a body. Raises BlobUnavailable and SourceError, both
-        before the first byte.
+        *headers* (with ETag) go out with every answer that has a body. *patient*: the client forgives PERSIST seconds
+        and no failure (overlaybd), so nothing is answered before there are bytes, and what fails is tried again.
+        Raises BlobUnavailable and SourceError, both before the first byte.
         """
         account = request[ACCOUNT]
         try:
-            async with self.reader(digest, source, whole=whole) as blob:
-                return await _answer(request, account, digest, source, blob, asked, headers, self)
+            async with self.reader(digest, source, whole=whole, patient=patient) as blob:
+                return await _answer(request, account, digest, source, blob, asked, headers, self, patient=patient)
         except StoreFull:
             if source is None:
                 raise
@@ -77,8 +79,13 @@ class Bodies:
             return await _answer(request, account, digest, source, size, asked, headers, self)
 
     @asynccontextmanager
-    async def reader(self, digest: Digest, source: Source | None, *, whole: bool) -> AsyncIterator[Blob]:
-        """The blob, opened; persistently if its bytes were already promised. Raises BlobUnavailable, StoreFull."""
+    async def reader(
+        self, digest: Digest, source: Source | None, *, whole: bool, patient: bool = False
+    ) -> AsyncIterator[Blob]:
+        """The blob, opened; persistently if its bytes were already promised, or the client is *patient*.
+
+        Raises BlobUnavailable, StoreFull.
+        """
         deadline = time.monotonic() + PERSIST
         while True:
             opening = self.swarm.open(digest, source, whole=whole)
@@ -87,8 +94,8 @@ class Bodies:
                 break
             except BlobUnavailable as error:
                 now = time.monotonic()
-                begun = self.begun.standing(digest, now) is Standing.FRESH
-                if not begun or now > deadline or isinstance(error.cause, SourceRefused):
+                begun = patient or self.begun.standing(digest, now) is Standing.FRESH
+                if not begun or now > deadline or is_told(error, patient):
                     raise
             await asyncio.sleep(RETRY)
         try:
@@ -100,6 +107,11 @@ class Bodies:
             await opening.__aexit__(None, None, None)
 
 
+def is_told(error: BlobUnavailable, patient: bool) -> bool:
+    """Whether upstream said something that its client must hear, instead of a further try."""
+    return isinstance(error.cause, SourceRefused) or (patient and isinstance(error.cause, SourceBusy))
+
+
 async def _answer(
     request: web.Request,
     account: Account,
@@ -109,6 +121,8 @@ async def _answer(
     asked: Asked | None,
     headers: dict[str, str],
     bodies: Bodies,
+    *,
+    patient: bool = False,
 ) -> web.StreamResponse:
     size = blob if isinstance(blob, int) else blob.size
     if is_known(request, headers["ETag"]):
@@ -130,10 +144,52 @@ async def _answer(
         bodies.begun.note(digest, time.monotonic())
         await complete(request, response, account, send_chunks(response, chunks, account, first))
         return response
+    spans = blob.read(place.start, place.stop)
+    if patient:
+        spans = await _begun(_patiently(bodies, digest, source, place))
     await response.prepare(request)
     bodies.begun.note(digest, time.monotonic())
-    await complete(request, response, account, _send(request, response, account, digest, source, blob, place))
+    await complete(request, response, account, _send(request, response, account, digest, source, spans, place))
     return response
+
+
+async def _patiently(
+    bodies: Bodies, digest: Digest, source: Source | None, place: Resolved
+) -> AsyncGenerator[Span, None]:
+    """The spans of *place*; what fails is opened again where it failed, until PERSIST seconds brought nothing.
+
+    Raises BlobUnavailable, StoreFull, BlobCorrupt.
+    """
+    at, deadline = place.start, time.monotonic() + PERSIST
+    while True:
+        try:
+            async with bodies.reader(digest, source, whole=False, patient=True) as blob:
+                async with aclosing(cast("AsyncGenerator[Span, None]", blob.read(at, place.stop))) as spans:
+                    async for span in spans:
+                        yield span
+                        at, deadline = span.offset + span.count, time.monotonic() + PERSIST
+                return
+        except BlobUnavailable as error:
+            if time.monotonic() > deadline or is_told(error, True):
+                raise
+        await asyncio.sleep(RETRY)
+
+
+async def _begun(spans: AsyncGenerator[Span, None]) -> AsyncGenerator[Span, None]:
+    """*spans*, once the first is there. Raises what they raise before."""
+    try:
+        first = await anext(spans)
+    except BaseException:
+        await spans.aclose()
+        raise
+
+    async def all_of_them() -> AsyncGenerator[Span, None]:
+        async with aclosing(spans):
+            yield first
+            async for span in spans:
+                yield span
+
+    return all_of_them()
 
 
 def is_known(request: web.Request, etag: str) -> bool:
@@ -167,12 +223,12 @@ async def _send(
     account: Account,
     digest: Digest,
     source: Source | None,
-    blob: Blob,
+    spans: AsyncIterator[Span],
     place: Resolved,
 ) -> None:
     before = account.origins.total()
     try:
-        await send_spans(request, response, blob.read(place.start, place.stop), account.sent)
+        await send_spans(request, response, spans, account.sent)
     except StoreFull:
         if source is None:
             raise

@@ -87,7 +87,7 @@ class StreamingFront:
         headers["Docker-Content-Digest"], headers["ETag"] = wanted.digest, f'"{wanted.digest}"'
         if request.method == "GET":
             self._look_ahead(request, wanted.digest, source, asked)
-        return await self.bodies.answer(request, wanted.digest, source, asked, headers, whole=False)
+        return await self.bodies.answer(request, wanted.digest, source, asked, headers, whole=False, patient=True)
 
     async def _same_file(self, digest: Digest, opened: Opened) -> None:
         """The URL only claims the digest: what upstream showed must at least be as long as what we would serve."""

@@ -78,6 +78,16 @@ image minutes later, and what is not on the board they would take from upstream 
 DEMANDED_WINDOWS = 8
 """Windows of which a range reader demands pieces at once: as many as a board hands out claims."""
 
+HEDGE = 5.0
+"""Seconds after which a range reader asks upstream itself for the piece that it waits for. Longer than a stall (4 s)
+and a lease (5 s) need to be noticed, a sixth of the 30 s that overlaybd gives a read."""
+
+HEDGE_DEADLINE = 15.0
+"""Seconds that this may take."""
+
+URGENT_CLAIMS = 2
+"""Claims beyond the usual ones while a range reader waits: it need not wait until one of a bulk pull ends."""
+
 TORRENT_IDLE = 10.0
 """Seconds for which the torrent of a window of which only some pieces were wanted stays, with its connections: the
 next read of the window comes soon or not at all. Adding it again costs 5-10 ms."""
@@ -198,6 +208,8 @@ class Fetch:
         self._eras: list[Pieces] = []
         # claims
         self._claims: dict[int, asyncio.Task[None]] = {}
+        self._hedged: set[int] = set()
+        """Pieces that are asked from upstream past all claims."""
         self._done: dict[int, int] = {}
         self._publishing: set[int] = set()
         self._refusal: SourceError | None = None
@@ -296,6 +308,7 @@ class Fetch:
             piece = position // cut.piece_length
             if not reader.whole:
                 self._demand(reader, position, stop)
+                await self._urgently(reader, piece)
             await self.pieces.wait(piece)
             if piece == cut.pieces - 1 and (reader.whole or start == 0):
                 await self._wait_verified()
@@ -444,15 +457,18 @@ class Fetch:
     def _me(self) -> dict[str, Any]:
         return {**self._context.trackers.me(), "digest": self.digest}
 
-    def _source(self) -> Source | None:
+    def _source(self, window: int | None = None) -> Source | None:
+        """Where to ask upstream; for *window* as who waits for it asks: not behind bulk downloads."""
         if self._refusal is not None and time.monotonic() < self._refused_until:
             return None
-        return next((reader.source for reader in self.readers if reader.source is not None), None)
+        sources = [(window in reader.windows, reader.source) for reader in self.readers if reader.source is not None]
+        return max(sources, key=lambda found: found[0], default=(False, None))[1]
 
     def _want(self) -> int:
         if self.verified.is_set() or self._source() is None:
             return 0
-        return self._context.settings.claims
+        waiting = any(reader.windows for reader in self.readers)
+        return self._context.settings.claims + (URGENT_CLAIMS if waiting else 0)
 
     def _prefer(self) -> tuple[tuple[int, ...], bool]:
         ordered = dict.fromkeys(w for reader in self.readers if not reader.whole for w in reader.windows)
@@ -473,6 +489,33 @@ class Fetch:
             reader.pieces, reader.windows = pieces, tuple(w for w, found in needed.items() if found)
             self._tell_wish()
             self._join_published()
+
+    async def _urgently(self, reader: Reader, piece: int) -> None:
+        """Wait for *piece*, which nobody may bring within a range reader's patience: then ask upstream past all claims.
+
+        Its window may be long, and come slowly to whoever has the claim. What this costs upstream is the piece.
+        """
+        assert self.cut is not None and self.pieces is not None and self._staged is not None
+        while piece not in self.pieces:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEDGE):
+                    await self.pieces.wait(piece)
+                    return
+            source = reader.source if time.monotonic() >= self._refused_until else None
+            if source is None or piece in self._hedged:
+                continue
+            window = self.cut.window_at(piece * self.cut.piece_length)
+            offset, length = self.cut.piece_span(piece)
+            part = replace(window, offset=offset, length=length, first_piece=piece, pieces=1)
+            self._hedged.add(piece)
+            try:
+                async with asyncio.timeout(HEDGE_DEADLINE):
+                    await self._reserve(window)
+                    await self._bring_part(part, source, None)
+            except (SourceError, TimeoutError) as error:
+                log.info("hedge-failed", extra={"fields": {"digest": self.digest, "piece": piece, "error": str(error)}})
+            finally:
+                self._hedged.discard(piece)
 
     def _wish(self) -> tuple[int, tuple[int, ...], bool]:
         """What the board must know of the readers here: claims wanted, for which windows first, for those only."""
@@ -655,7 +698,7 @@ class Fetch:
             if here and window not in self._suspect:
                 self._spawn(self._after_claim(window))  # it was here already: the claim ends with its hashes
                 continue
-            source = self._source()
+            source = self._source(window)
             if source is None:
                 self._spawn(self._give_back(window, Failure.HANDED_OVER, None))
                 continue
@@ -802,13 +845,22 @@ class Fetch:
         self._trace("window-brought", index, seconds=round(time.monotonic() - began, 4))
 
     async def _bring_into(self, index: int, source: Source, first: Any) -> None:
-        assert self.cut is not None and self.pieces is not None and self._staged is not None
-        window, pieces, metrics = self.cut.windows[index], self.pieces, self._context.metrics
+        assert self.cut is not None
+        window = self.cut.windows[index]
         await self._reserve(window)
+        while (part := self._next_part(window)) is not None:
+            await self._bring_part(part if first is None else window, source, first)
+            first = None
+
+    async def _bring_part(self, part: Window, source: Source, first: Any) -> None:
+        """Fetch pieces of one window, from upstream."""
+        assert self.cut is not None and self.pieces is not None and self._staged is not None
+        index, pieces, metrics = part.index, self.pieces, self._context.metrics
 
         def on_bytes(count: int) -> None:
             metrics.bytes_in.labels("upstream").inc(count)
-            self._done[index] = self._done.get(index, 0) + count
+            if index in self._done:
+                self._done[index] += count
 
         def on_piece(piece: int, sha1: bytes) -> None:
             self._suspect.discard(index)
@@ -817,19 +869,17 @@ class Fetch:
             if torrent is not None:
                 self._spawn(self._offer(torrent, piece))
 
-        while (part := self._next_part(window)) is not None:
-            await bring_window(
-                source,
-                self.cut,
-                part if first is None else window,
-                self._staged,
-                self._context.pool,
-                ready=pieces.__contains__,
-                on_bytes=on_bytes,
-                on_piece=on_piece,
-                first=first,
-            )
-            first = None
+        await bring_window(
+            source,
+            self.cut,
+            part,
+            self._staged,
+            self._context.pool,
+            ready=pieces.__contains__,
+            on_bytes=on_bytes,
+            on_piece=on_piece,
+            first=first,
+        )
 
     def _next_part(self, window: Window) -> Window | None:
         """What of *window* to ask from upstream next: all that is missing, or from what a range reader waits for on.
