@@ -117,7 +117,7 @@ def front_of(
     bodies = Bodies(swarm)
     door = Door(settings.stream_ttl, settings.tag_keep)
     opaque = OpaqueCache(settings.store / "opaque", settings.stream_cache)
-    background = Background(swarm, metrics)
+    background = Background(swarm, metrics, rate=settings.stream_prefetch_rate)
     stack.callback(opaque.close)
     stack.push_async_callback(door.close)
     stack.push_async_callback(background.close)

@@ -136,8 +136,7 @@ class StreamingFront:
         if size is not None or asked is None or asked.first is None or asked.last is None:
             return
         if self.prefetch:
-            self.background.fetch(digest, source, 0, 1 << 62)
-            return
+            self.background.prefetch(digest, source)
         # The blob's end is not known here; whoever fetches cuts the range.
         ahead = self.readahead.read(digest, asked.first, asked.last + 1, 1 << 62)
         if ahead is not None:

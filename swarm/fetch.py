@@ -145,6 +145,8 @@ class Reader:
     """Windows that a range reader waits for, most urgent first."""
     pieces: tuple[int, ...] = ()
     """Pieces in them that its range touches."""
+    low: bool = False
+    """Nobody waits for it: every other reader comes first."""
     counts: dict[str, int] = field(default_factory=dict)
     late: bool = False
     """The blob was complete when this reader came: for it, the bytes come from the disk."""
@@ -221,6 +223,8 @@ class Fetch:
         """The board was sealed when we came: one torrent for all instead of one per window."""
         self._wanted: set[int] = set()
         """Pieces that torrents were told to fetch."""
+        self._hurried: set[int] = set()
+        """Those of them that come before others."""
         self._partly: set[int] = set()
         """Windows of whose pieces their torrent was told to fetch only some."""
         self._asked: dict[int, float] = {}
@@ -239,9 +243,9 @@ class Fetch:
 
     # -- readers ----------------------------------------------------------------------------------
 
-    def join(self, whole: bool, source: Source | None) -> Reader:
-        """A new reader. The fetch starts with the first."""
-        reader = Reader(whole, source, late=self.verified.is_set())
+    def join(self, whole: bool, source: Source | None, *, low: bool = False) -> Reader:
+        """A new reader; *low*: one that every other comes before. The fetch starts with the first."""
+        reader = Reader(whole, source, late=self.verified.is_set(), low=low)
         self.readers.add(reader)
         if self._idle is not None:
             self._idle.cancel()
@@ -308,7 +312,8 @@ class Fetch:
             piece = position // cut.piece_length
             if not reader.whole:
                 self._demand(reader, position, stop)
-                await self._urgently(reader, piece)
+                if not reader.low:
+                    await self._urgently(reader, piece)
             await self.pieces.wait(piece)
             if piece == cut.pieces - 1 and (reader.whole or start == 0):
                 await self._wait_verified()
@@ -467,11 +472,12 @@ class Fetch:
     def _want(self) -> int:
         if self.verified.is_set() or self._source() is None:
             return 0
-        waiting = any(reader.windows for reader in self.readers)
+        waiting = any(reader.windows and not reader.low for reader in self.readers)
         return self._context.settings.claims + (URGENT_CLAIMS if waiting else 0)
 
     def _prefer(self) -> tuple[tuple[int, ...], bool]:
-        ordered = dict.fromkeys(w for reader in self.readers if not reader.whole for w in reader.windows)
+        by_rank = sorted(self.readers, key=lambda reader: reader.low)
+        ordered = dict.fromkeys(w for reader in by_rank if not reader.whole for w in reader.windows)
         return tuple(ordered)[:64], not any(reader.whole for reader in self.readers)
 
     def _demand(self, reader: Reader, position: int, stop: int) -> None:
@@ -734,7 +740,7 @@ class Fetch:
         if self._whole is not None:
             self._context.session.remove(self._whole)
             self._whole = None
-        self._as_whole, self._wanted = False, set()
+        self._as_whole, self._wanted, self._hurried = False, set(), set()
         self._partly.clear()
         self._asked.clear()
         self._joining.clear()
@@ -890,7 +896,7 @@ class Fetch:
         missing = list(self.pieces.missing(window))
         if not missing:
             return None
-        demanded = {piece for reader in self.readers for piece in reader.pieces}
+        demanded = {piece for reader in self.readers if not reader.low for piece in reader.pieces}
         start = next((piece for piece in missing if piece in demanded), missing[0])
         stop = window.last_piece + 1
         if demanded and not any(reader.whole for reader in self.readers):
@@ -989,13 +995,11 @@ class Fetch:
             self._want_of_whole()
             return
         every = any(reader.whole for reader in self.readers)
-        urgent: dict[int, set[int]] = {}
-        for reader in self.readers:
-            for piece in reader.pieces:
-                if piece not in self.pieces:
-                    urgent.setdefault(self.cut.window_at(piece * self.cut.piece_length).index, set()).add(piece)
-        for index in list(self._hashes) if every else [w for w in urgent if w in self._hashes]:
-            window, first = self.cut.windows[index], urgent.get(index, set())
+        demanded: dict[int, set[int]] = {}
+        for piece in {p for reader in self.readers for p in reader.pieces if p not in self.pieces}:
+            demanded.setdefault(self.cut.window_at(piece * self.cut.piece_length).index, set()).add(piece)
+        for index in list(self._hashes) if every else [w for w in demanded if w in self._hashes]:
+            window, first = self.cut.windows[index], demanded.get(index, set())
             if index in self._joining or self.pieces.holds(window):
                 continue
             if (torrent := self._torrents.get(index)) is not None:
@@ -1008,14 +1012,21 @@ class Fetch:
     def _want_more(self, torrent: Torrent, window: Window, first: set[int], every: bool) -> None:
         """The torrent of *window* is to fetch the pieces *first* before others, and (*every*) all others too."""
         assert self.pieces is not None
+        urgent = self._urgent()
         new = (set(self.pieces.missing(window)) if every else first) - self._wanted
+        new |= (first & urgent) - self._hurried
         if every:
             self._partly.discard(window.index)
         if new:
             self._asked[window.index] = time.monotonic()
             self._wanted |= new
-            torrent.want((piece, 7 if piece in first else 4) for piece in new)
+            self._hurried |= new & urgent
+            torrent.want((piece, 7 if piece in urgent else 4) for piece in new)
             torrent.reannounce()  # it may have let go of its peers
+
+    def _urgent(self) -> set[int]:
+        """Pieces that somebody waits for who reads ranges."""
+        return {piece for reader in self.readers if not reader.low for piece in reader.pieces}
 
     async def _join_window(self, window: Window, hashes: bytes, first: set[int], every: bool) -> None:
         """Fetch *window* from peers: the pieces *first*, or (*every*) all of it."""
@@ -1024,7 +1035,10 @@ class Fetch:
         missing = list(self.pieces.missing(window))
         span = range(window.first_piece, window.last_piece + 1)
         wanted = set(missing) if every else first
+        urgent = first & self._urgent()
         self._wanted |= wanted
+        if urgent:
+            self._hurried |= wanted
         if not every:
             self._partly.add(window.index)
             self._asked[window.index] = time.monotonic()
@@ -1034,7 +1048,7 @@ class Fetch:
                 window_info(self.digest, self.cut, window, hashes),
                 [p for p in span if p not in missing],
                 [*(span if every else wanted), *self._beside(window)],
-                7 if first else 4,
+                7 if urgent else 4,
                 window,
             )
         finally:
@@ -1130,7 +1144,7 @@ class Fetch:
 
     def _fetch_of_whole(self, wanted: set[int]) -> None:
         if self._whole is not None:
-            first = {p for reader in self.readers for p in reader.pieces}
+            first = self._urgent()
             self._whole.want((piece, 7 if piece in first else 4) for piece in wanted)
             self._whole.reannounce()
 
@@ -1323,6 +1337,7 @@ class Fetch:
                 self._partly.discard(index)
                 self._context.session.remove(self._torrents.pop(index))
                 self._wanted -= set(range(window.first_piece, window.last_piece + 1))
+                self._hurried -= set(range(window.first_piece, window.last_piece + 1))
 
     def _waiting_windows(self) -> tuple[int, ...]:
         if self.cut is None or self.pieces is None or self.verified.is_set():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from swarm.sidecar import HEADER, RECORD
 from tests.parts.blobserver import BlobServer, blob_server
 from tests.parts.cluster import Agent, Cluster, cluster
 from tests.parts.counter import Rule
@@ -43,11 +44,12 @@ def held(server: BlobServer, digest: str) -> bytes:
     return (server.files.root / "layers" / digest).read_bytes()
 
 
-async def windows_here(agent: Agent, server: BlobServer, sent: int) -> None:
-    """Until *sent* bytes left upstream and *agent* has written down what it has of them."""
-    await server.counter.counts(part="layers/", sent=sent)
+async def written_down(agent: Agent, server: BlobServer, digest: str, sent: int) -> None:
+    """Until *sent* bytes of *digest* left upstream and *agent* has written down which pieces of them it has."""
+    await server.counter.counts(part=digest, sent=sent)
+    log = agent.store / "staging" / f"{digest.removeprefix('sha256:')}.log"
     async with asyncio.timeout(10):
-        while sum(fetch["ready"] * 256 * KIB for fetch in (await agent.status())["fetches"]) < sent:  # noqa: ASYNC110
+        while log.stat().st_size < HEADER + RECORD * (sent // (256 * KIB)):  # noqa: ASYNC110 - another process's disk
             await asyncio.sleep(0.01)
 
 
@@ -60,7 +62,7 @@ async def test_a_partial_blob_survives_kill_9(two: Cluster, server: BlobServer) 
     places = (0, 9 * MIB + 77, SIZE - STEP)  # in windows 0, 8 and the last: 1, 2 and 2 MiB
     for start in places:
         assert (await read(agent, url, start, start + STEP)).status == 206
-    await windows_here(agent, server, 5 * MIB)
+    await written_down(agent, server, digest, 5 * MIB)
     await agent.kill()
     await two.tracker.kill()
     await two.agents[1].kill()
@@ -83,7 +85,7 @@ async def test_what_was_read_in_ranges_is_not_asked_for_again(two: Cluster, serv
     agent, other = two.agents
     assert (await read(agent, url, 0, STEP)).status == 206
     assert (await read(agent, url, 10 * MIB, 10 * MIB + STEP)).status == 206
-    await windows_here(agent, server, 3 * MIB)
+    await written_down(agent, server, digest, 3 * MIB)
     await agent.kill()
     await agent.start()
     sent = (await server.counter.counts()).bytes_of("layers/")
@@ -148,3 +150,26 @@ async def test_a_window_that_comes_slowly_does_not_keep_a_reader_waiting(two: Cl
     assert (got.status, got.body) == (206, content[start : start + STEP])
     assert (await waiting).status == 206
     print(f"{got.seconds:.1f} s")
+
+
+async def test_the_whole_file_is_brought_in_behind_the_first_read(two: Cluster, server: BlobServer) -> None:
+    """Prefetch: bounded in rate, after every reader, and never at the cost of what is kept already."""
+    url, digest = server.add(SIZE, 650)
+    other, digest_of_other = server.add(SIZE, 651)
+    flags = ("--blob-host=127.0.0.1:*", "--stream-prefetch", "--stream-prefetch-rate=8MiB")
+    agent = await two.add(*flags, "--store-budget=40MiB", name="eager")
+    assert (await read(agent, url, 5 * MIB, 5 * MIB + STEP)).status == 206
+    await server.counter.counts(part=digest, sent=4 * MIB)
+    for start in (23 * MIB, 12 * MIB):
+        got = await read(agent, url, start, start + STEP)
+        assert (got.status, got.body) == (206, held(server, digest)[start : start + STEP])
+    await server.counter.counts(part=digest, sent=SIZE)
+    async with asyncio.timeout(20):
+        while not (agent.store / "blobs/sha256" / digest.removeprefix("sha256:")).exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert (await server.counter.counts()).bytes_of(digest) <= 1.02 * SIZE
+    # Of the next file only what fits beside the first comes unasked.
+    assert (await read(agent, other, 0, STEP)).status == 206
+    await server.counter.counts(part=digest_of_other, sent=8 * MIB)
+    assert (await agent.status())["store"]["bytes"] <= 40 * MIB
+    assert (agent.store / "blobs/sha256" / digest.removeprefix("sha256:")).exists()
