@@ -35,6 +35,10 @@ containerd's parallel fetcher gives the whole pull up over one 404 (CONTRACT.md)
 PERSIST = 20.0
 """Seconds to try again for a blob that was begun, before the answer is 503. Below the 30 s of a range reader."""
 
+FIRST_BYTE = 22.0
+"""Seconds after which a range reader for whom nothing came is told so: with the door's tries before, it still hears
+of it within its 30 s."""
+
 RETRY = 0.5
 """Seconds between two of those tries; each waits for board and upstream by itself."""
 
@@ -163,7 +167,8 @@ async def _patiently(
     at, deadline = place.start, time.monotonic() + PERSIST
     while True:
         try:
-            async with bodies.reader(digest, source, whole=False, patient=True) as blob:
+            # Not by `reader`, which has patience of its own.
+            async with bodies.swarm.open(digest, source, whole=False) as blob:
                 async with aclosing(cast("AsyncGenerator[Span, None]", blob.read(at, place.stop))) as spans:
                     async for span in spans:
                         yield span
@@ -176,9 +181,13 @@ async def _patiently(
 
 
 async def _begun(spans: AsyncGenerator[Span, None]) -> AsyncGenerator[Span, None]:
-    """*spans*, once the first is there. Raises what they raise before."""
+    """*spans*, once the first is there. Raises what they raise before, and BlobUnavailable after FIRST_BYTE."""
     try:
-        first = await anext(spans)
+        async with asyncio.timeout(FIRST_BYTE):
+            first = await anext(spans)
+    except TimeoutError:
+        await spans.aclose()
+        raise BlobUnavailable("nothing came in time") from None
     except BaseException:
         await spans.aclose()
         raise

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import time
@@ -78,9 +79,10 @@ image minutes later, and what is not on the board they would take from upstream 
 DEMANDED_WINDOWS = 8
 """Windows of which a range reader demands pieces at once: as many as a board hands out claims."""
 
-HEDGE = 5.0
-"""Seconds after which a range reader asks upstream itself for the piece that it waits for. Longer than a stall (4 s)
-and a lease (5 s) need to be noticed, a sixth of the 30 s that overlaybd gives a read."""
+HEDGE = 8.0
+"""Seconds after which a range reader asks upstream itself for a piece whose window is not published; twice as long if
+it is, since peers that deliver nothing are noticed otherwise (STALL). A lease of 5 s has run out by then, and of the
+30 s that overlaybd gives a read most are left. With 5 s for both, 16 agents on two cores asked for 1.5 copies."""
 
 HEDGE_DEADLINE = 15.0
 """Seconds that this may take."""
@@ -502,15 +504,15 @@ class Fetch:
         Its window may be long, and come slowly to whoever has the claim. What this costs upstream is the piece.
         """
         assert self.cut is not None and self.pieces is not None and self._staged is not None
-        while piece not in self.pieces:
+        window = self.cut.window_at(piece * self.cut.piece_length)
+        for waited in itertools.count(1):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEDGE):
                     await self.pieces.wait(piece)
                     return
             source = reader.source if time.monotonic() >= self._refused_until else None
-            if source is None or piece in self._hedged:
+            if source is None or piece in self._hedged or (window.index in self._hashes and waited < 2):
                 continue
-            window = self.cut.window_at(piece * self.cut.piece_length)
             offset, length = self.cut.piece_span(piece)
             part = replace(window, offset=offset, length=length, first_piece=piece, pieces=1)
             self._hedged.add(piece)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ async def mounted(url: str, directory: Path) -> AsyncIterator[Path]:
     outer.mkdir(parents=True)
     inner.mkdir()
     argv = ["httpdirfs", "-f", "-s", "--single-file-mode", url, str(outer)]
-    async with process(argv, name=directory.name, directory=directory):
+    async with process(argv, name=directory.name, directory=directory) as reader:
         try:
             async with asyncio.timeout(20):
                 while not (found := list(outer.iterdir())):  # noqa: ASYNC110 - the kernel tells nobody
@@ -98,6 +99,7 @@ async def mounted(url: str, directory: Path) -> AsyncIterator[Path]:
                 await run(["umount", str(inner)])
         finally:
             await run(["umount", "-l", str(outer)])
+            reader.signal(signal.SIGKILL)  # it does not end before the kernel lets go of the loop device
 
 
 def scan(root: Path) -> dict[str, str]:
