@@ -79,6 +79,10 @@ image minutes later, and what is not on the board they would take from upstream 
 DEMANDED_WINDOWS = 8
 """Windows of which a range reader demands pieces at once: as many as a board hands out claims."""
 
+SPARE = 16 * 1024 * 1024
+"""Bytes to have free when a partial blob is taken up again to read ranges of it: some windows at once, so that a full
+store does not close and open the blob for every read."""
+
 HEDGE = 8.0
 """Seconds after which a range reader asks upstream itself for a piece whose window is not published; twice as long if
 it is, since peers that deliver nothing are noticed otherwise (STALL). A lease of 5 s has run out by then, and of the
@@ -763,7 +767,7 @@ class Fetch:
     async def _make_room(self, cut: Geometry) -> None:
         # Ranges touch a part of a blob, which may be larger than the store: room is made window by window.
         promise = None if any(reader.whole for reader in self.readers) else 0
-        staged = await self._room(lambda: self._context.store.stage(self.digest, cut.size, promise=promise))
+        staged = await self._room(lambda: self._stage(cut, promise))
         if promise is not None:
             held = {cut.window_at(cut.piece_span(piece)[0]).index for piece in staged.pieces}
             self._reserved = held
@@ -796,6 +800,10 @@ class Fetch:
         except StoreFull:
             self._reserved = self._reserved - {window.index}
             raise  # this fetch ends by it; the next one begins with giving up windows that were not read for longest
+
+    async def _stage(self, cut: Geometry, promise: int | None) -> Staged:
+        spare = 0 if promise is None else SPARE
+        return await self._context.store.stage(self.digest, cut.size, promise=promise, spare=spare)
 
     async def _publish_held(self) -> None:
         """Tell the board the windows that are here and that it does not know."""

@@ -38,10 +38,6 @@ RESERVE_FREE = 256 * 1024 * 1024
 SAVE_USE = 60.0
 """Seconds between two times that the last use of a blob is written down: order survives a restart well enough."""
 
-SPARE = 16 * 1024 * 1024
-"""Bytes that are made free when a partial blob is taken up again to read ranges of it: some windows at once, so that
-a full store does not close and open blobs for every read."""
-
 ROUNDS = 8
 """How often room is made again when a round freed less than it should, before the disk counts as full."""
 
@@ -268,18 +264,19 @@ class Store:
 
     # -- blobs on their way in -------------------------------------------------------------------
 
-    async def stage(self, digest: Digest, size: int, *, promise: int | None = None) -> Staged:
+    async def stage(self, digest: Digest, size: int, *, promise: int | None = None, spare: int = 0) -> Staged:
         """Begin a blob of *size* bytes, or go on with a partial one; makes room for it.
 
         *promise*: bytes to reserve instead of *size*, for a blob that is only read in parts (see
-        Staged.grow). Raises StoreFull; ValueError if it is staged already.
+        Staged.grow). *spare*: bytes to have free beside a partial blob, if windows can be given up for them, its own
+        among them. Raises StoreFull; ValueError if it is staged already.
         """
         if digest in self._staged:
             raise ValueError(f"already staged: {digest}")
         if self._closing:
             raise StoreFull("the store is closing")
-        if promise is not None and digest in self._partials:
-            await self._spare(min(size, SPARE))
+        if spare and digest in self._partials:
+            await self._spare(min(spare, self.budget // 8))
             if digest in self._staged:
                 raise ValueError(f"already staged: {digest}")
         old = self._partials.pop(digest, None)

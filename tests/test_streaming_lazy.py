@@ -25,12 +25,12 @@ from tests.parts.procs import PartFailed, process, run
 pytestmark = [pytest.mark.needs_nginx, pytest.mark.timeout(150)]
 
 MIB = 1024 * 1024
-SIZE = 64 * MIB
-FILES = {f"usr/lib/{place}.so": 90_001 * (place + 1) for place in range(12)} | {
+SIZE = 32 * MIB
+FILES = {f"usr/lib/{place}.so": 90_001 * (place + 1) for place in range(6)} | {
     "etc/os-release": 300,
-    "big.bin": 9 * MIB,
+    "big.bin": 2 * MIB,
 }
-"""Path and size: about a quarter of the image, as an image is bigger than what a start reads of it."""
+"""Path and size: an image is bigger than what a start reads of it. (httpdirfs waits 0.1 s between two requests.)"""
 
 
 @dataclass
