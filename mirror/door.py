@@ -30,6 +30,10 @@ KEEP = 24 * 3600.0
 TRIES = (0.2, 0.5, 1.0, 2.0, 4.0)
 """Seconds to wait between tries while upstream is broken: range readers forgive 30 s, but no 5xx."""
 
+OLD_WAIT = 2.0
+"""Seconds that a reader who was accepted before waits for upstream to say so again; then it is served on the former
+yes, and the answer counts for the next."""
+
 MOST = 65536
 """URLs remembered."""
 
@@ -129,24 +133,13 @@ class Door:
         said = self._said.get(key)
         if standing is Standing.FRESH and said is not None:
             return said
+        if standing is Standing.NONE or said is None:
+            return await self._ask(key, source, patient=True)
         try:
-            said = await self._ask(key, source, patient=said is None or standing is Standing.NONE)
-        except SourceRefused:
-            self._accepted.forget(key)
-            self._forget(key)
-            raise
-        except (SourceBusy, SourceBroken):
-            if standing is Standing.OLD and said is not None:
-                return said
-            raise
-        self._accepted.note(key, time.monotonic())
-        self._said[key] = said
-        self._said.move_to_end(key)
-        self._told[key] = time.time()
-        while len(self._said) > MOST:
-            self._forget(next(iter(self._said)))
-        self._save_soon()
-        return said
+            async with asyncio.timeout(OLD_WAIT):
+                return await self._ask(key, source, patient=False)
+        except (SourceBusy, SourceBroken, TimeoutError):
+            return said
 
     async def _ask(self, key: bytes, source: Source, *, patient: bool) -> Opened:
         """One question for all readers that come with the same URL at once."""
@@ -160,8 +153,19 @@ class Door:
 
     def _asked(self, key: bytes, task: asyncio.Task[Opened]) -> None:
         del self._asking[key]
-        if not task.cancelled():
-            task.exception()  # everybody who waited has seen it
+        if task.cancelled():
+            return
+        error = task.exception()  # everybody who waited has seen it
+        if error is None:
+            self._accepted.note(key, time.monotonic())
+            self._said[key], self._told[key] = task.result(), time.time()
+            self._said.move_to_end(key)
+            while len(self._said) > MOST:
+                self._forget(next(iter(self._said)))
+            self._save_soon()
+        elif isinstance(error, SourceRefused):
+            self._accepted.forget(key)
+            self._forget(key)
 
     async def close(self) -> None:
         """Ask no more; write down what is new."""

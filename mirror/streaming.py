@@ -63,7 +63,7 @@ class StreamingFront:
         asked = parse_range(request.headers.get("Range")) if request.method == "GET" else None
         authorization = request.headers.get("Authorization", "")
         try:
-            source = self.upstream.url(wanted.url, {"Authorization": authorization} if authorization else {})
+            source = self.upstream.url(wanted.url, _sent(authorization))
             return await self._serve(request, wanted, source, authorization, asked, headers)
         except SwarmError as error:
             account.note = str(error)
@@ -86,7 +86,7 @@ class StreamingFront:
             await self._same_file(wanted.digest, opened)
         headers["Docker-Content-Digest"], headers["ETag"] = wanted.digest, f'"{wanted.digest}"'
         if request.method == "GET":
-            self._look_ahead(request, wanted.digest, source, asked)
+            self._look_ahead(wanted, wanted.digest, authorization, asked)
         return await self.bodies.answer(request, wanted.digest, source, asked, headers, whole=False, patient=True)
 
     async def _same_file(self, digest: Digest, opened: Opened) -> None:
@@ -131,10 +131,12 @@ class StreamingFront:
         await complete(request, response, account, send())
         return response
 
-    def _look_ahead(self, request: web.Request, digest: Digest, source: Source, asked: Asked | None) -> None:
+    def _look_ahead(self, wanted: Wanted, digest: Digest, authorization: str, asked: Asked | None) -> None:
         size = self.bodies.swarm.held(digest)
         if size is not None or asked is None or asked.first is None or asked.last is None:
             return
+        # Nobody waits for it: it takes none of the connections that are kept for those who do.
+        source = self.upstream.url(wanted.url, _sent(authorization), urgent=False)
         if self.prefetch:
             self.background.prefetch(digest, source)
         # The blob's end is not known here; whoever fetches cuts the range.
@@ -149,6 +151,10 @@ class StreamingFront:
             "X-MS-Peerd-Node": self.node,
             "X-MS-Peerd-CorrelationId": given if _CORRELATION.fullmatch(given) else str(uuid.uuid4()),
         }
+
+
+def _sent(authorization: str) -> dict[str, str]:
+    return {"Authorization": authorization} if authorization else {}
 
 
 def _refusal(error: Exception, headers: dict[str, str]) -> Refusal:

@@ -241,6 +241,17 @@ async def test_a_yes_outlives_a_restart(server: BlobServer, tmp_path: Path) -> N
         assert (await running.ask("/v2/"))[0] == 200
 
 
+async def test_upstream_hangs_after_a_yes(server: BlobServer, tmp_path: Path) -> None:
+    """Nobody who was accepted waits for an upstream that does not answer."""
+    async with agent(tmp_path, stream_ttl=0.0) as running:
+        stream = make(running, server)
+        assert (await stream.read(stream.url))[0] == 200
+        await server.counter.rules(Rule(delay=60.0))
+        status, _, body = await stream.read(stream.url, "bytes=100-199")
+        assert (status, body) == (206, stream.content[100:200])
+        assert not all(seen.done for seen in (await server.counter.counts()).seen)
+
+
 async def test_a_node_can_be_trusted(server: BlobServer, tmp_path: Path) -> None:
     """With that setting nobody is asked about what is here."""
     async with agent(tmp_path, stream_trust_node=True) as running:
