@@ -11,8 +11,9 @@ SwarmError
 ├── BlobCorrupt          the bytes do not match the digest, after every retry
 ├── StoreFull            the blob does not fit (budget or disk): pass it through instead
 ├── StoreUnusable        the store directory cannot be used: another process has it, or no permission
-└── TrackerError         a tracker did not answer, or refused
-    └── NotAMember       the tracker does not count this agent among the members
+└── TrackerError         a tracker did not answer
+    └── TrackerRefused   it answered, and does not take what it was told: another incarnation, a quarantine
+        └── NotAMember   it does not count this agent among the members
 """
 
 from __future__ import annotations
@@ -73,8 +74,12 @@ class StoreUnusable(SwarmError):
 
 
 class TrackerError(SwarmError):
-    """A tracker did not answer in time, or refused."""
+    """A tracker did not answer in time, or nothing that can be understood."""
 
 
-class NotAMember(TrackerError):
+class TrackerRefused(TrackerError):
+    """The tracker is there, and does not take what it was told."""
+
+
+class NotAMember(TrackerRefused):
     """The tracker does not count this agent among the members."""

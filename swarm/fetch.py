@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import itertools
 import logging
 import os
 import time
@@ -39,6 +38,7 @@ from swarm.errors import (
     StoreFull,
     SwarmError,
     TrackerError,
+    TrackerRefused,
 )
 from swarm.geometry import FIRST_WINDOW, Geometry, Window, geometry
 from swarm.held import Held
@@ -69,6 +69,16 @@ LAST_WINDOWS = 2
 MOST_DIALLED = 4
 """Peers that a window's torrent dials. With two or less the graph may fall apart (6.8x the bound with one)."""
 
+MOST_JOINED = 16
+"""Windows that are fetched from peers at once, beside those that a reader waits for. More are no faster, and each has
+blocks, buffers and connections of its own: three agents of a blob of 2 GiB grew to 280-400 MiB on a busy machine."""
+
+MOST_REBUILT = 8
+"""Torrents of one blob that begin anew because a peer sent wrong bytes."""
+
+LONGEST_PAUSE = 2.0
+"""Seconds between two tries to join a board whose tracker refuses what this agent tells."""
+
 IDLE = 1.0
 """Seconds that a fetch goes on without a reader: containerd's parallel ranges come and go."""
 
@@ -84,9 +94,9 @@ SPARE = 16 * 1024 * 1024
 store does not close and open the blob for every read."""
 
 HEDGE = 8.0
-"""Seconds after which a range reader asks upstream itself for a piece whose window is not published; twice as long if
-it is, since peers that deliver nothing are noticed otherwise (STALL). A lease of 5 s has run out by then, and of the
-30 s that overlaybd gives a read most are left. With 5 s for both, 16 agents on two cores asked for 1.5 copies."""
+"""Seconds after which a range reader asks upstream itself for a piece whose window is not published (where it is,
+peers that deliver nothing are noticed by STALL). A lease of 5 s has run out by then, and of the 30 s that overlaybd
+gives a read most are left. With 5 s, for all windows, 16 agents on two cores asked for 1.5 copies."""
 
 HEDGE_DEADLINE = 15.0
 """Seconds that this may take."""
@@ -216,10 +226,13 @@ class Fetch:
         self._eras: list[Pieces] = []
         # claims
         self._claims: dict[int, asyncio.Task[None]] = {}
-        self._hedged: set[int] = set()
-        """Pieces that are asked from upstream past all claims."""
+        self._hedged: dict[int, int] = {}
+        """Piece -> window, of pieces that are asked from upstream past all claims."""
         self._done: dict[int, int] = {}
         self._publishing: set[int] = set()
+        self._nothing_under_way = asyncio.Event()
+        """No publication is on its way to the board."""
+        self._nothing_under_way.set()
         self._refusal: SourceError | None = None
         self._refused_until = 0.0
         # the swarm
@@ -227,6 +240,7 @@ class Fetch:
         self._whole: Torrent | None = None
         self._as_whole = False
         """The board was sealed when we came: one torrent for all instead of one per window."""
+        self._sealed = False
         self._wanted: set[int] = set()
         """Pieces that torrents were told to fetch."""
         self._hurried: set[int] = set()
@@ -235,7 +249,13 @@ class Fetch:
         """Windows of whose pieces their torrent was told to fetch only some."""
         self._asked: dict[int, float] = {}
         """When pieces of such a window were wanted last."""
-        self._joining: set[int] = set()
+        self._banned: set[PeerAddress] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
+        """Torrents on their way out: until then, libtorrent may still write into the file."""
+        self._switching = asyncio.Lock()
+        """Held while the torrent of the whole blob comes or goes."""
+        self._rebuilt = 0
+        self._joining: dict[int, asyncio.Task[None]] = {}
         self._stalled: tuple[int, ...] = ()
         self._moved = time.monotonic()
         self._arrived: list[tuple[Torrent, int]] = []
@@ -509,17 +529,17 @@ class Fetch:
         """
         assert self.cut is not None and self.pieces is not None and self._staged is not None
         window = self.cut.window_at(piece * self.cut.piece_length)
-        for waited in itertools.count(1):
+        while piece not in self.pieces:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEDGE):
                     await self.pieces.wait(piece)
                     return
             source = reader.source if time.monotonic() >= self._refused_until else None
-            if source is None or piece in self._hedged or (window.index in self._hashes and waited < 2):
+            if source is None or piece in self._hedged or window.index in self._hashes:
                 continue
             offset, length = self.cut.piece_span(piece)
             part = replace(window, offset=offset, length=length, first_piece=piece, pieces=1)
-            self._hedged.add(piece)
+            self._hedged[piece] = window.index
             try:
                 async with asyncio.timeout(HEDGE_DEADLINE):
                     await self._reserve(window)
@@ -527,7 +547,8 @@ class Fetch:
             except (SourceError, TimeoutError) as error:
                 log.info("hedge-failed", extra={"fields": {"digest": self.digest, "piece": piece, "error": str(error)}})
             finally:
-                self._hedged.discard(piece)
+                del self._hedged[piece]
+                self._join_published()
 
     def _wish(self) -> tuple[int, tuple[int, ...], bool]:
         """What the board must know of the readers here: claims wanted, for which windows first, for those only."""
@@ -544,6 +565,7 @@ class Fetch:
         """Follow the board at whichever tracker is responsible, or one of our own."""
         trackers = self._context.trackers
         unsubscribe = trackers.on_change(self._nudge.set)
+        refusals = 0
         try:
             while True:
                 link = None if self._alone else trackers.pick(self.digest)
@@ -552,12 +574,18 @@ class Fetch:
                 self._link = link
                 self._board = RemoteBoard(link) if link is not None else self._own_board()
                 self._incarnation, self._since, self._told = "", 0, set()
+                joined = time.monotonic()
                 try:
                     await self._use(link)
                 except NotAMember as error:
                     assert link is not None
                     log.warning("not-a-member", extra={"fields": {"tracker": link.url, "error": str(error)}})
                     self._shunned.add(link)
+                except TrackerRefused as error:
+                    # It is there: join again, at once at first, as after its restart.
+                    refusals = refusals + 1 if time.monotonic() - joined < LONGEST_PAUSE else 0
+                    log.info("board-refused", extra={"fields": {"digest": self.digest, "error": str(error)}})
+                    await asyncio.sleep(min(LONGEST_PAUSE, 0.05 * (2**refusals - 1)))
                 except TrackerError as error:
                     log.info("board-lost", extra={"fields": {"digest": self.digest, "error": str(error)}})
                     if link is not None:
@@ -657,7 +685,8 @@ class Fetch:
 
     def _take_peers(self, answer: wire.BoardAnswer) -> None:
         """Dial who is new: a holder that came after our torrents were added does not dial us."""
-        before, self._peers = self._peers, tuple((p.ip, p.port) for p in answer.peers) or self._peers
+        told = tuple(peer for p in answer.peers if (peer := (p.ip, p.port)) not in self._banned)
+        before, self._peers = self._peers, told or self._peers
         self._others = len(self._peers)
         if self.cut is None or self.pieces is None or not set(self._peers) - set(before):
             return
@@ -681,8 +710,8 @@ class Fetch:
             self._hashes[window] = hashes
             self._told.add(window)
             self._confirm(place, hashes)
-        fresh = not self._torrents and not self._joining and not self._as_whole
-        if answer.sealed and fresh and len(self._hashes) == len(self.cut.windows):
+        self._sealed = answer.sealed and len(self._hashes) == len(self.cut.windows)
+        if self._sealed and not self._torrents and not self._joining and not self._as_whole:
             await self._join_whole()
         else:
             self._join_published()
@@ -693,7 +722,7 @@ class Fetch:
         if not self._eras:
             return
         old = self._eras[-1]
-        for place, piece in enumerate(range(window.first_piece, window.last_piece + 1)):
+        for place, piece in enumerate(_pieces_of(window)):
             expected = hashes[place * HASH_LENGTH : (place + 1) * HASH_LENGTH]
             if piece in old and piece not in self.pieces and old.sum(piece) == expected:
                 self._piece_ready(piece, expected, old.origin(piece))
@@ -741,12 +770,12 @@ class Fetch:
             return
         self._hashes.clear()
         for torrent in self._torrents.values():
-            self._context.session.remove(torrent)
+            self._send_away(torrent)
         self._torrents.clear()
         if self._whole is not None:
-            self._context.session.remove(self._whole)
+            self._send_away(self._whole)
             self._whole = None
-        self._as_whole, self._wanted, self._hurried = False, set(), set()
+        self._as_whole, self._sealed, self._wanted, self._hurried = False, False, set(), set()
         self._partly.clear()
         self._asked.clear()
         self._joining.clear()
@@ -828,6 +857,7 @@ class Fetch:
         self._told.add(window.index)
         self._hashes.setdefault(window.index, hashes)
         self._publishing.add(window.index)
+        self._nothing_under_way.clear()
         try:
             if self._board.shared:
                 await self._seed(window, hashes)
@@ -842,8 +872,13 @@ class Fetch:
                     since=self._since,
                 )
             )
+        except TrackerError:
+            self._told.discard(window.index)
+            raise
         finally:
             self._publishing.discard(window.index)
+            if not self._publishing:
+                self._nothing_under_way.set()
         await self._apply(answer)
 
     # -- claims -----------------------------------------------------------------------------------
@@ -864,6 +899,7 @@ class Fetch:
         assert self.cut is not None
         window = self.cut.windows[index]
         await self._reserve(window)
+        await self._make_way(window)
         while (part := self._next_part(window)) is not None:
             await self._bring_part(part if first is None else window, source, first)
             first = None
@@ -881,9 +917,8 @@ class Fetch:
         def on_piece(piece: int, sha1: bytes) -> None:
             self._suspect.discard(index)
             self._piece_ready(piece, sha1, "upstream")
-            torrent = self._whole or self._torrents.get(index)
-            if torrent is not None:
-                self._spawn(self._offer(torrent, piece))
+            if self._whole is not None:
+                self._spawn(self._offer(self._whole, piece))
 
         await bring_window(
             source,
@@ -1004,20 +1039,23 @@ class Fetch:
         if self._as_whole:
             self._want_of_whole()
             return
+        if not self._board.shared:
+            return
         every = any(reader.whole for reader in self.readers)
         demanded: dict[int, set[int]] = {}
         for piece in {p for reader in self.readers for p in reader.pieces if p not in self.pieces}:
             demanded.setdefault(self.cut.window_at(piece * self.cut.piece_length).index, set()).add(piece)
-        for index in list(self._hashes) if every else [w for w in demanded if w in self._hashes]:
-            window, first = self.cut.windows[index], demanded.get(index, set())
-            if index in self._joining or self.pieces.holds(window):
+        windows, under_way = self.cut.windows, self._torrents.keys() | self._joining.keys()
+        for index in (demanded.keys() | (self._partly if every else set())) & self._torrents.keys():
+            self._want_more(self._torrents[index], windows[index], demanded.get(index, set()), every)
+        free = MOST_JOINED - sum(not self.pieces.holds(windows[index]) for index in under_way)
+        for index in sorted(self._hashes.keys() - under_way - self._claims.keys() - set(self._hedged.values())):
+            first = demanded.get(index, set())
+            if not (first or (every and free > 0)) or self.pieces.holds(windows[index]):
                 continue
-            if (torrent := self._torrents.get(index)) is not None:
-                if index in self._partly or first:
-                    self._want_more(torrent, window, first, every)
-            elif self._board.shared and index not in self._claims:
-                self._joining.add(index)
-                self._spawn(self._join_window(window, self._hashes[index], first, every))
+            free -= 1
+            work = self._join_window(windows[index], self._hashes[index], first, every)
+            self._joining[index] = self._spawn(work)
 
     def _want_more(self, torrent: Torrent, window: Window, first: set[int], every: bool) -> None:
         """The torrent of *window* is to fetch the pieces *first* before others, and (*every*) all others too."""
@@ -1043,7 +1081,7 @@ class Fetch:
         assert self.cut is not None and self.pieces is not None
         generation = self._generation
         missing = list(self.pieces.missing(window))
-        span = range(window.first_piece, window.last_piece + 1)
+        span = _pieces_of(window)
         wanted = set(missing) if every else first
         urgent = first & self._urgent()
         self._wanted |= wanted
@@ -1061,14 +1099,15 @@ class Fetch:
                 7 if urgent else 4,
                 window,
             )
+            if self.pieces.holds(window) or self._near_the_end():
+                torrent.want((piece, 0) for piece in self._beside(window))
+            if generation != self._generation or self.closing:
+                await self._context.session.retire(torrent)
+                return
+            self._torrents[window.index] = torrent
         finally:
-            self._joining.discard(window.index)
-        if self.pieces.holds(window) or self._near_the_end():
-            torrent.want((piece, 0) for piece in self._beside(window))
-        if generation != self._generation or self.closing:
-            self._context.session.remove(torrent)
-            return
-        self._torrents[window.index] = torrent
+            if self._joining.get(window.index) is asyncio.current_task():
+                del self._joining[window.index]
         if not every:
             self._join_published()  # other pieces may have been demanded meanwhile
 
@@ -1110,33 +1149,75 @@ class Fetch:
 
     async def _join_whole(self) -> None:
         """The board is sealed: one torrent for the rest of the blob."""
-        assert self.cut is not None and self.pieces is not None
         self._as_whole = True
+        async with self._switching:
+            await self._add_whole()
+
+    async def _add_whole(self) -> None:
+        assert self.cut is not None and self.pieces is not None
         hashes = b"".join(self._hashes[w.index] for w in self.cut.windows)
         ready = [p for p in range(self.cut.pieces) if p in self.pieces]
         if len(ready) == self.cut.pieces:
             return
         generation = self._generation
-        now = self._wanted_pieces() if self._reserved is None else set()
-        torrent = await self._add(sealed_info(self.digest, self.cut, hashes), ready, now, 4)
+        self._wanted = self._wanted_pieces() if self._reserved is None else set()
+        torrent = await self._add(sealed_info(self.digest, self.cut, hashes), ready, {*ready, *self._wanted}, 4)
         if generation != self._generation or self.closing:
-            self._context.session.remove(torrent)
+            await self._context.session.retire(torrent)
             return
         self._whole = torrent
         self._want_of_whole()
 
-    def _wanted_pieces(self) -> set[int]:
-        """Pieces that the readers here need: all, or those that range readers wait for."""
+    async def _turn_whole(self) -> None:
+        """From the torrents of windows that are not here to one of the whole blob."""
         assert self.cut is not None and self.pieces is not None
-        if any(reader.whole for reader in self.readers):
-            return set(range(self.cut.pieces))
-        return {p for reader in self.readers for p in reader.pieces if p not in self.pieces}
+        self._as_whole = True
+        for index in [i for i in self._torrents if not self.pieces.holds(self.cut.windows[i])]:
+            self._send_away(self._torrents.pop(index))
+        await self._join_whole()
+
+    def _send_away(self, torrent: Torrent) -> None:
+        """Have *torrent* leave the session."""
+        task = self._spawn(self._context.session.retire(torrent))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _make_way(self, window: Window) -> None:
+        """Before *window* is brought in, nothing of it may be left for libtorrent to write.
+
+        It writes into the same file what it has not verified yet: wrong bytes of a peer came down on right ones.
+        """
+        if (joining := self._joining.get(window.index)) is not None:
+            await asyncio.wait([joining])
+        if (torrent := self._torrents.pop(window.index, None)) is not None:
+            self._send_away(torrent)
+        async with self._switching:
+            while self._leaving:
+                await asyncio.wait(self._leaving)
+            if self._whole is not None and not self._wanted.isdisjoint(_pieces_of(window)):
+                torrent, self._whole = self._whole, None
+                generation = self._generation
+                await self._context.session.retire(torrent)
+                if generation == self._generation and not self.closing:
+                    await self._add_whole()
+
+    def _wanted_pieces(self) -> set[int]:
+        """Pieces that the readers here need from peers: all that are missing, or those that range readers wait for."""
+        assert self.cut is not None and self.pieces is not None
+        pieces: Iterable[int] = range(self.cut.pieces)
+        if not any(reader.whole for reader in self.readers):
+            pieces = (piece for reader in self.readers for piece in reader.pieces)
+        coming = self._claims.keys() | self._hedged.values()
+        claimed = {piece for index in coming for piece in _pieces_of(self.cut.windows[index])}
+        return {piece for piece in pieces if piece not in self.pieces and piece not in claimed}
 
     def _want_of_whole(self) -> None:
         """Have the torrent of the whole blob fetch what is wanted now; it may have let go of its peers meanwhile."""
-        wanted = self._wanted_pieces() - self._wanted
+        now, urgent = self._wanted_pieces(), self._urgent()
+        wanted = (now - self._wanted) | ((now & urgent) - self._hurried)
         if self._whole is not None and wanted:
             self._wanted |= wanted
+            self._hurried |= wanted & urgent
             if self._reserved is not None and self._unreserved(wanted):
                 self._spawn(self._reserve_and_want(wanted))
             else:
@@ -1158,11 +1239,39 @@ class Fetch:
             self._whole.want((piece, 7 if piece in first else 4) for piece in wanted)
             self._whole.reannounce()
 
+    def _spoiled(self, torrent: Torrent, peer: PeerAddress) -> None:
+        """*peer* sent wrong bytes: its torrent begins anew, without what it had sent of other pieces.
+
+        libtorrent bans it, but keeps those blocks, and then bans whoever sends the rest of such a piece as well.
+        """
+        self._banned.add(peer)
+        self._peers = tuple(other for other in self._peers if other != peer)
+        if self._rebuilt < MOST_REBUILT and not self.closing and not self.verified.is_set():
+            self._rebuilt += 1
+            self._spawn(self._rebuild(torrent))
+
+    async def _rebuild(self, torrent: Torrent) -> None:
+        generation = self._generation
+        if torrent is self._whole:
+            async with self._switching:
+                if torrent is not self._whole:
+                    return
+                self._whole = None
+                await self._context.session.retire(torrent)
+                if generation == self._generation and not self.closing:
+                    await self._add_whole()
+            return
+        window = next((index for index, known in self._torrents.items() if known is torrent), None)
+        if window is not None:
+            del self._torrents[window]
+            self._send_away(torrent)
+            self._join_published()
+
     async def _seed(self, window: Window, hashes: bytes) -> None:
         """Offer a window that is here."""
         if window.index in self._torrents or self.cut is None:
             return
-        span = range(window.first_piece, window.last_piece + 1)
+        span = _pieces_of(window)
         with contextlib.suppress(SessionError, BadHashes):
             info = window_info(self.digest, self.cut, window, hashes)
             self._torrents[window.index] = await self._add(info, span, span, 4, window)
@@ -1192,6 +1301,8 @@ class Fetch:
         self, info: bytes, have: Iterable[int], wanted: Iterable[int], priority: int, window: Window | None = None
     ) -> Torrent:
         assert self._staged is not None
+        while self._leaving:
+            await asyncio.wait(self._leaving)  # the session takes a torrent once
         self._moved = time.monotonic()
         torrent: Torrent | None = None
 
@@ -1213,6 +1324,7 @@ class Fetch:
             on_bad_piece=lambda _piece: self._context.metrics.bad_pieces.inc(),
             on_error=lambda text: log.error("torrent-error", extra={"fields": {"digest": self.digest, "error": text}}),
             peers=lambda: self._peers if window is None else self._dial(window),
+            on_ban=lambda peer: self._spoiled(torrent, peer) if torrent is not None else None,
         )
         for piece in early:
             on_piece(piece)
@@ -1293,7 +1405,9 @@ class Fetch:
             window = self.cut.window_at(piece * self.cut.piece_length)
             self._trace("window-here", window.index, origin=origin)
             self._window_here(window)
-            sums = {p: self.pieces.sum(p) for p in range(window.first_piece, window.last_piece + 1)}
+            if not self._as_whole:
+                self._join_published()
+            sums = {p: self.pieces.sum(p) for p in _pieces_of(window)}
             if not self.verified.is_set():
                 self._spawn(self._staged.note(sums))
         elif self._ranged and origin == "peer":
@@ -1323,6 +1437,8 @@ class Fetch:
                 continue
             torrents = [*self._torrents.values(), *([self._whole] if self._whole else [])]
             now = sum([await torrent.received() for torrent in torrents])
+            if self._sealed and not self._as_whole and self.cut is not None and len(self.cut.windows) > 1:
+                await self._turn_whole()  # who has all of the blob may offer its windows no more
             if received is not None and now > received:
                 self._moved = time.monotonic()  # a piece is long, but its blocks come
             received = now
@@ -1339,15 +1455,15 @@ class Fetch:
         if self.cut is None or self.pieces is None:
             return
         waited_for = {w for reader in self.readers for w in reader.windows}
-        for index in list(self._partly - self._joining - waited_for):
+        for index in list(self._partly - self._joining.keys() - waited_for):
             window = self.cut.windows[index]
             if self.pieces.holds(window) or index not in self._torrents:
                 self._partly.discard(index)
             elif time.monotonic() - self._asked.get(index, 0.0) > TORRENT_IDLE:
                 self._partly.discard(index)
-                self._context.session.remove(self._torrents.pop(index))
-                self._wanted -= set(range(window.first_piece, window.last_piece + 1))
-                self._hurried -= set(range(window.first_piece, window.last_piece + 1))
+                self._send_away(self._torrents.pop(index))
+                self._wanted -= set(_pieces_of(window))
+                self._hurried -= set(_pieces_of(window))
 
     def _waiting_windows(self) -> tuple[int, ...]:
         if self.cut is None or self.pieces is None or self.verified.is_set():
@@ -1356,7 +1472,7 @@ class Fetch:
         urgent = {w for reader in self.readers for w in reader.windows}
         return tuple(
             w
-            for w in sorted(self._hashes)
+            for w in sorted(self._hashes, key=lambda index: (index not in self._torrents, index))
             if not self.pieces.holds(self.cut.windows[w]) and w not in self._claims and (every or w in urgent)
         )
 
@@ -1404,6 +1520,7 @@ class Fetch:
         )
         with contextlib.suppress(TrackerError):
             await self._publish_held()
+            await self._nothing_under_way.wait()  # a seal that overtakes one comes to an incomplete board, and is void
             await self._board.seal(wire.Seal(**self._me(), incarnation=self._incarnation, generation=self._generation))
         self._finishing = asyncio.create_task(self._staged.finish(self.pieces.sums()))
         try:
@@ -1446,6 +1563,10 @@ class Fetch:
             if self.pieces.sum(piece) != self._eras[era].sum(piece):
                 raise BlobCorrupt(f"bytes of {self.digest} that were given out turned out to be wrong")
         return now
+
+
+def _pieces_of(window: Window) -> range:
+    return range(window.first_piece, window.last_piece + 1)
 
 
 def _check(fd: int, spans: Sequence[tuple[int, int]], expected: Sequence[bytes | None]) -> list[bool]:

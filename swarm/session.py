@@ -38,6 +38,7 @@ _ALERTS = (
 )
 _ADD_DEADLINE = 10.0
 _READ_DEADLINE = 10.0
+_FLUSH_DEADLINE = 3.0
 _DIALS_WITHIN = 0.005
 """Seconds in which dialled connections are collected, to look once over all descriptors (swarm/nodelay.py)."""
 
@@ -60,10 +61,14 @@ class Torrent:
     on_error: Callable[[str], None]
     peers: Callable[[], Iterable[PeerAddress]]
     """Whom to dial, asked when the session announces."""
+    on_ban: Callable[[PeerAddress], None] = lambda _peer: None
+    """A peer was banned because it sent wrong bytes; the session's own `on_bad_peer` was told before."""
     handle: Any = None
     added: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     reads: dict[int, list[asyncio.Future[bytes]]] = field(default_factory=dict)
     removed: bool = False
+    flushed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when what had come until `Session.retire` is in the file."""
 
     async def read_piece(self, piece: int) -> bytes:
         """The verified bytes of *piece* from libtorrent's own cache or file. Raises SessionError."""
@@ -256,6 +261,7 @@ class Session:
         on_bad_piece: Callable[[int], None] = lambda _piece: None,
         on_error: Callable[[str], None] = lambda _text: None,
         peers: Callable[[], Iterable[PeerAddress]] = tuple,
+        on_ban: Callable[[PeerAddress], None] = lambda _peer: None,
         priority: int = 4,
     ) -> Torrent:
         """Add the torrent of the bencoded *info* over the file *path*.
@@ -288,7 +294,7 @@ class Session:
             | lt.torrent_flags.disable_pex
             | lt.torrent_flags.override_trackers
         )
-        torrent = Torrent(key, params.ti.name(), on_piece, on_bad_piece, on_error, peers)
+        torrent = Torrent(key, params.ti.name(), on_piece, on_bad_piece, on_error, peers, on_ban)
         self._torrents[key] = torrent
         self._session.async_add_torrent(params)
         try:
@@ -341,6 +347,17 @@ class Session:
                 if not future.done():
                     future.set_exception(SessionError("torrent removed"))
         torrent.reads.clear()
+
+    async def retire(self, torrent: Torrent) -> None:
+        """`remove`, but wait until nothing of *torrent* is left to be written: what is written now stays."""
+        torrent._call(lambda handle: handle.pause())
+        torrent._call(lambda handle: handle.flush_cache())
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FLUSH_DEADLINE):
+                    await torrent.flushed.wait()
+        finally:
+            self.remove(torrent)
 
     def get(self, info_hash: bytes) -> Torrent | None:
         """The torrent of that info-hash, if it is in the session."""
@@ -402,6 +419,12 @@ class Session:
     def _on_ban(self, alert: Any) -> None:
         ip, port = alert.endpoint
         self._on_bad_peer(alert.handle.info_hash().to_bytes(), str(ip), int(port))
+        if (torrent := self._torrent_of(alert)) is not None:
+            torrent.on_ban((str(ip), int(port)))
+
+    def _on_flushed(self, alert: Any) -> None:
+        if (torrent := self._torrent_of(alert)) is not None:
+            torrent.flushed.set()
 
     def _on_read(self, alert: Any) -> None:
         torrent = self._torrent_of(alert)
@@ -440,6 +463,7 @@ _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     lt.hash_failed_alert: Session._on_hash_failed,
     lt.peer_connect_alert: Session._on_connected,
     lt.peer_ban_alert: Session._on_ban,
+    lt.cache_flushed_alert: Session._on_flushed,
     lt.read_piece_alert: Session._on_read,
     lt.session_stats_alert: Session._on_stats,
     lt.torrent_error_alert: Session._on_torrent_error,

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from swarm import wire
-from swarm.errors import NotAMember, TrackerError
+from swarm.errors import NotAMember, TrackerError, TrackerRefused
 
 log = logging.getLogger("shoal.swarm")
 
@@ -92,7 +92,11 @@ class Link:
             problem = wire.decode(body, wire.Problem)
         except ValueError as error:
             raise TrackerError(f"tracker {self.url}: {response.status}, {error}") from None
-        raise (NotAMember if response.status == 403 else TrackerError)(f"tracker {self.url}: {problem.message}")
+        if response.status == 403:
+            raise NotAMember(f"tracker {self.url}: {problem.message}")
+        if response.status < 500:
+            raise TrackerRefused(f"tracker {self.url}: {problem.message}")
+        raise TrackerError(f"tracker {self.url}: {problem.message}")
 
 
 _JSON = {"Content-Type": "application/json"}
