@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 import signal
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from tests.parts.counter import Counter, Rule
 from tests.parts.fetch import Fetched, fetch
 from tests.parts.front import agent as lone_agent
 from tests.parts.registry import Registry
+from tests.parts.storing import fill, small_file_system
 
 pytestmark = [pytest.mark.needs_nginx, pytest.mark.timeout(150)]
 
@@ -206,25 +206,8 @@ async def test_cache_full(two: Cluster, server: BlobServer) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 24 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def fill(path: Path) -> None:
-    """Take every block that is left."""
-    with path.open("wb", buffering=0) as file:
-        try:
-            while file.write(b"x" * 4096):
-                pass
-        except OSError:
-            return
+    with small_file_system(tmp_path / "disk", "24m") as disk:
+        yield disk
 
 
 async def test_disk_full(server: BlobServer, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
