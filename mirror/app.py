@@ -49,9 +49,11 @@ class Front:
             return response
         except Cut:
             status = 200
-            # aiohttp finds the connection gone and lets go of it.
-            raise ConnectionResetError("cut") from None
-        except (asyncio.CancelledError, ConnectionError):
+            return _nothing(request)
+        except ConnectionError:
+            account.outcome = "left"
+            return _nothing(request)
+        except asyncio.CancelledError:
             account.outcome = "left"
             raise
         finally:
@@ -79,6 +81,13 @@ class Front:
             log.exception("request-failed", extra={"fields": {"path": account.path}})
             account.outcome = "broken"
             return _refused(request, Refusal("UNAVAILABLE", "a defect in the agent; its log says more", status=500))
+
+
+def _nothing(request: web.Request) -> web.Response:
+    """The answer on a connection that is gone. An exception instead would be logged by aiohttp as a defect."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
 
 
 def _refused(request: web.Request, refusal: Refusal) -> web.Response:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -68,50 +68,31 @@ class Bodies:
         """Answer GET or HEAD for *digest*.
 
         *headers* (with ETag) go out with every answer that has a body. *patient*: the client forgives PERSIST seconds
-        and no failure (overlaybd), so nothing is answered before there are bytes, and what fails is tried again.
-        Raises BlobUnavailable and SourceError, both before the first byte.
+        and no failure (overlaybd): what fails is tried again, also in mid-body. Raises BlobUnavailable and
+        SourceError, both before the first byte.
         """
         account = request[ACCOUNT]
-        try:
-            async with self.reader(digest, source, whole=whole, patient=patient) as blob:
-                return await _answer(request, account, digest, source, blob, asked, headers, self, patient=patient)
-        except StoreFull:
-            if source is None:
-                raise
-            account.note = "passed through: the store is full"
-            size = await passthrough.size_of(source)
-            return await _answer(request, account, digest, source, size, asked, headers, self)
-
-    @asynccontextmanager
-    async def reader(
-        self, digest: Digest, source: Source | None, *, whole: bool, patient: bool = False
-    ) -> AsyncIterator[Blob]:
-        """The blob, opened; persistently if its bytes were already promised, or the client is *patient*.
-
-        Raises BlobUnavailable, StoreFull.
-        """
         deadline = time.monotonic() + PERSIST
         while True:
-            opening = self.swarm.open(digest, source, whole=whole)
             try:
-                blob = await opening.__aenter__()
-                break
+                async with self.swarm.open(digest, source, whole=whole) as blob:
+                    return await _answer(request, account, digest, source, blob, asked, headers, self, patient=patient)
+            except StoreFull:
+                if source is None:
+                    raise
+                account.note = "passed through: the store is full"
+                size = await passthrough.size_of(source)
+                return await _answer(request, account, digest, source, size, asked, headers, self)
             except BlobUnavailable as error:
+                # Nothing was sent, or it would be a Cut. Bytes of this blob may have been promised, though.
                 now = time.monotonic()
                 begun = patient or self.begun.standing(digest, now) is Standing.FRESH
-                if not begun or now > deadline or is_told(error, patient):
+                if not begun or now > deadline or _is_told(error, patient):
                     raise
             await asyncio.sleep(RETRY)
-        try:
-            yield blob
-        except BaseException as error:
-            if not await opening.__aexit__(type(error), error, error.__traceback__):
-                raise
-        else:
-            await opening.__aexit__(None, None, None)
 
 
-def is_told(error: BlobUnavailable, patient: bool) -> bool:
+def _is_told(error: BlobUnavailable, patient: bool) -> bool:
     """Whether upstream said something that its client must hear, instead of a further try."""
     return isinstance(error.cause, SourceRefused) or (patient and isinstance(error.cause, SourceBusy))
 
@@ -148,12 +129,20 @@ async def _answer(
         bodies.begun.note(digest, time.monotonic())
         await complete(request, response, account, send_chunks(response, chunks, account, first))
         return response
-    spans = blob.read(place.start, place.stop)
+    reading = blob.read(place.start, place.stop)
     if patient:
-        spans = await _begun(_patiently(bodies, digest, source, place))
-    await response.prepare(request)
-    bodies.begun.note(digest, time.monotonic())
-    await complete(request, response, account, _send(request, response, account, digest, source, spans, place))
+        reading = _patiently(bodies, digest, source, place)
+    async with aclosing(cast("AsyncGenerator[Span, None]", reading)) as spans:
+        # As above: a size is known long before it is known whether anybody still has the bytes.
+        try:
+            async with asyncio.timeout(FIRST_BYTE if patient else None):
+                first_span = await anext(spans)
+        except TimeoutError:
+            raise BlobUnavailable("nothing came in time") from None
+        await response.prepare(request)
+        bodies.begun.note(digest, time.monotonic())
+        sending = _send(request, response, account, digest, source, place, _chained(first_span, spans))
+        await complete(request, response, account, sending)
     return response
 
 
@@ -167,7 +156,6 @@ async def _patiently(
     at, deadline = place.start, time.monotonic() + PERSIST
     while True:
         try:
-            # Not by `reader`, which has patience of its own.
             async with bodies.swarm.open(digest, source, whole=False) as blob:
                 async with aclosing(cast("AsyncGenerator[Span, None]", blob.read(at, place.stop))) as spans:
                     async for span in spans:
@@ -175,30 +163,15 @@ async def _patiently(
                         at, deadline = span.offset + span.count, time.monotonic() + PERSIST
                 return
         except BlobUnavailable as error:
-            if time.monotonic() > deadline or is_told(error, True):
+            if time.monotonic() > deadline or _is_told(error, True):
                 raise
         await asyncio.sleep(RETRY)
 
 
-async def _begun(spans: AsyncGenerator[Span, None]) -> AsyncGenerator[Span, None]:
-    """*spans*, once the first is there. Raises what they raise before, and BlobUnavailable after FIRST_BYTE."""
-    try:
-        async with asyncio.timeout(FIRST_BYTE):
-            first = await anext(spans)
-    except TimeoutError:
-        await spans.aclose()
-        raise BlobUnavailable("nothing came in time") from None
-    except BaseException:
-        await spans.aclose()
-        raise
-
-    async def all_of_them() -> AsyncGenerator[Span, None]:
-        async with aclosing(spans):
-            yield first
-            async for span in spans:
-                yield span
-
-    return all_of_them()
+async def _chained(first: Span, rest: AsyncGenerator[Span, None]) -> AsyncGenerator[Span, None]:
+    yield first
+    async for span in rest:
+        yield span
 
 
 def is_known(request: web.Request, etag: str) -> bool:
@@ -232,8 +205,8 @@ async def _send(
     account: Account,
     digest: Digest,
     source: Source | None,
-    spans: AsyncIterator[Span],
     place: Resolved,
+    spans: AsyncGenerator[Span, None],
 ) -> None:
     before = account.origins.total()
     try:

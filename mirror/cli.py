@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -24,6 +25,10 @@ from swarm.logs import configure, redact
 
 STOP_WITHIN = 9.0
 """Seconds after SIGTERM at which the process ends whatever is still under way: inside the 10 s that are promised."""
+
+FILES = 65536
+"""Open files that a service asks for: a shell's or systemd's usual 1024 is fewer than the connections of one busy node
+or of the agents of one tracker, and whoever comes then is not even refused."""
 
 FAILED, WRONG_USAGE = 1, 2
 
@@ -97,7 +102,17 @@ def run(service: Coroutine[Any, Any, None]) -> None:
         with suppress(asyncio.CancelledError):
             await task
 
+    _allow_files()
     asyncio.run(supervised())
+
+
+def _allow_files() -> None:
+    """As many open files as FILES, or as the system allows. RLIMIT_NOFILE of getrlimit(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _why(problem: Exception) -> str:

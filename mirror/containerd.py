@@ -236,8 +236,8 @@ def notes(config: Path, host_root: Path) -> Iterator[str]:
         return
     if len(found.config_path) > 1:
         yield (
-            "config_path names several directories: containerd 2.2 reads them as one name when the transfer service "
-            "pulls; name one, if pulls do not come here"
+            "config_path names several directories: containerd from 2.2 on reads them as one name when the transfer "
+            "service pulls; name one, if pulls do not come here"
         )
     if found.discards_layers:
         yield (

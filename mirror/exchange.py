@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -21,6 +22,8 @@ from mirror.registries import Registries, RegistriesInvalid, Registry, Tls, plac
 from mirror.transport import Transport, translated
 from mirror.urlrules import UrlRules
 from swarm.errors import SourceBroken, SourceBusy, SourceRefused
+
+LOG = logging.getLogger("shoal.mirror")
 
 REDIRECT_LIFE = 60.0
 """Seconds for which a redirect is used again: windows of one blob follow each other faster, and the shortest
@@ -91,7 +94,7 @@ class Exchanges:
         self._authorizer = Authorizer(self._ask_realm, credentials, clock)
         # Bounded: URLs come from clients.
         self._redirects: TTLCache[tuple[str, str, str], URL] = TTLCache(4096, REDIRECT_LIFE, timer=clock)
-        self._contexts: dict[Tls, ssl.SSLContext] = {}
+        self._contexts: dict[Tls, tuple[tuple[object, ...], ssl.SSLContext]] = {}
 
     @contextlib.asynccontextmanager
     async def ask(self, target: Target, method: str, headers: Mapping[str, str]) -> AsyncIterator[Answer]:
@@ -186,17 +189,24 @@ class Exchanges:
             return None
         if self.registries.certs is None and not self.registries.configured:
             return None
-        tls = await asyncio.to_thread(self.registries.tls, place_of(url))
+        tls, stamp = await asyncio.to_thread(self._files, place_of(url))
         if tls == Tls():
             return None
-        context = self._contexts.get(tls)
-        if context is None:
+        known = self._contexts.get(tls)
+        if known is None or known[0] != stamp:
             try:
-                context = await asyncio.to_thread(tls.context)
-            except RegistriesInvalid:
-                raise SourceBroken(f"{place_of(url)}: its certificate files cannot be used") from None
-            self._contexts[tls] = context
-        return context
+                known = stamp, await asyncio.to_thread(tls.context)
+            except RegistriesInvalid as error:
+                if known is None:
+                    raise SourceBroken(f"{place_of(url)}: its certificate files cannot be used") from None
+                # Half-written, or gone for a moment: what was good before is better than nothing.
+                LOG.warning("certificates_kept", extra={"fields": {"reason": str(error)}})
+            self._contexts[tls] = stamp, known[1]
+        return known[1]
+
+    def _files(self, host: str) -> tuple[Tls, tuple[object, ...]]:
+        tls = self.registries.tls(host)
+        return tls, tls.stamp()
 
     async def _ask_realm(
         self,

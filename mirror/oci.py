@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from swarm import digest as digests
 
 DEFAULT_REGISTRY = "docker.io"
-"""The registry that a request without `ns` means (containerd sends none only to docker.io's mirrors of old)."""
+"""The registry that a request means which names none (containerd sends no `ns` to docker.io's mirrors of old)."""
 
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME = re.compile(rf"{_PART}(?:/{_PART})*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _NS = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+_LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+_HOST_IN_NAME = re.compile(rf"(?P<host>localhost|{_LABEL}(?:\.{_LABEL})+)(?:_(?P<port>[0-9]{{1,5}}))?")
 _API = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|referrers|tags)/(?P<reference>[^/]+)", re.DOTALL)
 _UPLOADS = re.compile(r"/v2/(?P<name>.+)/blobs/uploads(?:/.*)?", re.DOTALL)
 
@@ -72,8 +74,14 @@ class Route:
         """Whether the reference is a digest."""
         return ":" in self.reference
 
+    @property
+    def path(self) -> str:
+        """The path at a registry of its own, without a query."""
+        return f"/v2/{self.name}/{_ENDPOINTS[self.kind]}/{self.reference or 'list'}"
 
-_KINDS: dict[str, Kind] = {"manifests": "manifest", "blobs": "blob", "referrers": "referrers", "tags": "tags"}
+
+_ENDPOINTS: dict[Kind, str] = {"manifest": "manifests", "blob": "blobs", "referrers": "referrers", "tags": "tags"}
+_KINDS: dict[str, Kind] = {endpoint: kind for kind, endpoint in _ENDPOINTS.items()}
 
 
 def route(method: str, raw_path: str) -> Route:
@@ -99,6 +107,20 @@ def route(method: str, raw_path: str) -> Route:
     elif not _TAG.fullmatch(reference):
         raise Refusal("TAG_INVALID", "not a tag")
     return Route(kind, name, reference)
+
+
+def meant(route: Route, ns: str | None) -> tuple[str, Route]:
+    """The registry (see `registry`) and what is asked of it. Raises Refusal.
+
+    Only containerd says `ns`. For everybody else the repository's name may begin with the registry, as in
+    `quay.io/team/app`; `_` stands for the colon before a port, which no repository's name may hold
+    (`registry.example_5000/team/app`). Docker Hub has no names with a dot before the first slash.
+    """
+    first, slash, rest = route.name.partition("/")
+    if not ns and slash and (match := _HOST_IN_NAME.fullmatch(first)):
+        ns = match["host"] + (f":{match['port']}" if match["port"] else "")
+        route = replace(route, name=rest)
+    return registry(ns), route
 
 
 def registry(ns: str | None) -> str:

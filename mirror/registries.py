@@ -8,7 +8,6 @@ import re
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 
 from yarl import URL
@@ -50,6 +49,17 @@ class Tls:
 
     key: Path | None = None
     """PEM file of its key; None: it is in *certificate*."""
+
+    def stamp(self) -> tuple[object, ...]:
+        """What changes when a file does: mounted Secrets are renewed under their old names. Reads directories."""
+        stamps: list[object] = []
+        for file in (*self.ca, self.certificate, self.key):
+            try:
+                status = None if file is None else file.stat()
+            except OSError:
+                status = None
+            stamps.append(status and (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size))
+        return tuple(stamps)
 
     def context(self) -> ssl.SSLContext:
         """The context for connections. Raises RegistriesInvalid if a file cannot be used. Reads files."""
@@ -216,7 +226,6 @@ class Registries:
         return replace(self, plain_http=self.plain_http | {host.lower() for host in hosts})
 
 
-@lru_cache(maxsize=1024)
 def tls_in(certs: Path | None, host: str) -> Tls:
     """The files for *host* in a certs.d directory: `*.crt` are authorities, `client.cert` and `client.key` ours."""
     if certs is None or host.startswith(".") or not (directory := certs / host).is_dir():

@@ -43,7 +43,7 @@ def load(path: Path, general: Registries) -> Registries:
 
     ```toml
     allow = ["docker.io", "registry.example:5000/team/*"]   # optional, in place of the general one
-    deny = ["docker.io/secret/*"]
+    deny = ["docker.io/secret/*"]                           # beside the general one
     [registry."registry.example:5000"]
     url = "https://10.0.0.7:5000"         # default: https:// and the name
     plain-http = false
@@ -79,7 +79,7 @@ def parse(text: bytes, name: str, general: Registries) -> Registries:
         general,
         configured=configured,
         allow=general.allow if file.allow is None else tuple(file.allow),
-        deny=general.deny if file.deny is None else tuple(file.deny),
+        deny=(*general.deny, *(file.deny or ())),
     )
 
 
@@ -103,7 +103,8 @@ def _registry(host: str, entry: _Entry, general: Registries) -> Registry:
     return Registry(
         host=plain,
         url=_url(plain, entry, general),
-        tag_ttl=general.tag_ttl if entry.tag_ttl is None else tag_ttl(entry.tag_ttl),
+        # What the file does not say holds as the flags have it, for this registry or for all.
+        tag_ttl=general.registry(plain).tag_ttl if entry.tag_ttl is None else tag_ttl(entry.tag_ttl),
         tls=tls,
         connections=entry.connections,
         rate=entry.rate,

@@ -158,7 +158,7 @@ async def upstream_of(settings: MirrorSettings, prometheus: CollectorRegistry) -
         registries,
         credentials=credentials,
         guard=Guard(lambda host: registries.limits(host, general), metrics=prometheus),
-        url_rules=UrlRules(named=(*settings.blob_host, *named_hosts((*settings.allow, *registries.configured)))),
+        url_rules=UrlRules(named=(*settings.blob_host, *named_hosts((*registries.allow, *registries.configured)))),
         deadlines=Deadlines(stall=settings.upstream_timeout),
         private=AddressRules(private=settings.private_upstreams),
     )

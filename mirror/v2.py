@@ -47,17 +47,17 @@ class RegistryFront:
         account.kind = route.kind
         if route.kind == "check":
             return web.json_response({}, headers={"Docker-Distribution-Api-Version": "registry/2.0"})
-        ns = oci.registry(request.query.get("ns"))
+        ns, route = oci.meant(route, request.query.get("ns"))
         account.upstream = ns
         if route.kind in ("tags", "referrers"):
-            return await self._pass(request, raw_path, ns)
+            return await self._pass(request, route, ns)
         digest: Digest | None = None
         if route.by_digest:
             try:
                 digest = digests.parse(route.reference)
             except DigestInvalid:
                 # Another algorithm than sha256: there is no swarm for it.
-                return await self._pass(request, raw_path, ns)
+                return await self._pass(request, route, ns)
         if route.kind == "blob":
             assert digest is not None
             return await self._blob(request, ns, route, digest)
@@ -171,7 +171,7 @@ class RegistryFront:
 
     # -- everything else --------------------------------------------------------------------------
 
-    async def _pass(self, request: web.Request, raw_path: str, ns: str) -> web.StreamResponse:
+    async def _pass(self, request: web.Request, route: Route, ns: str) -> web.StreamResponse:
         """Hand the request on to upstream, and its answer back."""
         account = request[ACCOUNT]
         query = oci.without_ns(request.query_string)
@@ -179,7 +179,7 @@ class RegistryFront:
         unknown = "NAME_UNKNOWN" if account.kind == "tags" else unknown
         try:
             async with self.upstream.passthrough(
-                ns, request.method, raw_path + (f"?{query}" if query else ""), request.headers
+                ns, request.method, route.path + (f"?{query}" if query else ""), request.headers
             ) as answer:
                 headers = dict(answer.headers)
                 if "Link" in headers and (link := oci.next_link(headers.pop("Link"), ns)):

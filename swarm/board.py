@@ -39,6 +39,10 @@ SILENCE = 60.0
 _BARS = {"refused": 30.0, "busy": 1.0, "broken": 0.5}
 _LONGEST_BAR = 60.0
 
+PATIENCE = 5.0
+"""Seconds of pause, asked for by upstream, that are waited out. A client that is kept for longer gets nothing from us
+and does not ask elsewhere; told that nobody can bring the blob in, it goes on by itself."""
+
 
 class Failure(StrEnum):
     """Why an agent gives a claim back."""
@@ -274,9 +278,11 @@ class Board:
         if who is None or failure is Failure.HANDED_OVER:
             return
         who.failures += 1
-        who.refused = failure is Failure.REFUSED
+        pause = retry_after or 0.0
+        who.refused = failure is Failure.REFUSED or pause > PATIENCE
         bar = _BARS[failure.value] * 2 ** min(who.failures - 1, 4)
-        self._bar(agent, who, now + min(_LONGEST_BAR, max(bar, retry_after or 0.0)))
+        # A longer pause is kept by the agent itself, for all blobs of that upstream (mirror/guard.py).
+        self._bar(agent, who, now + min(_LONGEST_BAR, max(bar, min(pause, PATIENCE))))
 
     def revoke(self, agent: str) -> None:
         """Take all claims from *agent*."""

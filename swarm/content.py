@@ -29,8 +29,8 @@ from swarm.watch import Watch
 
 log = logging.getLogger("shoal.swarm")
 
-BLOBS = Path("io.containerd.content.v1.content/blobs/sha256")
-"""Where blobs are below containerd's root (CONTRACT.md, "Content store")."""
+BLOBS = Path("blobs/sha256")
+"""Where blobs are below containerd's content directory (CONTRACT.md, "Content store")."""
 
 CHECKS = 3
 """How often a file is read again that changes while it is read: containerd sets its times after the rename."""
@@ -58,7 +58,7 @@ class _File:
 
 
 class Content:
-    """What lies in *directory* (`<containerd's root>/BLOBS`).
+    """What lies in *directory* (`<containerd's content directory>/BLOBS`).
 
     *hasher*: shared with the store. *cache*: directory for piece hashes, so that a restart does not
     read everything again. *on_add* (digest, size) and *on_gone* (digest) are called on the loop.
@@ -92,6 +92,9 @@ class Content:
 
     async def open(self) -> None:
         """Begin to watch; returns when what is there now was listed. The directory may be missing."""
+        if not await self._in_thread(self.directory.is_dir):
+            # Quite right where containerd comes later, and all there is to see where the path is wrong.
+            log.warning("content-absent", extra={"fields": {"directory": str(self.directory)}})
         self._watch.open()
         self._worker = asyncio.get_running_loop().create_task(self._work())
         await self._settled.wait()

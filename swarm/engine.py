@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from prometheus_client import CollectorRegistry
 
 from swarm import wire
-from swarm.content import Content
+from swarm.content import BLOBS, Content
 from swarm.digest import Digest, parse
 from swarm.errors import BadHashes, DigestInvalid, TrackerError
 from swarm.fetch import Context, Fetch, Reader, Span
@@ -146,7 +146,7 @@ class Swarm:
         port = await self._session.start()
         if self.settings.containerd_content is not None:
             self._content = Content(
-                self.settings.containerd_content,
+                self.settings.containerd_content / BLOBS,
                 self._hasher,
                 self.settings.store / "meta" / "containerd",
                 on_add=self._found_outside,

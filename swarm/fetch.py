@@ -51,6 +51,7 @@ from swarm.settings import SwarmSettings
 from swarm.source import Source
 from swarm.staged import Staged
 from swarm.store import Store
+from swarm.through import Through
 from swarm.trackers import Link, Trackers
 
 log = logging.getLogger("shoal.swarm")
@@ -235,6 +236,8 @@ class Fetch:
         self._nothing_under_way.set()
         self._refusal: SourceError | None = None
         self._refused_until = 0.0
+        self._through: asyncio.Task[None] | None = None
+        """Reads a body that upstream sends whole, and brings in every window from it."""
         # the swarm
         self._torrents: dict[int, Torrent] = {}
         self._whole: Torrent | None = None
@@ -473,7 +476,7 @@ class Fetch:
         self._tasks.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
             return
-        if not isinstance(error, StoreFull):  # that is no defect, and said when the fetch ends
+        if not isinstance(error, SwarmError):  # those are told by fetch-ended; a registry that is down is no defect
             fields = {"digest": self.digest, "error": repr(error)}
             log.error("fetch-task-failed", extra={"fields": fields}, exc_info=error)
         self._fail(error if isinstance(error, SwarmError) else BlobUnavailable(repr(error)))
@@ -604,6 +607,8 @@ class Fetch:
         """Poll one board until another one is responsible."""
         trackers = self._context.trackers
         while True:
+            if self._alone and link is not None:
+                return
             if not self._alone:
                 picked = trackers.pick(self.digest)
                 if picked is not link and (picked is None or picked not in self._shunned):
@@ -666,6 +671,8 @@ class Fetch:
         self._take_peers(answer)
         if answer.poisoned:
             log.error("board-poisoned", extra={"fields": {"digest": self.digest}})
+            if not self._board.shared:
+                raise BlobCorrupt(f"the bytes do not match {self.digest}, however often they are fetched")
             self._alone = True
             self._nudge.set()
             return
@@ -779,7 +786,7 @@ class Fetch:
         self._partly.clear()
         self._asked.clear()
         self._joining.clear()
-        for task in self._claims.values():
+        for task in (*self._claims.values(), *([self._through] if self._through else [])):
             task.cancel()
         self._claims.clear()
         self._done.clear()
@@ -886,14 +893,62 @@ class Fetch:
     async def _bring(self, index: int, source: Source) -> None:
         began = time.monotonic()
         if self.cut is None:
-            async with source.open(0, FIRST_WINDOW) as body:
-                if body.total <= 0:
-                    raise SourceBroken("upstream sent an empty body")
-                await self._learn(body.total)
-                await self._bring_into(index, source, body)
-        else:
+            await self._bring_first(index, source)
+        elif self._through is None or not await self._came_through(index, self._through):
             await self._bring_into(index, source, None)
         self._trace("window-brought", index, seconds=round(time.monotonic() - began, 4))
+
+    async def _bring_first(self, index: int, source: Source) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            body = await stack.enter_async_context(source.open(0, FIRST_WINDOW))
+            if body.total <= 0:
+                raise SourceBroken("upstream sent an empty body")
+            if getattr(body, "whole", False) and body.total > FIRST_WINDOW:
+                # It ignores ranges. Asked for each window it would send all that lies before it each time.
+                self._through = self._spawn(self._read_through(source, Through(body), stack.pop_all()))
+                await self._came_through(index, self._through)
+            else:
+                await self._learn(body.total)
+                await self._bring_into(index, source, body)
+
+    async def _read_through(self, source: Source, body: Through, opened: contextlib.AsyncExitStack) -> None:
+        """Bring in every window from one body, or a few: each begins at the first byte of the blob again."""
+        async with opened:
+            try:
+                await self._learn(body.total)
+                assert self.cut is not None and self.pieces is not None
+                for window in self.cut.windows:
+                    if self.pieces.holds(window):
+                        continue
+                    if body.broken:
+                        await opened.aclose()
+                        body = Through(await opened.enter_async_context(source.open(0, None)))
+                    await self._bring_into(window.index, source, body.part(window))
+                    self._spawn(self._after_claim(window.index))
+            except SourceError as error:
+                # Whoever has claims on the rest goes on, and gives them back if it is no better.
+                log.warning("body-broken", extra={"fields": {"digest": self.digest, "error": str(error)}})
+            finally:
+                self._through = None
+
+    async def _came_through(self, index: int, through: asyncio.Task[None]) -> bool:
+        """Wait for a window that is to come with the one body; whether it did."""
+        await asyncio.wait((through, sized := asyncio.ensure_future(self._sized.wait())), return_when="FIRST_COMPLETED")
+        sized.cancel()
+        if self.cut is None or self.pieces is None:
+            return False
+        window, pieces = self.cut.windows[index], self.pieces
+
+        async def here() -> None:
+            for piece in range(window.first_piece, window.last_piece + 1):
+                await pieces.wait(piece)
+
+        waiting = asyncio.ensure_future(here())
+        try:
+            await asyncio.wait((through, waiting), return_when="FIRST_COMPLETED")
+        finally:
+            waiting.cancel()
+        return pieces.holds(window)
 
     async def _bring_into(self, index: int, source: Source, first: Any) -> None:
         assert self.cut is not None
@@ -911,8 +966,8 @@ class Fetch:
 
         def on_bytes(count: int) -> None:
             metrics.bytes_in.labels("upstream").inc(count)
-            if index in self._done:
-                self._done[index] += count
+            for claim in self._claims if self._through is not None else self._claims.keys() & {index}:
+                self._done[claim] = self._done.get(claim, 0) + count
 
         def on_piece(piece: int, sha1: bytes) -> None:
             self._suspect.discard(index)

@@ -121,3 +121,13 @@ def configure(level: str, log_format: str, stream: IO[str] | None = None) -> Non
     root.setLevel(level.upper())
     # One line per request would be the most expensive part of a warm pull; our own events say what matters.
     logging.getLogger("aiohttp.access").setLevel(max(logging.WARNING, root.level))
+    logging.getLogger("aiohttp.server").addFilter(_without_traceback)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Whoever sends what is no HTTP has made a mistake; aiohttp logs it as if the server had."""
+    problem = type(record.exc_info[1]) if record.exc_info else type(None)
+    if problem.__module__ == "aiohttp.http_exceptions":  # by name: commands that serve nothing do not load aiohttp
+        record.levelno, record.levelname, record.exc_info = logging.INFO, "INFO", None
+        record.fields = {"problem": problem.__name__}
+    return logging.getLogger().isEnabledFor(record.levelno)

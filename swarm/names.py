@@ -48,8 +48,8 @@ class _Saved(msgspec.Struct):
     digest: str
     media_type: str
     size: int
-    told: float
-    """Seconds since the epoch at which upstream said so."""
+    asked: float
+    """Seconds since the epoch at which upstream was asked: what it said is no newer than that."""
 
 
 class Names:
@@ -62,6 +62,8 @@ class Names:
         self._clock = clock
         self._known: dict[str, _Saved] = {}
         self._saving: asyncio.Task[None] | None = None
+        self._unsaved = False
+        self._one_writer = asyncio.Lock()
         self._asking: dict[str, asyncio.Task[Resolved]] = {}
 
     async def load(self) -> None:
@@ -69,23 +71,30 @@ class Names:
         with contextlib.suppress(OSError, msgspec.MsgspecError):
             data = await asyncio.to_thread(self._path.read_bytes)
             self._known = msgspec.json.decode(data, type=dict[str, _Saved])
+        now = self._clock()
+        for saved in self._known.values():
+            saved.asked = min(saved.asked, now)  # a clock that was wrong then must not pin a digest now
 
     async def save(self) -> None:
         """Write all down, atomically. A full disk loses it and harms nothing else."""
-        with contextlib.suppress(OSError):
-            await asyncio.to_thread(_replace, self._path, msgspec.json.encode(self._known))
+        self._unsaved = True
+        async with self._one_writer:
+            while self._unsaved:
+                self._unsaved = False
+                with contextlib.suppress(OSError):
+                    await asyncio.to_thread(_replace, self._path, msgspec.json.encode(self._known))
 
     def known(self) -> Iterable[wire.Name]:
         """All meanings not older than *keep*, for a tracker that forgot."""
         now = self._clock()
         for name, saved in self._known.items():
-            if now - saved.told <= self._keep:
+            if now - saved.asked <= self._keep:
                 yield wire.Name(
                     name=name,
                     digest=saved.digest,
                     media_type=saved.media_type,
                     size=saved.size,
-                    age=max(0.0, now - saved.told),
+                    age=max(0.0, now - saved.asked),
                 )
 
     async def resolve(self, name: str, ttl: float, ask: Callable[[], Awaitable[Meaning]]) -> Resolved:
@@ -118,13 +127,14 @@ class Names:
             with contextlib.suppress(TrackerError):
                 return await self._with_tracker(link, name, ttl, ask)
         saved = self._known.get(name)
-        if saved is not None and self._clock() - saved.told < ttl:
+        if saved is not None and 0.0 <= self._clock() - saved.asked < ttl:
             return self._resolved(saved, stale=False)
+        asked = self._clock()
         try:
             meaning = await ask()
         except (SourceBusy, SourceBroken) as error:
             return self._last_known(name, error)
-        self._remember(name, meaning)
+        self._remember(name, meaning, asked)
         return Resolved(meaning, stale=False, age=0.0)
 
     async def _with_tracker(self, link: Link, name: str, ttl: float, ask: Callable[[], Awaitable[Meaning]]) -> Resolved:
@@ -138,6 +148,7 @@ class Names:
                 return self._resolved(self._known[name], stale=False)
             if not answer.resolve:
                 return self._last_known(name)
+        asked = self._clock()
         try:
             meaning = await ask()
         except SourceError as error:
@@ -147,36 +158,41 @@ class Names:
             if isinstance(error, SourceRefused):
                 raise
             return self._last_known(name, error)
-        self._remember(name, meaning)
+        self._remember(name, meaning, asked)
         told = wire.NameTold(**me, name=name, digest=meaning.digest, media_type=meaning.media_type, size=meaning.size)
         with contextlib.suppress(TrackerError):
             await link.call("/v1/name/told", told, wire.Ok)
         return Resolved(meaning, stale=False, age=0.0)
 
     def _take(self, told: wire.Name) -> None:
-        """What a tracker knows, unless we know something newer."""
-        saved = _Saved(str(parse(told.digest)), told.media_type, told.size, self._clock() - told.age)
+        """What a tracker knows, unless we know something newer (from before the clock was set back, nothing is)."""
+        now = self._clock()
+        asked = now - told.age
         known = self._known.get(told.name)
-        if known is None or known.told <= saved.told or known.digest == saved.digest:
-            self._known[told.name] = saved
+        if known is not None and known.digest == told.digest:
+            known.asked = asked
+        elif known is None or not asked < known.asked <= now:
+            self._remember(told.name, Meaning(parse(told.digest), told.media_type, told.size), asked)
 
-    def _remember(self, name: str, meaning: Meaning) -> None:
+    def _remember(self, name: str, meaning: Meaning, asked: float) -> None:
         self._known.pop(name, None)
-        self._known[name] = _Saved(meaning.digest, meaning.media_type, meaning.size, self._clock())
+        self._known[name] = _Saved(meaning.digest, meaning.media_type, meaning.size, asked)
         while len(self._known) > MOST_NAMES:
-            del self._known[min(self._known, key=lambda known: self._known[known].told)]
+            others = (known for known in self._known if known != name)
+            del self._known[min(others, key=lambda known: self._known[known].asked)]
+        self._unsaved = True
         if self._saving is None or self._saving.done():
             self._saving = asyncio.create_task(self.save())
 
     def _last_known(self, name: str, error: SourceError | None = None) -> Resolved:
         saved = self._known.get(name)
-        if saved is None or self._clock() - saved.told > self._keep:
+        if saved is None or self._clock() - saved.asked > self._keep:
             raise error or SourceBroken(f"nobody knows what {name} means")
         return self._resolved(saved, stale=True)
 
     def _resolved(self, saved: _Saved, stale: bool) -> Resolved:
         meaning = Meaning(parse(saved.digest), saved.media_type, saved.size)
-        return Resolved(meaning, stale, max(0.0, self._clock() - saved.told))
+        return Resolved(meaning, stale, max(0.0, self._clock() - saved.asked))
 
 
 def _replace(path: Path, data: bytes) -> None:

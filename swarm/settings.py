@@ -28,7 +28,7 @@ class SwarmSettings:
     """URLs, `http://host:port` or `dns+http://name:port` (every address of the name is a tracker)."""
 
     containerd_content: Path | None = None
-    """containerd's blob directory, read-only; None: do not look."""
+    """containerd's content directory (`.../io.containerd.content.v1.content`), read-only; None: do not look."""
 
     claims: int = 4
     """Windows brought in from upstream at once per blob by an agent that is alone."""

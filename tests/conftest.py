@@ -21,6 +21,7 @@ TOOLS = {
     "registry": ("docker-registry",),
     "containerd": ("containerd", "ctr"),
     "skopeo": ("skopeo",),
+    "podman": ("podman",),
     "nginx": ("nginx",),
     "aria2": ("aria2c",),
     "chromium": ("chromium", "chromedriver"),

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from swarm.board import LEASE, MAX_GENERATIONS, MIN_PROGRESS, SILENCE, Board, Failure
+from swarm.board import LEASE, MAX_GENERATIONS, MIN_PROGRESS, PATIENCE, SILENCE, Board, Failure
 from swarm.digest import parse
 from swarm.errors import BadHashes
 from swarm.geometry import MIB, geometry
@@ -135,8 +135,8 @@ def test_an_agent_whose_lease_ended_may_try_again_after_another_lease() -> None:
         (Failure.HANDED_OVER, None, 0.0),
         (Failure.BROKEN, None, 0.5),
         (Failure.BUSY, None, 1.0),
-        (Failure.BUSY, 20.0, 20.0),
-        (Failure.BUSY, 9999.0, 60.0),
+        (Failure.BUSY, 3.0, 3.0),
+        (Failure.BUSY, 9999.0, PATIENCE),
         (Failure.REFUSED, None, 30.0),
     ],
 )
@@ -372,6 +372,21 @@ def test_hope_ends_when_everybody_able_was_refused_or_failed_often(failures: lis
     assert board.hope() is hope
     board.hold_whole("b")
     assert board.hope()
+
+
+@pytest.mark.parametrize("failure", [Failure.BUSY, Failure.BROKEN])
+@pytest.mark.parametrize(("pause", "hope"), [(PATIENCE, True), (PATIENCE + 1, False), (3600.0, False)])
+def test_a_long_pause_ends_hope_and_a_short_one_is_waited_out(failure: Failure, pause: float, hope: bool) -> None:
+    """Upstream said when to come back: a client that has to wait for that is better told that it will not get it."""
+    board = Board(DIGEST)
+    board.join("a", 0.0, want=1)
+    board.release("a", 0.0, [0], failure, retry_after=pause)
+    assert board.hope() is hope
+    board.join("b", 0.0, want=1)
+    assert board.hope(), "b has not asked yet"
+    board.release("b", 0.0, [0], failure, retry_after=pause)
+    assert board.hope() is hope
+    assert board.next_deadline() == PATIENCE, "whoever still waits is asked again soon, and told the same"
 
 
 # -- any order of events ----------------------------------------------------------------------------------

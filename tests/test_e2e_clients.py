@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts import aria2, data, nginx, skopeo
+from tests.parts import aria2, data, podman, skopeo
 from tests.parts.cluster import Cluster, cluster
 from tests.parts.containerd import Containerd, containerd
 from tests.parts.counter import Counter
 from tests.parts.fetch import fetch
+from tests.parts.procs import python, run
 from tests.parts.registry import Image, Registry
 
 pytestmark = [pytest.mark.needs_registry, pytest.mark.timeout(150)]
@@ -45,24 +46,29 @@ async def assert_has(daemon: Containerd, name: str, image: Image, *, namespace: 
 
 @pytest.mark.needs_containerd
 @pytest.mark.needs_skopeo
-@pytest.mark.needs_nginx
-async def test_containerd_and_skopeo_pull_one_image_at_once_and_later_without_the_registry(
+@pytest.mark.needs_podman
+@pytest.mark.needs_root
+async def test_containerd_podman_and_skopeo_pull_one_image_at_once_and_later_without_the_registry(
     four: Cluster, origin: Registry, upstream: Counter, tmp_path: Path
 ) -> None:
-    """Three containerds and skopeo through four agents: same digests, one copy. Then the registry is gone, and a
-    containerd with an empty store pulls by digest and by tag."""
+    """Two containerds, podman and skopeo through four agents: same digests, one copy. Then the registry is gone, and a
+    containerd with an empty store pulls by digest and by tag, and so does podman."""
     image = await origin.push_image("e2e/image", "v1", LAYERS)
     name = f"{upstream.host}/e2e/image:v1"
     async with AsyncExitStack() as stack:
-        three = await daemons(stack, 3, four, upstream.host)
-        # skopeo never says which registry it means: a line of nginx does
-        naming = await stack.enter_async_context(nginx.naming(upstream.host, four.agents[3].url, tmp_path))
-        mirror = skopeo.mirrored(upstream.host, f"127.0.0.1:{naming.port}")
+        two = await daemons(stack, 2, four, upstream.host)
+        mirrors = [
+            skopeo.mirrored(upstream.host, skopeo.through(agent.host, upstream.host)) for agent in four.agents[2:]
+        ]
+        pod = podman.Podman(tmp_path / "podman", mirrors[0])
         await asyncio.gather(
-            *(daemon.pull(name) for daemon in three), skopeo.copy(name, tmp_path / "copy", registries=mirror)
+            *(daemon.pull(name) for daemon in two),
+            pod.pull(name),
+            skopeo.copy(name, tmp_path / "copy", registries=mirrors[1]),
         )
-        for daemon in three:
+        for daemon in two:
             await assert_has(daemon, name, image)
+        assert await pod.digest(name) == image.manifest.digest
         for blob in image.blobs:
             content = (tmp_path / "copy" / blob.digest.removeprefix("sha256:")).read_bytes()
             assert data.digest_of(content) == blob.digest
@@ -70,7 +76,7 @@ async def test_containerd_and_skopeo_pull_one_image_at_once_and_later_without_th
         assert counts.bytes_of("/blobs/") <= 1.02 * sum(blob.size for blob in image.blobs)
         # every request came from an agent, none from a client that went around it
         clients = [entry.headers.get("user-agent", "") for entry in counts.seen]
-        assert not [client for client in clients if client.startswith(("containerd", "skopeo"))]
+        assert set(clients) == {"shoal"}
 
         await upstream.process.kill()
         fourth = await stack.enter_async_context(containerd(tmp_path, name="fourth"))
@@ -80,6 +86,11 @@ async def test_containerd_and_skopeo_pull_one_image_at_once_and_later_without_th
         await assert_has(fourth, by_digest, image)
         await fourth.pull(name)
         await assert_has(fourth, name, image)
+        again = podman.Podman(tmp_path / "podman-2", mirrors[1])
+        assert await again.pull(name) == image.config.digest.removeprefix("sha256:")
+        # the registry in the image's own name: what a person types who has configured nothing
+        typed = f"{skopeo.through(four.agents[3].host, upstream.host)}/e2e/image:v1"
+        assert await again.pull(typed) == image.config.digest.removeprefix("sha256:")
         # and a fifth, through an agent that never saw the image
         late = await four.add()
         fifth = await stack.enter_async_context(containerd(tmp_path, name="fifth"))
@@ -104,8 +115,102 @@ async def test_kubelet_pulls_through_agents_an_image_that_nobody_kept_the_layers
             )
             daemon.mirror(upstream.host, four.agents[index].url, fallback=False)
             assert await daemon.cri_pull(name) == image.config.digest
+            for layer in image.layers:
+                await daemon.lost(layer.digest)
             if index == 0:
                 await upstream.process.kill()
+
+
+@pytest.mark.needs_containerd
+async def test_what_containerd_pulled_by_itself_is_offered_and_withdrawn_when_it_is_collected(
+    origin: Registry, upstream: Counter, tmp_path: Path
+) -> None:
+    """The agent is given containerd's content directory and nothing else: no socket, no copy of a single byte. Another
+    node gets the image from it although the registry is gone; what containerd removes is offered no longer."""
+    image = await origin.push_image("e2e/content", "v1", LAYERS)
+    name = f"{upstream.host}/e2e/content:v1"
+    async with containerd(tmp_path) as daemon, cluster(tmp_path) as whole:
+        owner = await whole.add(f"--containerd-content={daemon.content.parent.parent}")
+        [other] = whole.agents[:1]
+        await daemon.pull(name)
+        await upstream.process.kill()
+        for blob in (image.manifest, *image.layers):
+            got = await other.blob(blob, upstream.host)
+            assert (got.status, got.digest, got.whole) == (200, blob.digest, True)
+        kept = [path for path in owner.store.rglob("*") if path.is_file() and path.stat().st_size > MIB]
+        assert not kept, "offered from where it is"
+        await daemon.forget([name])
+        await daemon.lost(image.config.digest)
+        # nobody asked for the config while it was there: now it is nowhere
+        assert (await other.blob(image.config, upstream.host)).status == 404
+        assert (await owner.blob(image.config, upstream.host)).status == 404
+        assert (await owner.blob(image.layers[0], upstream.host)).digest == image.layers[0].digest
+
+
+@pytest.mark.needs_containerd
+@pytest.mark.needs_podman
+@pytest.mark.needs_root
+async def test_a_mirror_that_is_left_switched_on(origin: Registry, upstream: Counter, tmp_path: Path) -> None:
+    """As `shoal containerd install` and the guide set it up: the agent is asked first; what it does not mirror, and
+    everything once it is dead, comes from the registry itself, and after `uninstall` nobody asks for it."""
+    through, denied, dead, after = [
+        await origin.push_image(f"e2e/{name}", "v1", LAYERS[:2]) for name in ("through", "denied", "dead", "after")
+    ]
+    async with cluster(tmp_path, flags=[f"--deny={upstream.host}/e2e/denied"]) as whole, containerd(tmp_path) as daemon:
+        [agent] = whole.agents
+        command = python("mirror", "containerd")
+        where = [f"--containerd-certs={daemon.hosts}", f"--containerd-config={daemon.base}/config.toml"]
+        await run([*command, "install", *where, f"--mirror={agent.url}"])
+        pod = podman.Podman(
+            tmp_path / "podman", skopeo.mirrored(upstream.host, skopeo.through(agent.host, upstream.host))
+        )
+
+        async def pulled(image: Image) -> set[str]:
+            """Who asked the registry for it, when CRI and podman have pulled it."""
+            name = f"{upstream.host}/{image.repository}:v1"
+            assert await daemon.cri_pull(name) == image.config.digest
+            assert await pod.pull(name) == image.config.digest.removeprefix("sha256:")
+            seen = [entry for entry in (await upstream.counts()).seen if image.repository in entry.path]
+            return {entry.headers.get("user-agent", "").partition("/")[0] for entry in seen}
+
+        assert await pulled(through) == {"shoal"}
+        assert await pulled(denied) == {"containerd", "containers"}
+        await agent.kill()
+        assert await pulled(dead) == {"containerd", "containers"}
+        await run([*command, "uninstall", *where])
+        assert list(daemon.hosts.iterdir()) == []
+        await agent.start()
+        await daemon.cri_pull(f"{upstream.host}/{after.repository}:v1")
+        seen = [entry for entry in (await upstream.counts()).seen if after.repository in entry.path]
+        assert {entry.headers["user-agent"].partition("/")[0] for entry in seen} == {"containerd"}
+
+
+async def test_idle_connections_beyond_the_soft_limit_of_open_files(
+    origin: Registry, upstream: Counter, tmp_path: Path
+) -> None:
+    """Half of them are kept alive after an answer, half never finish their request; the pull among them succeeds."""
+    blob = origin.plant("e2e/idle", 3 * MIB, 940)
+    async with cluster(tmp_path, agents=0) as whole:
+        agent = whole.prepare()
+        agent.process.argv[:0] = ["prlimit", "--nofile=256:8192", "--"]
+        await agent.start()
+
+        async def idle(asks: bytes) -> asyncio.StreamWriter:
+            reader, writer = await asyncio.open_connection("127.0.0.1", agent.port)
+            writer.write(asks)
+            if asks.endswith(b"\r\n\r\n"):
+                assert b" 200 " in await reader.readline()
+            return writer
+
+        asks = [b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /v2/ HTTP/1.1\r\nHost"]
+        held = [await idle(asks[index % 2]) for index in range(600)]
+        try:
+            told = await agent.blob(blob, upstream.host)
+            assert (told.status, told.digest) == (200, blob.digest)
+        finally:
+            for writer in held:
+                writer.transport.abort()
+            await asyncio.sleep(0)
 
 
 @pytest.mark.needs_aria2

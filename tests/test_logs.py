@@ -8,6 +8,7 @@ import logging
 import sys
 
 import pytest
+from aiohttp.http_exceptions import BadStatusLine
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -149,3 +150,24 @@ def test_configure_sends_every_logger_to_one_stream() -> None:
         root.handlers[:] = before
         root.setLevel(level)
     assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["started"]
+
+
+@pytest.mark.parametrize(("level", "lines"), [("info", 2), ("warning", 1)])
+def test_what_is_no_http_is_a_line_and_no_traceback(level: str, lines: int) -> None:
+    """A port scanner is no defect of ours; an exception of a handler is one."""
+    root = logging.getLogger()
+    before, former = list(root.handlers), root.level
+    stream = io.StringIO()
+    try:
+        configure(level, "json", stream)
+        for problem in (BadStatusLine("SSH-2.0"), RuntimeError("a defect")):
+            logging.getLogger("aiohttp.server").error("Error handling request", exc_info=problem)
+    finally:
+        root.handlers[:] = before
+        root.setLevel(former)
+    told = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert len(told) == lines
+    assert told[-1]["level"] == "error"
+    assert "a defect" in told[-1]["exception"]
+    if lines == 2:
+        assert (told[0]["level"], told[0]["problem"], "exception" in told[0]) == ("info", "BadStatusLine", False)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from aiohttp.http_exceptions import HttpProcessingError
 
+from mirror import bodies
 from swarm.digest import Digest
 from swarm.errors import BlobCorrupt, BlobUnavailable, SourceBroken, StoreFull
 from tests.parts import data
@@ -19,6 +22,14 @@ from tests.parts.front import Agent, FileSwarm, agent, file_agent
 from tests.parts.registry import Registry
 
 SIZE = 9_000_001
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever a client does is no defect of ours: nothing is logged with a traceback but what is no HTTP."""
+    yield
+    raised = [record.exc_info[1] for record in caplog.get_records("call") if record.exc_info]
+    assert not [error for error in raised if not isinstance(error, HttpProcessingError)]
 
 
 @dataclass
@@ -112,6 +123,36 @@ async def test_a_client_that_leaves_while_bytes_are_awaited(files: Files) -> Non
     assert (files.swarm.open_now, blob.readers) == (0, 0)
 
 
+@pytest.mark.needs_registry
+async def test_clients_that_leave_while_upstream_is_still_sending(
+    origin: Registry, upstream: Counter, tmp_path: Path
+) -> None:
+    """A whole agent, nothing on disk, a slow upstream: one client after the other leaves a bit later than the one
+    before. What they brought in is not asked for again, and nothing goes on for nobody."""
+    content = data.blob(3_000_000, 35)
+    blob = await origin.push_blob("leave/app", content)
+    await upstream.shape(total=6_000_000)
+    async with agent(tmp_path) as running:
+        path = f"/v2/leave/app/blobs/{blob.digest}?ns={upstream.host}"
+
+        async def leave(after: int) -> None:
+            async with connection(running) as (reader, writer):
+                writer.write(request(path))
+                if after >= 0:
+                    await head_of(reader)
+                    await reader.readexactly(after)
+
+        for after in (-1, 0, 1, 70_000, 400_000, 1_100_000, 2_000_000, len(content) - 70_000):
+            await leave(after)
+        await asyncio.gather(*(leave(after) for after in range(0, len(content), 500_000)))
+        await running.idle()
+        swarm = running.front.registry.bodies.swarm
+        assert [fetch["readers"] for fetch in swarm.status()["fetches"]] in ([], [0])
+        status, _, body = await running.ask(path)
+        assert (status, body == content) == (200, True)
+    assert (await upstream.counts()).bytes_of("blobs") <= 1.02 * len(content)
+
+
 async def test_a_client_that_stops_reading_keeps_nobody_else_waiting(files: Files) -> None:
     """It holds its own connection and no more."""
     async with connection(files.agent) as (reader, writer):
@@ -141,6 +182,25 @@ async def test_a_failure_in_the_body_cuts_the_connection(files: Files, at: int, 
             body = await _rest(reader, SIZE)
         assert len(body) < SIZE
     await files.agent.idle()
+
+
+@pytest.mark.parametrize(("before", "status"), [(False, 404), (True, 503)])
+async def test_a_failure_before_the_first_byte_is_an_answer(
+    files: Files, before: bool, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size was known, the bytes are not to be had: containerd is told so, and does not wait for a body. If it got
+    a part of this blob before, that is tried again for a while, and is no 404 then."""
+    monkeypatch.setattr(bodies, "PERSIST", 0.6)
+    if before:
+        await files.agent.ask(files.path, headers={"Range": "bytes=0-9"})
+    blob = files.swarm.blobs[files.digest]
+    blob.fails_at, blob.failure = 10, BlobUnavailable("the last one who had it is gone")
+    got, headers, body = await files.agent.ask(files.path, headers={"Range": "bytes=10-99"})
+    assert (got, headers["Content-Type"]) == (status, "application/json")
+    assert json.loads(body)["errors"]
+    await files.agent.idle()
+    assert (files.swarm.open_now, blob.readers) == (0, 0)
+    assert files.swarm.opened >= (4 if before else 1)
 
 
 async def _rest(reader: asyncio.StreamReader, count: int) -> bytes:

@@ -101,6 +101,46 @@ def test_which_registry_is_meant(ns: str | None, registry: str) -> None:
     assert oci.registry(ns) == registry
 
 
+@pytest.mark.parametrize(
+    ("name", "ns", "registry", "repository"),
+    [
+        ("quay.io/team/app", None, "quay.io", "team/app"),
+        ("quay.io/team/app", "", "quay.io", "team/app"),
+        ("registry.example_5000/team/app", None, "registry.example:5000", "team/app"),
+        ("127.0.0.1_5000/a", None, "127.0.0.1:5000", "a"),
+        ("localhost_5000/a", None, "localhost:5000", "a"),
+        ("localhost/a", None, "localhost", "a"),
+        ("docker.io/library/alpine", None, "docker.io", "library/alpine"),
+        # whoever says ns has said it
+        ("quay.io/team/app", "ghcr.io", "ghcr.io", "quay.io/team/app"),
+        # no registry, so Docker Hub's
+        ("library/alpine", None, "docker.io", "library/alpine"),
+        ("team/quay.io/app", None, "docker.io", "team/quay.io/app"),
+        ("alpine.old", None, "docker.io", "alpine.old"),
+        ("team_5000/app", None, "docker.io", "team_5000/app"),
+        ("a__b.c/app", None, "docker.io", "a__b.c/app"),
+    ],
+)
+def test_a_registry_in_the_name(name: str, ns: str | None, registry: str, repository: str) -> None:
+    """For clients that cannot say `ns`: CRI-O, podman, skopeo, Docker."""
+    assert oci.meant(Route("manifest", name, "v1"), ns) == (registry, Route("manifest", repository, "v1"))
+
+
+@pytest.mark.parametrize(
+    ("route", "path"),
+    [
+        (Route("tags", "a/b"), "/v2/a/b/tags/list"),
+        (Route("blob", "a/b", SHA512), f"/v2/a/b/blobs/{SHA512}"),
+        (Route("manifest", "a", "v1"), "/v2/a/manifests/v1"),
+        (Route("referrers", "a", DIGEST), f"/v2/a/referrers/{DIGEST}"),
+    ],
+)
+def test_the_path_of_a_route(route: Route, path: str) -> None:
+    """As the registry itself is asked; and it is the route again."""
+    assert route.path == path
+    assert oci.route("GET", path) == route
+
+
 @pytest.mark.parametrize("ns", ["a/b", "user@host", "host:port", "a b", "http://x", "x\r\ny", "h?q", "#", "a" * 300])
 def test_what_is_no_registry(ns: str) -> None:
     """A host and a port, nothing that would change the URL that is asked."""

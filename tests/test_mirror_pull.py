@@ -145,35 +145,6 @@ async def test_if_none_match(pull: Pull, what: str) -> None:
     assert status == 200
 
 
-@pytest.mark.parametrize(
-    ("method", "rest", "status", "code"),
-    [
-        ("GET", f"blobs/{ABSENT}", 404, "BLOB_UNKNOWN"),
-        ("GET", f"manifests/{ABSENT}", 404, "MANIFEST_UNKNOWN"),
-        ("GET", "manifests/absent", 404, "MANIFEST_UNKNOWN"),
-        ("GET", "blobs/sha256:short", 400, "DIGEST_INVALID"),
-        ("POST", "blobs/uploads/", 405, "UNSUPPORTED"),
-        ("PUT", "manifests/v1", 405, "UNSUPPORTED"),
-        ("DELETE", "manifests/v1", 405, "UNSUPPORTED"),
-        ("DELETE", f"blobs/{ABSENT}", 405, "UNSUPPORTED"),
-        ("GET", "nothing", 404, "UNSUPPORTED"),
-    ],
-)
-async def test_errors_are_documents(pull: Pull, method: str, rest: str, status: int, code: str) -> None:
-    """The specification's JSON, whatever was asked."""
-    got, headers, body = await pull.agent.ask(pull.path(rest), method=method, data=b"x" if method == "PUT" else None)
-    assert got == status
-    assert headers["Content-Type"].startswith("application/json")
-    assert [error["code"] for error in json.loads(body)["errors"]] == [code]
-
-
-async def test_a_head_that_fails_has_no_body(pull: Pull) -> None:
-    """404 to HEAD: status and headers only."""
-    for rest in (f"blobs/{ABSENT}", f"manifests/{ABSENT}", "manifests/absent"):
-        status, _, body = await pull.agent.ask(pull.path(rest), method="HEAD")
-        assert (status, body) == (404, b"")
-
-
 @pytest.mark.parametrize("status", [401, 403, 404, 451, 429, 500, 503])
 async def test_what_upstream_refuses_is_not_found(pull: Pull, status: int) -> None:
     """Containerd then asks upstream itself, with the credentials that it has and we have not."""

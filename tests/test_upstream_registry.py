@@ -261,6 +261,33 @@ async def test_a_registry_behind_a_private_authority(tmp_path: Path) -> None:
             assert data.digest_of(await read(source)) == planted.digest
 
 
+async def test_certificates_that_are_renewed_need_no_restart(tmp_path: Path) -> None:
+    """A mounted Secret: the authority's file is missing at first, wrong, right, and then for a moment half-written."""
+    authority = trustme.CA()
+    server = authority.issue_cert("127.0.0.1")
+    server.cert_chain_pems[0].write_to_path(tmp_path / "server.crt")
+    server.private_key_pem.write_to_path(tmp_path / "server.key")
+    tls = {"certificate": str(tmp_path / "server.crt"), "key": str(tmp_path / "server.key")}
+    async with registry(tmp_path, http={"tls": tls}) as running:
+        planted = running.plant(REPOSITORY, SIZE, 7)
+        ours = tmp_path / "certs" / running.host
+        url = f"https://{running.host}"
+        known = Registries({running.host: Registry_(running.host, url)}, certs=tmp_path / "certs")
+        async with Upstream(known) as upstream:
+            source = upstream.blob(running.host, REPOSITORY, parse(planted.digest))
+            with pytest.raises(SourceBroken, match="certificate cannot be verified"):
+                await read(source)
+            ours.mkdir(parents=True)
+            trustme.CA().cert_pem.write_to_path(ours / "ca.crt")
+            with pytest.raises(SourceBroken, match="certificate cannot be verified"):
+                await read(source)
+            authority.cert_pem.write_to_path(ours / "new")
+            (ours / "new").rename(ours / "ca.crt")
+            assert data.digest_of(await read(source)) == planted.digest
+            (ours / "ca.crt").write_text("half")
+            assert data.digest_of(await read(source)) == planted.digest
+
+
 async def test_a_registry_that_is_gone_is_broken(plain: Registry) -> None:
     planted = plain.plant(REPOSITORY, SIZE, 7)
     async with Upstream() as upstream:

@@ -16,6 +16,8 @@ from mirror.auth import Challenge, challenges, token_of
 from mirror.limits import SHORTEST, Breaker, Bucket, Limits, backoff
 from mirror.registries import Forbidden, Registries, RegistriesInvalid, canonical, is_loopback, matches
 from mirror.registryfile import load, parse
+from mirror.serve import registries_of
+from mirror.settings import MirrorSettings, TagTtl
 from mirror.urlrules import UrlRules, named_hosts
 from swarm.errors import SourceBroken, SourceBusy, SourceError
 
@@ -208,6 +210,31 @@ def test_a_file_says_what_is_special(tmp_path: Path) -> None:
     assert registries.deny == ("docker.io/secret/*",)
     with pytest.raises(Forbidden):
         registries.find(None, "secret/x")
+
+
+def test_the_file_in_the_guide_is_one(tmp_path: Path) -> None:
+    """With files where it names some."""
+    guide = (Path(__file__).parent.parent / "mirror/clients.md").read_text()
+    text = guide.rpartition("```toml\n")[2].partition("```")[0]
+    for name in ("example.pem", "me.crt", "me.key"):
+        (tmp_path / name).touch()
+    path = tmp_path / "registries.toml"
+    path.write_text(text.replace("/etc/ssl", str(tmp_path)))
+    registries = load(path, Registries())
+    assert registries.registry("registry.example:5000").tag_ttl == 60.0
+    assert registries.registry("plain.example").url == "http://plain.example"
+
+
+def test_what_the_file_does_not_say_is_as_the_flags_have_it(tmp_path: Path) -> None:
+    """A TTL for one registry, and what is denied, are not lost because a file says something else of it."""
+    path = tmp_path / "registries.toml"
+    path.write_text('deny = ["ghcr.io"]\n[registry."reg.example"]\nconnections = 8\n[registry."new.example"]\n')
+    ttls = (TagTtl("", 30.0), TagTtl("reg.example", None))
+    flags = registries_of(MirrorSettings(tag_ttl=ttls, deny=("quay.io",)))
+    registries = load(path, flags)
+    assert (registries.registry("reg.example").tag_ttl, registries.registry("reg.example").connections) == (None, 8)
+    assert registries.registry("new.example").tag_ttl == registries.registry("other.example").tag_ttl == 30.0
+    assert [registries.allows(host, "x") for host in ("quay.io", "ghcr.io", "reg.example")] == [False, False, True]
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,8 @@ class Names:
         known = record.known
         if known is not None and now - known.told > self._keep:
             known = record.known = None
-        if known is not None and (now - known.told <= ttl or known.told >= since):
+        # From the question on, not from the answer: what upstream said late may have been old when it came.
+        if known is not None and (now - known.asked <= ttl or known.told >= since):
             return Verdict(known, fresh=True)
         if record.failed >= since or (known is not None and now - record.failed < PAUSE):
             return Verdict(known)

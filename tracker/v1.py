@@ -269,6 +269,6 @@ def _name_answer(name: str, verdict: Verdict, now: float) -> wire.NameAnswer:
             digest=verdict.known.digest,
             media_type=verdict.known.media_type,
             size=verdict.known.size,
-            age=max(0.0, now - verdict.known.told),
+            age=max(0.0, now - verdict.known.asked),
         )
     return wire.NameAnswer(known=known, fresh=verdict.fresh, resolve=verdict.resolve)

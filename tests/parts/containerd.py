@@ -106,6 +106,13 @@ class Containerd:
         """Digests in its content store."""
         return set((await self.ctr("content", "ls", "-q", namespace=namespace)).split())
 
+    async def lost(self, digest: str, *, deadline: float = 30.0) -> None:
+        """Until its garbage collection has taken the blob away. Raises TimeoutError at the deadline (seconds)."""
+        path = self.content / digest.removeprefix("sha256:")
+        async with asyncio.timeout(deadline):
+            while path.exists():  # noqa: ASYNC110 - another process's disk: no event of ours
+                await asyncio.sleep(0.02)
+
     async def forget(self, names: Iterable[str], *, namespace: str = "default") -> None:
         """Remove images and, before this returns, everything that only they held."""
         await self.ctr("images", "rm", "--sync", *names, namespace=namespace)

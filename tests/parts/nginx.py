@@ -32,9 +32,6 @@ SLICE = (
 )
 
 
-NS = 'set $args "ns={registry}&$args"; proxy_pass {agent}; proxy_http_version 1.1; proxy_buffering off;'
-
-
 @dataclass
 class Nginx:
     """A running nginx. *root*: the directory it serves (not for a cache)."""
@@ -68,16 +65,6 @@ async def slice_cache(
     base.mkdir(parents=True)
     location = SLICE.format(size=size, upstream=upstream)
     async with _nginx(base, location, SLICE_CACHE.format(base=base), workers) as (port, part):
-        yield Nginx(port, base, part)
-
-
-@asynccontextmanager
-async def naming(registry: str, agent: str, directory: Path, *, name: str = "nginx-ns") -> AsyncIterator[Nginx]:
-    """Tells the *agent* (URL) that requests mean *registry* (host:port), for clients that do not say so themselves:
-    skopeo, podman and CRI-O send no `ns`."""
-    base = directory / name
-    base.mkdir(parents=True)
-    async with _nginx(base, NS.format(registry=registry, agent=agent), "", 1) as (port, part):
         yield Nginx(port, base, part)
 
 

@@ -30,3 +30,8 @@ def mirrored(registry: str, agent: str) -> str:
     lines = ["[[registry]]", f'location = "{registry}"', "insecure = true"]
     lines += ["[[registry.mirror]]", f'location = "{agent}"', "insecure = true"]
     return "\n".join(lines) + "\n"
+
+
+def through(agent: str, registry: str) -> str:
+    """What *registry* (host:port) is called at *agent* (host:port): for clients that send no `ns`."""
+    return f"{agent}/{registry.replace(':', '_')}"
