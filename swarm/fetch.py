@@ -1516,7 +1516,8 @@ class Fetch:
                 self._partly.discard(index)
             elif time.monotonic() - self._asked.get(index, 0.0) > TORRENT_IDLE:
                 self._partly.discard(index)
-                self._send_away(self._torrents.pop(index))
+                # It has asked for nothing for so long: there is nothing left to be written, and nobody need wait.
+                self._context.session.remove(self._torrents.pop(index))
                 self._wanted -= set(_pieces_of(window))
                 self._hurried -= set(_pieces_of(window))
 
