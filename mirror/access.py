@@ -56,9 +56,9 @@ class Accepted:
 _SALT = secrets.token_bytes(16)
 
 
-def fingerprint(*secret: str) -> bytes:
-    """16 bytes that stand for credentials without holding them; different in every process."""
-    keyed = hashlib.blake2b(key=_SALT, digest_size=16)
+def fingerprint(*secret: str, salt: bytes = _SALT) -> bytes:
+    """16 bytes that stand for credentials without holding them; without *salt*, different in every process."""
+    keyed = hashlib.blake2b(key=salt, digest_size=16)
     for text in secret:
         content = text.encode("utf-8", "surrogateescape")
         keyed.update(len(content).to_bytes(8, "big") + content)

@@ -53,10 +53,23 @@ class Swarm(Protocol):
     @property
     def ready(self) -> bool: ...
 
+    @property
+    def room(self) -> int:
+        """Bytes that can be kept without giving anything up."""
+
     def open(
-        self, digest: Digest, source: Source | None, *, size: int | None = None, whole: bool = True
+        self,
+        digest: Digest,
+        source: Source | None,
+        *,
+        size: int | None = None,
+        whole: bool = True,
+        low: bool = False,
     ) -> AbstractAsyncContextManager[Blob]:
-        """Entering returns once the size is known. Raises BlobUnavailable within a second, StoreFull."""
+        """Entering returns once the size is known. *low*: what is read comes after what everybody else reads.
+
+        Raises BlobUnavailable within a second, StoreFull.
+        """
 
     def held(self, digest: Digest) -> int | None:
         """Size in bytes if this node has the whole blob."""

@@ -23,7 +23,7 @@ from mirror.blobs import Blob, Span, Swarm
 from mirror.ranges import Asked, RangeUnsatisfiable, Resolved, resolve
 from mirror.sending import send_spans
 from swarm.digest import Digest
-from swarm.errors import BlobUnavailable, SourceRefused, StoreFull, SwarmError
+from swarm.errors import BlobUnavailable, SourceBusy, SourceRefused, StoreFull, SwarmError
 from swarm.source import Source
 
 log = logging.getLogger("shoal.mirror")
@@ -34,6 +34,10 @@ containerd's parallel fetcher gives the whole pull up over one 404 (CONTRACT.md)
 
 PERSIST = 20.0
 """Seconds to try again for a blob that was begun, before the answer is 503. Below the 30 s of a range reader."""
+
+FIRST_BYTE = 22.0
+"""Seconds after which a range reader for whom nothing came is told so: with the door's tries before, it still hears
+of it within its 30 s."""
 
 RETRY = 0.5
 """Seconds between two of those tries; each waits for board and upstream by itself."""
@@ -59,18 +63,20 @@ class Bodies:
         headers: dict[str, str],
         *,
         whole: bool,
+        patient: bool = False,
     ) -> web.StreamResponse:
         """Answer GET or HEAD for *digest*.
 
-        *headers* (with ETag) go out with every answer that has a body. Raises BlobUnavailable and SourceError, both
-        before the first byte.
+        *headers* (with ETag) go out with every answer that has a body. *patient*: the client forgives PERSIST seconds
+        and no failure (overlaybd): what fails is tried again, also in mid-body. Raises BlobUnavailable and
+        SourceError, both before the first byte.
         """
         account = request[ACCOUNT]
         deadline = time.monotonic() + PERSIST
         while True:
             try:
                 async with self.swarm.open(digest, source, whole=whole) as blob:
-                    return await _answer(request, account, digest, source, blob, asked, headers, self)
+                    return await _answer(request, account, digest, source, blob, asked, headers, self, patient=patient)
             except StoreFull:
                 if source is None:
                     raise
@@ -80,10 +86,15 @@ class Bodies:
             except BlobUnavailable as error:
                 # Nothing was sent, or it would be a Cut. Bytes of this blob may have been promised, though.
                 now = time.monotonic()
-                begun = self.begun.standing(digest, now) is Standing.FRESH
-                if not begun or now > deadline or isinstance(error.cause, SourceRefused):
+                begun = patient or self.begun.standing(digest, now) is Standing.FRESH
+                if not begun or now > deadline or _is_told(error, patient):
                     raise
             await asyncio.sleep(RETRY)
+
+
+def _is_told(error: BlobUnavailable, patient: bool) -> bool:
+    """Whether upstream said something that its client must hear, instead of a further try."""
+    return isinstance(error.cause, SourceRefused) or (patient and isinstance(error.cause, SourceBusy))
 
 
 async def _answer(
@@ -95,6 +106,8 @@ async def _answer(
     asked: Asked | None,
     headers: dict[str, str],
     bodies: Bodies,
+    *,
+    patient: bool = False,
 ) -> web.StreamResponse:
     size = blob if isinstance(blob, int) else blob.size
     if is_known(request, headers["ETag"]):
@@ -116,14 +129,43 @@ async def _answer(
         bodies.begun.note(digest, time.monotonic())
         await complete(request, response, account, send_chunks(response, chunks, account, first))
         return response
-    async with aclosing(cast("AsyncGenerator[Span, None]", blob.read(place.start, place.stop))) as spans:
+    reading = blob.read(place.start, place.stop)
+    if patient:
+        reading = _patiently(bodies, digest, source, place)
+    async with aclosing(cast("AsyncGenerator[Span, None]", reading)) as spans:
         # As above: a size is known long before it is known whether anybody still has the bytes.
-        first_span = await anext(spans)
+        try:
+            async with asyncio.timeout(FIRST_BYTE if patient else None):
+                first_span = await anext(spans)
+        except TimeoutError:
+            raise BlobUnavailable("nothing came in time") from None
         await response.prepare(request)
         bodies.begun.note(digest, time.monotonic())
         sending = _send(request, response, account, digest, source, place, _chained(first_span, spans))
         await complete(request, response, account, sending)
     return response
+
+
+async def _patiently(
+    bodies: Bodies, digest: Digest, source: Source | None, place: Resolved
+) -> AsyncGenerator[Span, None]:
+    """The spans of *place*; what fails is opened again where it failed, until PERSIST seconds brought nothing.
+
+    Raises BlobUnavailable, StoreFull, BlobCorrupt.
+    """
+    at, deadline = place.start, time.monotonic() + PERSIST
+    while True:
+        try:
+            async with bodies.swarm.open(digest, source, whole=False) as blob:
+                async with aclosing(cast("AsyncGenerator[Span, None]", blob.read(at, place.stop))) as spans:
+                    async for span in spans:
+                        yield span
+                        at, deadline = span.offset + span.count, time.monotonic() + PERSIST
+                return
+        except BlobUnavailable as error:
+            if time.monotonic() > deadline or _is_told(error, True):
+                raise
+        await asyncio.sleep(RETRY)
 
 
 async def _chained(first: Span, rest: AsyncGenerator[Span, None]) -> AsyncGenerator[Span, None]:

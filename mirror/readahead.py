@@ -30,10 +30,17 @@ BLOBS = 1024
 """Blobs that are followed."""
 
 
+DENSITY = 2
+"""A run has been read to at least 1/DENSITY: random reads close to each other leave more out."""
+
+
 @dataclass(slots=True)
 class _Run:
+    begin: int
     end: int
     reads: int = 1
+    read: int = 0
+    """Bytes that its reads asked for."""
     window: int = 0
     ahead: int = 0
 
@@ -50,17 +57,23 @@ class Follower:
             if run.end - SLACK <= start <= run.end + SLACK and stop > run.end:
                 self.runs.remove(run)
                 self.runs.append(run)
+                run.begin = min(run.begin, start)
+                run.read += stop - start
                 return _extend(run, stop, size)
-        if not any(run.end - SLACK <= start and stop <= run.end for run in self.runs):
-            self.runs.append(_Run(stop))
-            del self.runs[:-RUNS]
+        for run in self.runs:
+            if run.end - SLACK <= start and stop <= run.end:
+                run.begin = min(run.begin, start)
+                run.read += stop - start
+                return None
+        self.runs.append(_Run(start, stop, read=stop - start))
+        del self.runs[:-RUNS]
         return None
 
 
 def _extend(run: _Run, stop: int, size: int) -> tuple[int, int] | None:
     run.end = stop
     run.reads += 1
-    if run.reads < RECOGNISED:
+    if run.reads < RECOGNISED or run.read * DENSITY < run.end - run.begin:
         return None
     left = run.ahead - run.end
     if run.window and left > run.window // 2:

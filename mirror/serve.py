@@ -86,6 +86,7 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
         # Probes are answered while the store is still being read; the mirror listens once it can serve.
         await stack.enter_async_context(listening(site, settings.metrics_listen, grace=0.5))
         await swarm.start()
+        await front.streaming.door.load()
         lag = asyncio.create_task(watch_loop(metrics))
         stack.callback(lag.cancel)
         await stack.enter_async_context(listening(make_app(front), settings.listen, grace=GRACE))
@@ -115,9 +116,9 @@ def front_of(
 ) -> Front:
     """What answers requests; what it has to end is put onto *stack*."""
     bodies = Bodies(swarm)
-    door = Door(settings.stream_ttl, settings.tag_keep)
+    door = Door(settings.stream_ttl, settings.tag_keep, settings.store / "door")
     opaque = OpaqueCache(settings.store / "opaque", settings.stream_cache)
-    background = Background(swarm, metrics)
+    background = Background(swarm, metrics, rate=settings.stream_prefetch_rate)
     stack.callback(opaque.close)
     stack.push_async_callback(door.close)
     stack.push_async_callback(background.close)

@@ -63,7 +63,7 @@ class StreamingFront:
         asked = parse_range(request.headers.get("Range")) if request.method == "GET" else None
         authorization = request.headers.get("Authorization", "")
         try:
-            source = self.upstream.url(wanted.url, {"Authorization": authorization} if authorization else {})
+            source = self.upstream.url(wanted.url, _sent(authorization))
             return await self._serve(request, wanted, source, authorization, asked, headers)
         except SwarmError as error:
             account.note = str(error)
@@ -86,8 +86,8 @@ class StreamingFront:
             await self._same_file(wanted.digest, opened)
         headers["Docker-Content-Digest"], headers["ETag"] = wanted.digest, f'"{wanted.digest}"'
         if request.method == "GET":
-            self._look_ahead(request, wanted.digest, source, asked)
-        return await self.bodies.answer(request, wanted.digest, source, asked, headers, whole=False)
+            self._look_ahead(wanted, wanted.digest, authorization, asked)
+        return await self.bodies.answer(request, wanted.digest, source, asked, headers, whole=False, patient=True)
 
     async def _same_file(self, digest: Digest, opened: Opened) -> None:
         """The URL only claims the digest: what upstream showed must at least be as long as what we would serve."""
@@ -131,13 +131,14 @@ class StreamingFront:
         await complete(request, response, account, send())
         return response
 
-    def _look_ahead(self, request: web.Request, digest: Digest, source: Source, asked: Asked | None) -> None:
+    def _look_ahead(self, wanted: Wanted, digest: Digest, authorization: str, asked: Asked | None) -> None:
         size = self.bodies.swarm.held(digest)
         if size is not None or asked is None or asked.first is None or asked.last is None:
             return
+        # Nobody waits for it: it takes none of the connections that are kept for those who do.
+        source = self.upstream.url(wanted.url, _sent(authorization), urgent=False)
         if self.prefetch:
-            self.background.fetch(digest, source, 0, 1 << 62)
-            return
+            self.background.prefetch(digest, source)
         # The blob's end is not known here; whoever fetches cuts the range.
         ahead = self.readahead.read(digest, asked.first, asked.last + 1, 1 << 62)
         if ahead is not None:
@@ -150,6 +151,10 @@ class StreamingFront:
             "X-MS-Peerd-Node": self.node,
             "X-MS-Peerd-CorrelationId": given if _CORRELATION.fullmatch(given) else str(uuid.uuid4()),
         }
+
+
+def _sent(authorization: str) -> dict[str, str]:
+    return {"Authorization": authorization} if authorization else {}
 
 
 def _refusal(error: Exception, headers: dict[str, str]) -> Refusal:

@@ -110,9 +110,10 @@ class Upstream:
         target = self._target(ns, repository, f"manifests/{digest}", accept)
         return UpstreamSource(self._exchanges, target, digest, ranges=False)
 
-    def url(self, url: str, headers: Mapping[str, str] | None = None) -> UpstreamSource:
+    def url(self, url: str, headers: Mapping[str, str] | None = None, *, urgent: bool = True) -> UpstreamSource:
         """The file behind an absolute URL, with the caller's Authorization (if in *headers*) and signed query.
 
+        *urgent*: somebody waits for a few bytes, which must not queue behind bulk downloads.
         Raises Forbidden if the URL is not one that may be fetched.
         """
         parsed = usable_url(url)
@@ -121,7 +122,7 @@ class Upstream:
         if not self._exchanges.url_rules.allows(parsed):
             raise Forbidden("this host is not on the list of those that may be fetched from")
         sent = {name: value for name, value in (headers or {}).items() if name.lower() == "authorization"}
-        return UpstreamSource(self._exchanges, Target(parsed, None, headers=sent), None)
+        return UpstreamSource(self._exchanges, Target(parsed, None, headers=sent, urgent=urgent), None)
 
     async def head_manifest(self, ns: str | None, repository: str, reference: str) -> Meaning:
         """What tag or digest *reference* means at upstream. Raises SourceRefused, SourceBusy, SourceBroken."""

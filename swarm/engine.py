@@ -162,6 +162,7 @@ class Swarm:
             metrics=self.metrics,
             on_finished=self._finished,
             on_closed=self._closed,
+            on_full=self._make_way,
         )
         await self._seed_all()  # before anybody hears of them: a peer that dials too early is turned away
         self._trackers.on_change(lambda: self.metrics.tracker_up.set(len(self._trackers.up())))
@@ -201,13 +202,25 @@ class Swarm:
             size = self._content.size_of(digest)
         return size
 
+    @property
+    def room(self) -> int:
+        """Bytes that the store can take without giving anything up."""
+        return self._store.budget - self._store.used
+
     @contextlib.asynccontextmanager
     async def open(
-        self, digest: Digest, source: Source | None, *, size: int | None = None, whole: bool = True
+        self,
+        digest: Digest,
+        source: Source | None,
+        *,
+        size: int | None = None,
+        whole: bool = True,
+        low: bool = False,
     ) -> AsyncIterator[Blob]:
         """The blob, as soon as its size is known.
 
-        *source*: where this agent may bring it in from. *whole* False: only what is read is fetched.
+        *source*: where this agent may bring it in from. *whole* False: only what is read is fetched; *low*: after
+        what everybody else reads.
         Raises BlobUnavailable within a second if nobody can bring it in, StoreFull if it does not fit.
         """
         held = None if digest == EMPTY else await self._held(digest)
@@ -218,7 +231,7 @@ class Swarm:
                 if held is not None:
                     held.close()
             return
-        fetch, reader = self._join(digest, source, whole)
+        fetch, reader = self._join(digest, source, whole, low)
         try:
             yield FetchedBlob(digest, await fetch.sized(), fetch, reader)
         finally:
@@ -312,7 +325,7 @@ class Swarm:
             held = await self._content.get_checked(digest)
         return held
 
-    def _join(self, digest: Digest, source: Source | None, whole: bool) -> tuple[Fetch, Reader]:
+    def _join(self, digest: Digest, source: Source | None, whole: bool, low: bool) -> tuple[Fetch, Reader]:
         assert self._context is not None, "start() first"
         fetch = self._fetches.get(digest)
         if fetch is None or fetch.error is not None or fetch.closing:
@@ -322,7 +335,13 @@ class Swarm:
             self._fetches[digest] = fetch
             self.metrics.fetches.set(len(self._fetches))
             self._trackers.stir()
-        return fetch, fetch.join(whole, source)
+        return fetch, fetch.join(whole, source, low=low)
+
+    async def _make_way(self) -> bool:
+        """The store is full: what was read in ranges and has no reader now is closed, so that its windows may go."""
+        idle = [fetch for fetch in self._fetches.values() if not fetch.readers and not fetch.verified.is_set()]
+        await asyncio.gather(*(fetch.close() for fetch in idle))
+        return bool(idle)
 
     def _finished(self, fetch: Fetch) -> None:
         if fetch.held is not None and fetch.cut is not None:

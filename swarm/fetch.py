@@ -15,11 +15,11 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from swarm import wire
 from swarm.board import MAX_GENERATIONS, Failure
@@ -56,6 +56,8 @@ from swarm.trackers import Link, Trackers
 
 log = logging.getLogger("shoal.swarm")
 
+T = TypeVar("T")
+
 STALL = 4.0
 """Seconds without a byte from any peer after which missing windows are asked from upstream again."""
 
@@ -80,6 +82,35 @@ LONGEST_PAUSE = 2.0
 
 IDLE = 1.0
 """Seconds that a fetch goes on without a reader: containerd's parallel ranges come and go."""
+
+RANGE_LINGER = 300.0
+"""Seconds that a blob which is read in ranges stays offered after its last reader: the other nodes start the same
+image minutes later, and what is not on the board they would take from upstream again."""
+
+DEMANDED_WINDOWS = 8
+"""Windows of which a range reader demands pieces at once: as many as a board hands out claims."""
+
+SPARE = 16 * 1024 * 1024
+"""Bytes to have free when a partial blob is taken up again to read ranges of it: some windows at once, so that a full
+store does not close and open the blob for every read."""
+
+HEDGE = 8.0
+"""Seconds after which a range reader asks upstream itself for a piece whose window is not published (where it is,
+peers that deliver nothing are noticed by STALL). A lease of 5 s has run out by then, and of the 30 s that overlaybd
+gives a read most are left. With 5 s, for all windows, 16 agents on two cores asked for 1.5 copies."""
+
+HEDGE_DEADLINE = 15.0
+"""Seconds that this may take."""
+
+URGENT_CLAIMS = 2
+"""Claims beyond the usual ones while a range reader waits: it need not wait until one of a bulk pull ends."""
+
+TORRENT_IDLE = 10.0
+"""Seconds for which the torrent of a window of which only some pieces were wanted stays, with its connections: the
+next read of the window comes soon or not at all. Adding it again costs 5-10 ms."""
+
+BRING_STEP = 1024 * 1024
+"""Bytes of one upstream request while only range readers wait: between two, whoever waits may come first."""
 
 FINISH_DEADLINE = 5.0
 """Seconds that an agent which stops waits for the disk to take a blob that is complete."""
@@ -117,6 +148,8 @@ class Context:
     metrics: SwarmMetrics
     on_finished: Callable[[Fetch], None]
     on_closed: Callable[[Fetch], None]
+    on_full: Callable[[], Awaitable[bool]]
+    """The store has no room: close what nobody reads. Whether there was anything."""
 
 
 @dataclass(eq=False)
@@ -127,6 +160,10 @@ class Reader:
     source: Source | None
     windows: tuple[int, ...] = ()
     """Windows that a range reader waits for, most urgent first."""
+    pieces: tuple[int, ...] = ()
+    """Pieces in them that its range touches."""
+    low: bool = False
+    """Nobody waits for it: every other reader comes first."""
     counts: dict[str, int] = field(default_factory=dict)
     late: bool = False
     """The blob was complete when this reader came: for it, the bytes come from the disk."""
@@ -151,12 +188,21 @@ class Fetch:
         self._sized = asyncio.Event()
         self._learning = asyncio.Lock()
         self._staged: Staged | None = None
+        self._size_from_disk = False
+        """A former fetch knew the size, and nobody has confirmed it."""
+        self._stale = False
+        """What is on disk is of no use."""
+        self._reserved: set[int] | None = None
+        """Windows for which the store made room; None: for all."""
         self._finishing: asyncio.Task[Held] | None = None
         self._file: Held | None = None
         self._nudge = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._main: asyncio.Task[None] | None = None
         self._idle: asyncio.TimerHandle | None = None
+        self._left = 0.0
+        self._ranged = False
+        """Ranges of it were read on this node."""
         self.closing = False
         self.closed = asyncio.Event()
         self.after: asyncio.Event | None = None
@@ -174,11 +220,15 @@ class Fetch:
         self._told: set[int] = set()
         self._peers: tuple[PeerAddress, ...] = ()
         self._others = 0
+        self._hope = True
+        self._told_wish: tuple[int, tuple[int, ...], bool] | None = None
         self._rejections = 0
         self._suspect: set[int] = set()
         self._eras: list[Pieces] = []
         # claims
         self._claims: dict[int, asyncio.Task[None]] = {}
+        self._hedged: dict[int, int] = {}
+        """Piece -> window, of pieces that are asked from upstream past all claims."""
         self._done: dict[int, int] = {}
         self._publishing: set[int] = set()
         self._nothing_under_way = asyncio.Event()
@@ -195,6 +245,13 @@ class Fetch:
         """The board was sealed when we came: one torrent for all instead of one per window."""
         self._sealed = False
         self._wanted: set[int] = set()
+        """Pieces that torrents were told to fetch."""
+        self._hurried: set[int] = set()
+        """Those of them that come before others."""
+        self._partly: set[int] = set()
+        """Windows of whose pieces their torrent was told to fetch only some."""
+        self._asked: dict[int, float] = {}
+        """When pieces of such a window were wanted last."""
         self._banned: set[PeerAddress] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         """Torrents on their way out: until then, libtorrent may still write into the file."""
@@ -215,27 +272,44 @@ class Fetch:
 
     # -- readers ----------------------------------------------------------------------------------
 
-    def join(self, whole: bool, source: Source | None) -> Reader:
-        """A new reader. The fetch starts with the first."""
-        reader = Reader(whole, source, late=self.verified.is_set())
+    def join(self, whole: bool, source: Source | None, *, low: bool = False) -> Reader:
+        """A new reader; *low*: one that every other comes before. The fetch starts with the first."""
+        reader = Reader(whole, source, late=self.verified.is_set(), low=low)
         self.readers.add(reader)
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
         if source is not None and (self._refusal is None or time.monotonic() >= self._refused_until):
             self._refusal = None
+        if not whole:
+            self._ranged = True
+            self._context.session.keep_idle(RANGE_LINGER)
         if self._main is None:
             self._main = asyncio.create_task(self._run())
-        self._nudge.set()
+        self._tell_wish()
         return reader
 
     def part(self, reader: Reader) -> None:
         """*reader* is gone; what was done for it alone stops."""
         self.readers.discard(reader)
-        self._nudge.set()
+        self._tell_wish()
         if not self.readers and not self.closing and self._idle is None:
-            wait = self._context.settings.linger if self.verified.is_set() or self._useful() else IDLE
-            self._idle = asyncio.get_running_loop().call_later(wait, self._close_soon)
+            self._left = time.monotonic()
+            self._idle = asyncio.get_running_loop().call_later(self._lingers(), self._idle_over)
+
+    def _lingers(self) -> float:
+        """Seconds to go on without a reader."""
+        if self._ranged and not self.verified.is_set() and self.pieces is not None and self.pieces.count:
+            return RANGE_LINGER
+        return self._context.settings.linger if self.verified.is_set() or self._useful() else IDLE
+
+    def _idle_over(self) -> None:
+        # A window may have become complete after its reader had all that it wanted: others count on it now.
+        left = self._left + self._lingers() - time.monotonic()
+        if left > 0:
+            self._idle = asyncio.get_running_loop().call_later(left, self._idle_over)
+        else:
+            self._close_soon()
 
     async def sized(self) -> int:
         """Size of the blob in bytes, once known. Raises SwarmError."""
@@ -251,6 +325,14 @@ class Fetch:
         Raises BlobCorrupt if bytes that were given out turned out to be wrong.
         """
         await self.sized()
+        assert self._file is not None
+        # A span names a descriptor: it stays open until this reader is done, however the fetch ends.
+        with self._file.share():
+            async with contextlib.aclosing(self._spans(reader, start, stop)) as spans:
+                async for span in spans:
+                    yield span
+
+    async def _spans(self, reader: Reader, start: int, stop: int) -> AsyncGenerator[Span, None]:
         assert self.cut is not None and self.pieces is not None and self._file is not None
         cut, position, era = self.cut, start, len(self._eras)
         first = start // cut.piece_length
@@ -259,6 +341,8 @@ class Fetch:
             piece = position // cut.piece_length
             if not reader.whole:
                 self._demand(reader, position, stop)
+                if not reader.low:
+                    await self._urgently(reader, piece)
             await self.pieces.wait(piece)
             if piece == cut.pieces - 1 and (reader.whole or start == 0):
                 await self._wait_verified()
@@ -278,6 +362,8 @@ class Fetch:
             end = min(stop, (piece + count) * cut.piece_length)
             origin = "disk" if reader.late else self.pieces.origin(piece)
             reader.counts[origin] = reader.counts.get(origin, 0) + end - position
+            if self._ranged and self._staged is not None:
+                self._staged.touch(position, end)
             yield Span(self._file.fd, position, end - position, origin)
             position = end
 
@@ -286,6 +372,9 @@ class Fetch:
         if self.closing:
             return
         self.closing = True
+        await self._close(keep)
+
+    async def _close(self, keep: bool = True) -> None:
         if self._idle is not None:
             self._idle.cancel()
         if self.error is None:
@@ -317,7 +406,7 @@ class Fetch:
                 self._staged.forget()
                 self.held.close()
             else:
-                await self._staged.abandon(keep=keep)
+                await self._staged.abandon(keep=keep and not self._stale)
         if self._file is not None:
             self._file.close()
         self.closed.set()
@@ -344,6 +433,9 @@ class Fetch:
         if self.after is not None:
             await self.after.wait()
         try:
+            if (size := self._context.store.partial_size(self.digest)) is not None:
+                self._size_from_disk = True
+                await self._learn(size)  # what is here is served whoever else is down
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow())
                 group.create_task(self._hash_in_order())
@@ -371,7 +463,8 @@ class Fetch:
     def _close_soon(self) -> None:
         self._idle = None
         if not self.closing and (not self.readers or self.error is not None):
-            self._spawn(self.close())
+            self.closing = True  # now, not when the task begins: whoever comes in between gets a new fetch
+            self._spawn(self._close())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -398,27 +491,78 @@ class Fetch:
     def _me(self) -> dict[str, Any]:
         return {**self._context.trackers.me(), "digest": self.digest}
 
-    def _source(self) -> Source | None:
+    def _source(self, window: int | None = None) -> Source | None:
+        """Where to ask upstream; for *window* as who waits for it asks: not behind bulk downloads."""
         if self._refusal is not None and time.monotonic() < self._refused_until:
             return None
-        return next((reader.source for reader in self.readers if reader.source is not None), None)
+        sources = [(window in reader.windows, reader.source) for reader in self.readers if reader.source is not None]
+        return max(sources, key=lambda found: found[0], default=(False, None))[1]
 
     def _want(self) -> int:
         if self.verified.is_set() or self._source() is None:
             return 0
-        return self._context.settings.claims
+        waiting = any(reader.windows and not reader.low for reader in self.readers)
+        return self._context.settings.claims + (URGENT_CLAIMS if waiting else 0)
 
     def _prefer(self) -> tuple[tuple[int, ...], bool]:
-        ordered = dict.fromkeys(w for reader in self.readers if not reader.whole for w in reader.windows)
+        by_rank = sorted(self.readers, key=lambda reader: reader.low)
+        ordered = dict.fromkeys(w for reader in by_rank if not reader.whole for w in reader.windows)
         return tuple(ordered)[:64], not any(reader.whole for reader in self.readers)
 
     def _demand(self, reader: Reader, position: int, stop: int) -> None:
+        """A range reader needs the pieces of [position, stop) that are not here."""
         assert self.cut is not None and self.pieces is not None
-        windows = tuple(w.index for w in self.cut.windows_of(position, stop) if not self.pieces.holds(w))[:8]
-        if windows != reader.windows:
-            reader.windows = windows
-            self._nudge.set()
+        windows = self.cut.windows_of(position, stop)[:DEMANDED_WINDOWS]
+        first, last = position // self.cut.piece_length, (stop - 1) // self.cut.piece_length
+        needed = {
+            w.index: [p for p in self.pieces.missing(w) if first <= p <= last]
+            for w in windows
+            if not self.pieces.holds(w)
+        }
+        pieces = tuple(p for found in needed.values() for p in found)
+        if pieces != reader.pieces:
+            reader.pieces, reader.windows = pieces, tuple(w for w, found in needed.items() if found)
+            self._tell_wish()
             self._join_published()
+
+    async def _urgently(self, reader: Reader, piece: int) -> None:
+        """Wait for *piece*, which nobody may bring within a range reader's patience: then ask upstream past all claims.
+
+        Its window may be long, and come slowly to whoever has the claim. What this costs upstream is the piece.
+        """
+        assert self.cut is not None and self.pieces is not None and self._staged is not None
+        window = self.cut.window_at(piece * self.cut.piece_length)
+        while piece not in self.pieces:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEDGE):
+                    await self.pieces.wait(piece)
+                    return
+            source = reader.source if time.monotonic() >= self._refused_until else None
+            if source is None or piece in self._hedged or window.index in self._hashes:
+                continue
+            offset, length = self.cut.piece_span(piece)
+            part = replace(window, offset=offset, length=length, first_piece=piece, pieces=1)
+            self._hedged[piece] = window.index
+            try:
+                async with asyncio.timeout(HEDGE_DEADLINE):
+                    await self._reserve(window)
+                    await self._bring_part(part, source, None)
+            except (SourceError, TimeoutError) as error:
+                log.info("hedge-failed", extra={"fields": {"digest": self.digest, "piece": piece, "error": str(error)}})
+            finally:
+                del self._hedged[piece]
+                self._join_published()
+
+    def _wish(self) -> tuple[int, tuple[int, ...], bool]:
+        """What the board must know of the readers here: claims wanted, for which windows first, for those only."""
+        prefer, only = self._prefer()
+        asking = self.cut is None or prefer or not only
+        return (self._want() if asking else 0, prefer, only)
+
+    def _tell_wish(self) -> None:
+        """Poll the board if it does not know our wish: a read of what is here costs no question."""
+        if not self._hope or self._wish() != self._told_wish:
+            self._nudge.set()
 
     async def _follow(self) -> None:
         """Follow the board at whichever tracker is responsible, or one of our own."""
@@ -483,6 +627,7 @@ class Fetch:
                 await self._apply(answer)
 
     def _poll(self) -> wire.BoardPoll:
+        self._told_wish = self._wish()
         prefer, only = self._prefer()
         wait = wire.MAX_WAIT if self._incarnation else 0.0
         if wait and self.cut is None and not self._claims:
@@ -534,6 +679,9 @@ class Fetch:
         if answer.size is not None and self.cut is None:
             await self._learn(answer.size)
         if answer.size is not None and self.cut is not None and answer.size != self.cut.size:
+            if self._size_from_disk:
+                self._stale = True
+                raise BlobUnavailable(f"what was kept of {self.digest} is of another size")
             await self._reject(f"size: {answer.size} on the board, {self.cut.size} here")
             return
         await self._take_hashes(answer)
@@ -598,7 +746,7 @@ class Fetch:
             if here and window not in self._suspect:
                 self._spawn(self._after_claim(window))  # it was here already: the claim ends with its hashes
                 continue
-            source = self._source()
+            source = self._source(window)
             if source is None:
                 self._spawn(self._give_back(window, Failure.HANDED_OVER, None))
                 continue
@@ -609,9 +757,10 @@ class Fetch:
             task.add_done_callback(partial(self._brought, window))
 
     def _check_hope(self, answer: wire.BoardAnswer) -> None:
+        self._hope = answer.hope
         complete = self.cut is not None and self.pieces is not None and self.pieces.count == self.cut.pieces
-        if answer.hope or complete or self.verified.is_set():
-            return
+        if answer.hope or complete or self.verified.is_set() or not self.readers:
+            return  # without a reader there is nothing to hope for: others may need what is here
         if self._want() and not self._refusal:
             return
         patience = self.started + self._context.settings.unpublished_wait - time.monotonic()
@@ -633,7 +782,9 @@ class Fetch:
         if self._whole is not None:
             self._send_away(self._whole)
             self._whole = None
-        self._as_whole, self._sealed, self._wanted = False, False, set()
+        self._as_whole, self._sealed, self._wanted, self._hurried = False, False, set(), set()
+        self._partly.clear()
+        self._asked.clear()
         self._joining.clear()
         for task in (*self._claims.values(), *([self._through] if self._through else [])):
             task.cancel()
@@ -650,20 +801,61 @@ class Fetch:
                 await self._make_room(geometry(size))
 
     async def _make_room(self, cut: Geometry) -> None:
-        staged = await self._context.store.stage(self.digest, cut.size)
+        # Ranges touch a part of a blob, which may be larger than the store: room is made window by window.
+        promise = None if any(reader.whole for reader in self.readers) else 0
+        staged = await self._room(lambda: self._stage(cut, promise))
+        if promise is not None:
+            held = {cut.window_at(cut.piece_span(piece)[0]).index for piece in staged.pieces}
+            self._reserved = held
         self.cut, self._staged, self._file, self.pieces = cut, staged, staged.share(), Pieces(cut)
         for piece, sha1 in staged.pieces.items():
             self.pieces.put(piece, sha1, "disk")
         self._sized.set()
+
+    async def _room(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What *ask* gets of the store. Is it full, blobs without a reader are closed first: then their windows may go.
+
+        Raises StoreFull.
+        """
+        try:
+            return await ask()
+        except StoreFull:
+            if not await self._context.on_full():
+                raise
+        return await ask()
+
+    async def _reserve(self, window: Window) -> None:
+        """Make room for *window*, unless there was for the whole blob. Raises StoreFull."""
+        if self._reserved is None or window.index in self._reserved:
+            return
+        assert self.cut is not None and self._staged is not None
+        staged, self._reserved = self._staged, self._reserved | {window.index}
+        total = sum(self.cut.windows[index].length for index in self._reserved)
+        try:
+            await self._room(lambda: staged.grow(total))
+        except StoreFull:
+            self._reserved = self._reserved - {window.index}
+            raise  # this fetch ends by it; the next one begins with giving up windows that were not read for longest
+
+    async def _stage(self, cut: Geometry, promise: int | None) -> Staged:
+        spare = 0 if promise is None else SPARE
+        return await self._context.store.stage(self.digest, cut.size, promise=promise, spare=spare)
 
     async def _publish_held(self) -> None:
         """Tell the board the windows that are here and that it does not know."""
         if self.cut is None or self.pieces is None:
             return
         for window in self.cut.windows:
-            if window.index in self._told or window.index in self._suspect or not self.pieces.holds(window):
+            if window.index in self._suspect or not self.pieces.holds(window):
                 continue
-            await self._publish(window)
+            if window.index not in self._told:
+                await self._publish(window)
+            elif window.index not in self._torrents and self._may_offer(window):
+                # It was on disk already: the board tells others that we hold it, so we must offer it.
+                await self._seed(window, self.pieces.sums(window))
+
+    def _may_offer(self, window: Window) -> bool:
+        return self._board.shared and not self._as_whole and window.index not in self._joining
 
     async def _publish(self, window: Window) -> None:
         assert self.cut is not None and self.pieces is not None
@@ -759,13 +951,22 @@ class Fetch:
         return pieces.holds(window)
 
     async def _bring_into(self, index: int, source: Source, first: Any) -> None:
-        assert self.cut is not None and self.pieces is not None and self._staged is not None
-        window, pieces, metrics = self.cut.windows[index], self.pieces, self._context.metrics
+        assert self.cut is not None
+        window = self.cut.windows[index]
+        await self._reserve(window)
         await self._make_way(window)
+        while (part := self._next_part(window)) is not None:
+            await self._bring_part(part if first is None else window, source, first)
+            first = None
+
+    async def _bring_part(self, part: Window, source: Source, first: Any) -> None:
+        """Fetch pieces of one window, from upstream."""
+        assert self.cut is not None and self.pieces is not None and self._staged is not None
+        index, pieces, metrics = part.index, self.pieces, self._context.metrics
 
         def on_bytes(count: int) -> None:
             metrics.bytes_in.labels("upstream").inc(count)
-            for claim in self._claims if self._through is not None else (index,):
+            for claim in self._claims if self._through is not None else self._claims.keys() & {index}:
                 self._done[claim] = self._done.get(claim, 0) + count
 
         def on_piece(piece: int, sha1: bytes) -> None:
@@ -777,7 +978,7 @@ class Fetch:
         await bring_window(
             source,
             self.cut,
-            window,
+            part,
             self._staged,
             self._context.pool,
             ready=pieces.__contains__,
@@ -785,6 +986,27 @@ class Fetch:
             on_piece=on_piece,
             first=first,
         )
+
+    def _next_part(self, window: Window) -> Window | None:
+        """What of *window* to ask from upstream next: all that is missing, or from what a range reader waits for on.
+
+        None: nothing is missing.
+        """
+        assert self.cut is not None and self.pieces is not None
+        missing = list(self.pieces.missing(window))
+        if not missing:
+            return None
+        demanded = {piece for reader in self.readers if not reader.low for piece in reader.pieces}
+        start = next((piece for piece in missing if piece in demanded), missing[0])
+        stop = window.last_piece + 1
+        if demanded and not any(reader.whole for reader in self.readers):
+            stop = min(stop, start + max(1, BRING_STEP // self.cut.piece_length))
+        stop = next((piece for piece in range(start, stop) if piece in self.pieces), stop)
+        offset = start * self.cut.piece_length
+        return replace(
+            window, offset=offset, length=min(window.end, stop * self.cut.piece_length) - offset,
+            first_piece=start, pieces=stop - start,
+        )  # fmt: skip
 
     def _brought(self, index: int, task: asyncio.Task[None]) -> None:
         """A claim's work ended: publish the window, or give the claim back."""
@@ -875,27 +1097,61 @@ class Fetch:
         if not self._board.shared:
             return
         every = any(reader.whole for reader in self.readers)
-        urgent = {w for reader in self.readers for w in reader.windows}
+        demanded: dict[int, set[int]] = {}
+        for piece in {p for reader in self.readers for p in reader.pieces if p not in self.pieces}:
+            demanded.setdefault(self.cut.window_at(piece * self.cut.piece_length).index, set()).add(piece)
         windows, under_way = self.cut.windows, self._torrents.keys() | self._joining.keys()
+        for index in (demanded.keys() | (self._partly if every else set())) & self._torrents.keys():
+            self._want_more(self._torrents[index], windows[index], demanded.get(index, set()), every)
         free = MOST_JOINED - sum(not self.pieces.holds(windows[index]) for index in under_way)
-        for index in sorted(self._hashes.keys() - under_way - self._claims.keys()):
-            if not (index in urgent or (every and free > 0)) or self.pieces.holds(windows[index]):
+        for index in sorted(self._hashes.keys() - under_way - self._claims.keys() - set(self._hedged.values())):
+            first = demanded.get(index, set())
+            if not (first or (every and free > 0)) or self.pieces.holds(windows[index]):
                 continue
             free -= 1
-            work = self._join_window(windows[index], self._hashes[index], 7 if index in urgent else 4)
+            work = self._join_window(windows[index], self._hashes[index], first, every)
             self._joining[index] = self._spawn(work)
 
-    async def _join_window(self, window: Window, hashes: bytes, priority: int) -> None:
+    def _want_more(self, torrent: Torrent, window: Window, first: set[int], every: bool) -> None:
+        """The torrent of *window* is to fetch the pieces *first* before others, and (*every*) all others too."""
+        assert self.pieces is not None
+        urgent = self._urgent()
+        new = (set(self.pieces.missing(window)) if every else first) - self._wanted
+        new |= (first & urgent) - self._hurried
+        if every:
+            self._partly.discard(window.index)
+        if new:
+            self._asked[window.index] = time.monotonic()
+            self._wanted |= new
+            self._hurried |= new & urgent
+            torrent.want((piece, 7 if piece in urgent else 4) for piece in new)
+            torrent.reannounce()  # it may have let go of its peers
+
+    def _urgent(self) -> set[int]:
+        """Pieces that somebody waits for who reads ranges."""
+        return {piece for reader in self.readers if not reader.low for piece in reader.pieces}
+
+    async def _join_window(self, window: Window, hashes: bytes, first: set[int], every: bool) -> None:
+        """Fetch *window* from peers: the pieces *first*, or (*every*) all of it."""
         assert self.cut is not None and self.pieces is not None
         generation = self._generation
         missing = list(self.pieces.missing(window))
         span = _pieces_of(window)
+        wanted = set(missing) if every else first
+        urgent = first & self._urgent()
+        self._wanted |= wanted
+        if urgent:
+            self._hurried |= wanted
+        if not every:
+            self._partly.add(window.index)
+            self._asked[window.index] = time.monotonic()
         try:
+            await self._reserve(window)
             torrent = await self._add(
                 window_info(self.digest, self.cut, window, hashes),
                 [p for p in span if p not in missing],
-                [*span, *self._beside(window)],
-                priority,
+                [*(span if every else wanted), *self._beside(window)],
+                7 if urgent else 4,
                 window,
             )
             if self.pieces.holds(window) or self._near_the_end():
@@ -907,6 +1163,8 @@ class Fetch:
         finally:
             if self._joining.get(window.index) is asyncio.current_task():
                 del self._joining[window.index]
+        if not every:
+            self._join_published()  # other pieces may have been demanded meanwhile
 
     def _beside(self, window: Window) -> tuple[int, ...]:
         """One piece outside *window*, for its torrent to want in vain until the window is here.
@@ -922,7 +1180,8 @@ class Fetch:
     def _near_the_end(self) -> bool:
         """Whether so little is missing that asking twice helps more than it costs."""
         assert self.cut is not None and self.pieces is not None
-        return len(self.cut.windows) - self.pieces.have.bit_count() <= LAST_WINDOWS
+        every = any(reader.whole for reader in self.readers)
+        return every and len(self.cut.windows) - self.pieces.have.bit_count() <= LAST_WINDOWS
 
     def _window_here(self, window: Window) -> None:
         """Its torrent need not want in vain any more; at the end none does."""
@@ -955,7 +1214,8 @@ class Fetch:
         ready = {p for p in range(self.cut.pieces) if p in self.pieces}
         if len(ready) == self.cut.pieces:
             return
-        generation, self._wanted = self._generation, self._wanted_pieces()
+        generation = self._generation
+        self._wanted = self._wanted_pieces() if self._reserved is None else set()
         torrent = await self._add(sealed_info(self.digest, self.cut, hashes), ready, ready | self._wanted, 4)
         if generation != self._generation or self.closing:
             await self._context.session.retire(torrent)
@@ -1002,23 +1262,39 @@ class Fetch:
     def _wanted_pieces(self) -> set[int]:
         """Pieces that the readers here need from peers: all that are missing, or those that range readers wait for."""
         assert self.cut is not None and self.pieces is not None
-        windows: Iterable[int] = range(len(self.cut.windows))
+        pieces: Iterable[int] = range(self.cut.pieces)
         if not any(reader.whole for reader in self.readers):
-            windows = {w for reader in self.readers for w in reader.windows}
-        return {
-            piece
-            for index in windows
-            if index not in self._claims
-            for piece in _pieces_of(self.cut.windows[index])
-            if piece not in self.pieces
-        }
+            pieces = (piece for reader in self.readers for piece in reader.pieces)
+        coming = self._claims.keys() | self._hedged.values()
+        claimed = {piece for index in coming for piece in _pieces_of(self.cut.windows[index])}
+        return {piece for piece in pieces if piece not in self.pieces and piece not in claimed}
 
     def _want_of_whole(self) -> None:
         """Have the torrent of the whole blob fetch what is wanted now; it may have let go of its peers meanwhile."""
-        wanted = self._wanted_pieces() - self._wanted
+        now, urgent = self._wanted_pieces(), self._urgent()
+        wanted = (now - self._wanted) | ((now & urgent) - self._hurried)
         if self._whole is not None and wanted:
             self._wanted |= wanted
-            self._whole.want((piece, 4) for piece in wanted)
+            self._hurried |= wanted & urgent
+            if self._reserved is not None and self._unreserved(wanted):
+                self._spawn(self._reserve_and_want(wanted))
+            else:
+                self._fetch_of_whole(wanted)
+
+    def _unreserved(self, pieces: Iterable[int]) -> list[Window]:
+        assert self.cut is not None and self._reserved is not None
+        windows = {self.cut.window_at(piece * self.cut.piece_length) for piece in pieces}
+        return [w for w in sorted(windows, key=lambda w: w.index) if w.index not in self._reserved]
+
+    async def _reserve_and_want(self, pieces: set[int]) -> None:
+        for window in self._unreserved(pieces):
+            await self._reserve(window)
+        self._fetch_of_whole(pieces)
+
+    def _fetch_of_whole(self, wanted: set[int]) -> None:
+        if self._whole is not None:
+            first = self._urgent()
+            self._whole.want((piece, 7 if piece in first else 4) for piece in wanted)
             self._whole.reannounce()
 
     def _spoiled(self, torrent: Torrent, peer: PeerAddress) -> None:
@@ -1192,6 +1468,8 @@ class Fetch:
             sums = {p: self.pieces.sum(p) for p in _pieces_of(window)}
             if not self.verified.is_set():
                 self._spawn(self._staged.note(sums))
+        elif self._ranged and origin == "peer":
+            self._spawn(self._staged.note({piece: sha1}))  # its window may never become complete
 
     def _trace(self, event: str, window: int, **fields: Any) -> None:
         """What happens to a window, for `bench.timeline`."""
@@ -1204,6 +1482,7 @@ class Fetch:
         while True:
             await asyncio.sleep(STALL / 4)
             await self._offer_again()
+            self._let_go_of_idle()
             waiting = self._waiting_windows()
             if not waiting or self._checking or self._late:
                 self._moved = time.monotonic()  # nothing to wait for, or our own disk is what we wait for
@@ -1228,6 +1507,22 @@ class Fetch:
                 log.warning("swarm-stalled", extra={"fields": {"digest": self.digest, "windows": list(self._stalled)}})
                 self._context.metrics.stalls.inc()
                 self._nudge.set()
+
+    def _let_go_of_idle(self) -> None:
+        """Remove the torrents of windows of which range readers had all that they wanted a while ago."""
+        if self.cut is None or self.pieces is None:
+            return
+        waited_for = {w for reader in self.readers for w in reader.windows}
+        for index in list(self._partly - self._joining.keys() - waited_for):
+            window = self.cut.windows[index]
+            if self.pieces.holds(window) or index not in self._torrents:
+                self._partly.discard(index)
+            elif time.monotonic() - self._asked.get(index, 0.0) > TORRENT_IDLE:
+                self._partly.discard(index)
+                # It has asked for nothing for so long: there is nothing left to be written, and nobody need wait.
+                self._context.session.remove(self._torrents.pop(index))
+                self._wanted -= set(_pieces_of(window))
+                self._hurried -= set(_pieces_of(window))
 
     def _waiting_windows(self) -> tuple[int, ...]:
         if self.cut is None or self.pieces is None or self.verified.is_set():

@@ -203,6 +203,7 @@ class Session:
         self._wake: tuple[socket.socket, socket.socket] | None = None
         self._listening: asyncio.Future[int] | None = None
         self._quicken: asyncio.TimerHandle | None = None
+        self._idle_kept: asyncio.TimerHandle | None = None
         self.sent = 0
         """Payload bytes sent to peers, as of the last `count`."""
 
@@ -239,6 +240,8 @@ class Session:
             return
         if self._quicken is not None:
             self._quicken.cancel()
+        if self._idle_kept is not None:
+            self._idle_kept.cancel()
         self._announce.close()  # first: libtorrent says goodbye to its tracker, and nobody needs to hear that
         session.pause()
         if self._wake is not None:
@@ -306,7 +309,32 @@ class Session:
         except (TimeoutError, SessionError) as error:
             self._torrents.pop(key, None)
             raise SessionError(f"cannot add torrent: {error}") from None
+        except asyncio.CancelledError:
+            self.remove(torrent)  # or nobody could add it again; what libtorrent adds yet is dropped by its alert
+            raise
         return torrent
+
+    def keep_idle(self, seconds: float) -> None:
+        """For so many *seconds* keep connections over which nothing is wanted: somebody reads ranges.
+
+        libtorrent drops them otherwise, and waits a second before it dials the same peer again: then each read from
+        a peer took 0.96 s (median), 10 ms so. Always on it would cost bulk pulls a connection per window and peer.
+        """
+        if self._session is None:
+            return
+        loop = asyncio.get_running_loop()
+        if self._idle_kept is None:
+            self._session.apply_settings({"close_redundant_connections": False})
+        elif self._idle_kept.when() - loop.time() > seconds / 2:
+            return
+        else:
+            self._idle_kept.cancel()
+        self._idle_kept = loop.call_later(seconds, self._drop_idle)
+
+    def _drop_idle(self) -> None:
+        self._idle_kept = None
+        if self._session is not None:
+            self._session.apply_settings({"close_redundant_connections": True})
 
     def count(self) -> None:
         """Have `sent` brought up to date: it changes a moment later."""

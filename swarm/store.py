@@ -250,6 +250,11 @@ class Store:
         blob = self._blobs.get(digest)
         return None if blob is None or blob.suspect else blob.stamp.size
 
+    def partial_size(self, digest: Digest) -> int | None:
+        """Bytes of the whole blob of which pieces are here, while nobody brings it in."""
+        part = self._partials.get(digest)
+        return part.size if part is not None and part.pieces else None
+
     @property
     def used(self) -> int:
         """Bytes of the budget that are taken or promised."""
@@ -259,16 +264,21 @@ class Store:
 
     # -- blobs on their way in -------------------------------------------------------------------
 
-    async def stage(self, digest: Digest, size: int, *, promise: int | None = None) -> Staged:
+    async def stage(self, digest: Digest, size: int, *, promise: int | None = None, spare: int = 0) -> Staged:
         """Begin a blob of *size* bytes, or go on with a partial one; makes room for it.
 
         *promise*: bytes to reserve instead of *size*, for a blob that is only read in parts (see
-        Staged.grow). Raises StoreFull; ValueError if it is staged already.
+        Staged.grow). *spare*: bytes to have free beside a partial blob, if windows can be given up for them, its own
+        among them. Raises StoreFull; ValueError if it is staged already.
         """
         if digest in self._staged:
             raise ValueError(f"already staged: {digest}")
         if self._closing:
             raise StoreFull("the store is closing")
+        if spare and digest in self._partials:
+            await self._spare(min(spare, self.budget // 8))
+            if digest in self._staged:
+                raise ValueError(f"already staged: {digest}")
         old = self._partials.pop(digest, None)
         staged = self._staged[digest] = Staged(self, digest, size, self._layout.staging(digest))
         staged.promised = staged.before = old.cost if old else 0
@@ -420,6 +430,12 @@ class Store:
             free = stat.f_bavail * stat.f_frsize + self._trash_bytes
             over = max(over, coming + self._reserve_free - free)
         return over
+
+    async def _spare(self, room: int) -> None:
+        """Have *room* bytes free if that can be had: the windows that were not read for longest go first."""
+        if (excess := self.used + room - self.budget) > 0 and (plan := choose(self._candidates(), excess)):
+            await self._evict(plan)
+            await self._emptied()
 
     async def _reserve(self, staged: Staged, promised: int) -> None:
         before, staged.promised = staged.promised, promised

@@ -27,6 +27,8 @@ TOOLS = {
     "chromium": ("chromium", "chromedriver"),
     "helm": ("helm",),
     "ip": ("ip", "tc"),
+    "lazy": ("httpdirfs", "mke2fs", "mount", "umount"),
+    "nbd": ("nbdkit", "nbdcopy", "mke2fs"),
 }
 """Marker `needs_<key>`: the commands without which a test cannot be run."""
 

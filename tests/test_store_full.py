@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from swarm.digest import parse
 from swarm.errors import StoreFull
 from swarm.store import Store
 from tests.parts.data import blob, digest_of
-from tests.parts.storing import content, hashes_of, pieces_of, put
+from tests.parts.storing import content, fill, hashes_of, pieces_of, put, small_file_system
 
 MIB = 1024 * 1024
 
@@ -20,25 +19,8 @@ MIB = 1024 * 1024
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def fill(path: Path) -> None:
-    """Take every block that is left."""
-    with path.open("wb", buffering=0) as file:
-        try:
-            while file.write(b"x" * 4096):
-                pass
-        except OSError:
-            return
+    with small_file_system(tmp_path / "disk", "4m") as disk:
+        yield disk
 
 
 async def test_what_does_not_fit_the_disk_is_refused_before_a_byte_is_written(small_disk: Path) -> None:

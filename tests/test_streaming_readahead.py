@@ -44,6 +44,16 @@ def test_a_random_reader_gets_none() -> None:
     assert sum(follower.read(at, at + STEP, 1024 * MIB) is not None for at in places) <= 10
 
 
+def test_a_random_reader_in_a_small_blob_gets_none() -> None:
+    """60 unaligned reads within 1.5 MiB: each is near another, and yet most bytes are never asked for."""
+    follower, chance = Follower(), random.Random(3)
+    asked = 0
+    for _ in range(60):
+        at, length = chance.randrange(0, 3 * MIB // 2 - STEP), chance.randrange(1, STEP // 8)
+        asked += follower.read(at, at + length, 3 * MIB // 2) is not None
+    assert not asked
+
+
 def test_a_backward_reader_gets_none() -> None:
     """Going down is not a run."""
     follower = Follower()

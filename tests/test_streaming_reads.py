@@ -216,6 +216,42 @@ async def test_upstream_down_after_a_yes(server: BlobServer, tmp_path: Path) -> 
             assert (status, body) == (206, stream.content[100:200])
 
 
+async def test_a_yes_outlives_a_restart(server: BlobServer, tmp_path: Path) -> None:
+    """Upstream goes down, then the agent is restarted: who was accepted reads on, and nobody else. What is kept on
+    disk for that holds neither URL nor credentials."""
+    async with agent(tmp_path) as running:
+        stream = make(running, server)
+        assert (await stream.read(f"{stream.url}?sig=topsecret", Authorization="Bearer topsecret2"))[0] == 200
+    await server.counter.rules(Rule(status=500))
+    async with agent(tmp_path) as running:
+        stream = Stream(running, server, stream.url, stream.digest, stream.content, "", b"")
+        status, _, body = await stream.read(
+            f"{stream.url}?sig=topsecret", "bytes=100-199", Authorization="Bearer topsecret2"
+        )
+        assert (status, body) == (206, stream.content[100:200])
+        for url, authorization in ((f"{stream.url}?sig=topsecret", ""), (stream.url, "Bearer topsecret2")):
+            assert (await stream.read(url, "bytes=0-9", **({"Authorization": authorization} if authorization else {})))[
+                0
+            ] == 503
+    kept = (tmp_path / "store" / "door").read_bytes()
+    assert b"topsecret" not in kept
+    assert stream.digest.encode() not in kept
+    (tmp_path / "store" / "door").write_bytes(kept[:-5])
+    async with agent(tmp_path) as running:
+        assert (await running.ask("/v2/"))[0] == 200
+
+
+async def test_upstream_hangs_after_a_yes(server: BlobServer, tmp_path: Path) -> None:
+    """Nobody who was accepted waits for an upstream that does not answer."""
+    async with agent(tmp_path, stream_ttl=0.0) as running:
+        stream = make(running, server)
+        assert (await stream.read(stream.url))[0] == 200
+        await server.counter.rules(Rule(delay=60.0))
+        status, _, body = await stream.read(stream.url, "bytes=100-199")
+        assert (status, body) == (206, stream.content[100:200])
+        assert not all(seen.done for seen in (await server.counter.counts()).seen)
+
+
 async def test_a_node_can_be_trusted(server: BlobServer, tmp_path: Path) -> None:
     """With that setting nobody is asked about what is here."""
     async with agent(tmp_path, stream_trust_node=True) as running:

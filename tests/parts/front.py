@@ -149,6 +149,7 @@ class FileSwarm:
     names: FileNames = field(default_factory=FileNames)
     refuse: SwarmError | None = None
     ready: bool = True
+    room: int = 1 << 40
     opened: int = 0
     open_now: int = 0
 
@@ -162,7 +163,13 @@ class FileSwarm:
 
     @asynccontextmanager
     async def open(
-        self, digest: Digest, source: Source | None, *, size: int | None = None, whole: bool = True
+        self,
+        digest: Digest,
+        source: Source | None,
+        *,
+        size: int | None = None,
+        whole: bool = True,
+        low: bool = False,
     ) -> AsyncIterator[FileBlob]:
         """The blob, or what upstream has of it, taken whole."""
         self.opened += 1

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+
+import pytest
 
 from swarm.digest import Digest, parse
 from swarm.geometry import geometry
@@ -57,3 +62,28 @@ def taken(root: Path) -> int:
                 seen.add(stat.st_ino)
                 total += stat.st_blocks * 512
     return total
+
+
+@contextmanager
+def small_file_system(place: Path, size: str) -> Iterator[Path]:
+    """A tmpfs of *size* (as mount(8) writes it) at *place*. Skips the test where it may not be mounted."""
+    place.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Take every block that is left on the disk of *path*."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while file.write(b"x" * 4096):
+                pass
+        except OSError:
+            return
