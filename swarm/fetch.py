@@ -406,7 +406,8 @@ class Fetch:
                 self._staged.forget()
                 self.held.close()
             else:
-                await self._staged.abandon(keep=keep and not self._stale)
+                # After a rejection nobody can tell which of it is right.
+                await self._staged.abandon(keep=keep and not self._stale and not self._rejections)
         if self._file is not None:
             self._file.close()
         self.closed.set()
