@@ -157,7 +157,7 @@ async def test_a_process_that_ends_early_is_reported_with_its_last_words(tmp_pat
 
 
 async def test_a_process_is_gone_after_its_block_whatever_it_does(tmp_path: Path) -> None:
-    argv = ["sh", "-c", "echo up; exec sleep 1000"]
+    argv = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(1000)"]
     parts = []
     with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the error is to leave the block
         async with process(argv, name="gone", directory=tmp_path, ready="up") as part:

@@ -57,7 +57,10 @@ def taken(root: Path) -> int:
     seen: set[int] = set()  # two names of one file count once
     for directory, _, names in os.walk(root):
         for name in names:
-            stat = Path(directory, name).lstat()
+            try:
+                stat = Path(directory, name).lstat()
+            except FileNotFoundError:
+                continue  # the store empties its trash meanwhile
             if stat.st_ino not in seen:
                 seen.add(stat.st_ino)
                 total += stat.st_blocks * 512
