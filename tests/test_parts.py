@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import signal
+import sys
 from pathlib import Path
 
 import pytest
