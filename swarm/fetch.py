@@ -70,9 +70,10 @@ LAST_WINDOWS = 2
 MOST_DIALLED = 4
 """Peers that a window's torrent dials. With two or less the graph may fall apart (6.8x the bound with one)."""
 
-MOST_JOINED = 16
-"""Windows that are fetched from peers at once, beside those that a reader waits for. More are no faster, and each has
-blocks, buffers and connections of its own: three agents of a blob of 2 GiB grew to 280-400 MiB on a busy machine."""
+MOST_JOINED = 32 * 1024 * 1024
+"""Bytes of windows that are fetched from peers at once, beside those that a reader waits for: sixteen of the usual
+length, four of a blob of 2 GiB. More are no faster, and each has blocks, buffers and connections of its own: three
+agents of such a blob grew to 270-400 MiB on a busy machine."""
 
 MOST_REBUILT = 8
 """Torrents of one blob that begin anew because a peer sent wrong bytes."""
@@ -1104,7 +1105,8 @@ class Fetch:
         windows, under_way = self.cut.windows, self._torrents.keys() | self._joining.keys()
         for index in (demanded.keys() | (self._partly if every else set())) & self._torrents.keys():
             self._want_more(self._torrents[index], windows[index], demanded.get(index, set()), every)
-        free = MOST_JOINED - sum(not self.pieces.holds(windows[index]) for index in under_way)
+        free = max(4, MOST_JOINED // max(window.length for window in windows))
+        free -= sum(not self.pieces.holds(windows[index]) for index in under_way)
         for index in sorted(self._hashes.keys() - under_way - self._claims.keys() - set(self._hedged.values())):
             first = demanded.get(index, set())
             if not (first or (every and free > 0)) or self.pieces.holds(windows[index]):
