@@ -192,13 +192,14 @@ async def test_cache_full(two: Cluster, server: BlobServer) -> None:
         wrong = [s for s, g in zip(starts, got, strict=True) if not right(g, content, s, s + STEP)]
         assert not wrong
         assert (await small.status())["store"]["bytes"] <= budget
-    # The last of them may have been passed through, being the one for which there was no room: the next is kept.
-    told = []
-    for _ in range(3):
+    # The last of them may have been passed through, being the one for which there was no room; so may one that comes
+    # while windows are still given up. Soon one is kept, and the next costs nothing.
+    told: list[int] = []
+    while len(told) < 2 or told[-1] != told[-2]:
+        assert len(told) < 12, told
         await settled(server)
         told.append((await server.counter.counts()).bytes_of("layers/"))
         assert right(await read(small, url, starts[-1], starts[-1] + STEP), content, starts[-1], starts[-1] + STEP)
-    assert told[-1] == told[-2]
     sent = told[0]
     print(f"400 reads over {size // MIB} MiB in a store of {budget // MIB} MiB: {sent / MIB:.0f} MiB from upstream")
 
