@@ -942,7 +942,7 @@ class Fetch:
         window, pieces = self.cut.windows[index], self.pieces
 
         async def here() -> None:
-            for piece in range(window.first_piece, window.last_piece + 1):
+            for piece in _pieces_of(window):
                 await pieces.wait(piece)
 
         waiting = asyncio.ensure_future(here())
@@ -1256,11 +1256,14 @@ class Fetch:
             while self._leaving:
                 await asyncio.wait(self._leaving)
             if self._whole is not None and not self._wanted.isdisjoint(_pieces_of(window)):
-                torrent, self._whole = self._whole, None
-                generation = self._generation
-                await self._context.session.retire(torrent)
-                if generation == self._generation and not self.closing:
-                    await self._add_whole()
+                await self._renew_whole(self._whole)
+
+    async def _renew_whole(self, torrent: Torrent) -> None:
+        """The torrent of the blob leaves, and comes back with what is wanted now. Call with `_switching` held."""
+        self._whole, generation = None, self._generation
+        await self._context.session.retire(torrent)
+        if generation == self._generation and not self.closing:
+            await self._add_whole()
 
     def _wanted_pieces(self) -> set[int]:
         """Pieces that the readers here need from peers: all that are missing, or those that range readers wait for."""
@@ -1312,15 +1315,10 @@ class Fetch:
             self._spawn(self._rebuild(torrent))
 
     async def _rebuild(self, torrent: Torrent) -> None:
-        generation = self._generation
         if torrent is self._whole:
             async with self._switching:
-                if torrent is not self._whole:
-                    return
-                self._whole = None
-                await self._context.session.retire(torrent)
-                if generation == self._generation and not self.closing:
-                    await self._add_whole()
+                if torrent is self._whole:
+                    await self._renew_whole(torrent)
             return
         window = next((index for index, known in self._torrents.items() if known is torrent), None)
         if window is not None:
