@@ -7,6 +7,10 @@ a board calls a method, then `assign`, then tells the agents whose `view` change
 A window is *available* when its hashes are published and somebody alive holds it. Any window that
 is not available, nor being brought in, is claimable: that covers the first copy, a claimant that
 died, and a publisher that left before anybody had fetched its window.
+
+Where one agent alone holds a sealed blob that several others fetch whole, it is to them what
+upstream is on a cold start: claims are on windows to fetch from it (`Board.lone`), so that it sends
+each byte about once. Without that it was asked for everything by everybody, and sent 1.7 copies.
 """
 
 from __future__ import annotations
@@ -36,6 +40,12 @@ MAX_GENERATIONS = 3
 SILENCE = 60.0
 """Seconds without a word after which a participant is forgotten."""
 
+TURNS = 16
+"""Claims that may be out at once on the windows of a lone holder: two for each of eight agents."""
+
+LONE_AGAIN = 30.0
+"""Seconds for which everybody fetches from a lone holder as they like, after one claim on its windows failed."""
+
 _BARS = {"refused": 30.0, "busy": 1.0, "broken": 0.5}
 _LONGEST_BAR = 60.0
 
@@ -64,6 +74,8 @@ class Participant:
     """Windows that it needs first, most urgent first."""
     only_preferred: bool = False
     """True: it wants claims on those only (a reader of ranges)."""
+    turns: int = 0
+    """Claims that it would hold at once on windows of a lone holder."""
     have: int = 0
     """Bit w is set if it holds window w of the current generation."""
     seen: float = 0.0
@@ -123,6 +135,10 @@ class View:
     """False: whoever waits for this blob waits in vain."""
     poisoned: bool
     """True: too many wrong copies; go upstream alone."""
+    lone: str = ""
+    """The only holder of the blob, if *claims* are on windows to fetch from it."""
+    spread: int = 0
+    """Bit w is set if somebody else holds window w; only with *lone*."""
 
 
 @dataclass(slots=True)
@@ -143,6 +159,8 @@ class Board:
     max_claims: int = MAX_CLAIMS
     zone_of: Callable[[str], str] | None = None
     """Given: each zone brings in a copy of its own. The zone of an agent; "" is a zone too."""
+    lone: str = ""
+    """The only holder of this sealed blob, while claims are on windows to fetch from it."""
     _rejected: list[tuple[str, dict[int, Published]]] = field(default_factory=list)
     """Per earlier generation: who rejected it ("": a conflict), and what was published in it."""
     _mask: int = 0
@@ -155,6 +173,10 @@ class Board:
     _stalled: set[str] = field(default_factory=set)
     _quiet_at: float | None = None
     """No participant is silent for too long before."""
+    _lone_at: float = 0.0
+    """No lone holder before."""
+    _spread: tuple[int, int] = (0, 0)
+    """(version, what `spread` was then)."""
 
     # -- what agents say ------------------------------------------------------------------------
 
@@ -170,10 +192,14 @@ class Board:
         have: int = 0,
         generation: int | None = None,
         stalled: Collection[int] = (),
+        turns: int = 0,
     ) -> Participant:
         """Take part, or say that one still does. *have* counts only for the current generation."""
         who = self._join(agent, now)
         who.want = max(0, want)
+        who.turns = max(0, turns)
+        if self.lone and not turns:
+            self.revoke(agent)
         who.prefer = tuple(prefer)
         who.only_preferred = only_preferred
         if size is not None and self.size is None:
@@ -237,6 +263,7 @@ class Board:
         who = self._join(agent, now)
         if known is None:
             self._publish(window, hashes, agent)
+        if known is None or self.lone:
             who.brought += 1
         claim = self.claims.get(window)
         if claim is not None and (known is None or claim.agent == agent):
@@ -278,6 +305,9 @@ class Board:
                 del self.claims[window]
         who = self.participants.get(agent)
         if who is None or failure is Failure.HANDED_OVER:
+            return
+        if self.lone:
+            self._lone_at = now + LONE_AGAIN
             return
         who.failures += 1
         pause = retry_after or 0.0
@@ -432,7 +462,9 @@ class Board:
         *near*: whether an agent is near to upstream; those that are get claims before the others, except readers of
         ranges, who wait for windows of their own.
         """
-        changed = self._expire(now)
+        changed = self._expire(now) | self._find_lone(now)
+        if self.lone:
+            return changed | self._assign_turns(now, may_claim)
         zones = {self._zone(agent) for agent in self.participants} if self.zone_of is not None else {""}
         most = self.max_claims * len(zones)
         if self.poisoned or len(self.claims) >= most:
@@ -479,7 +511,19 @@ class Board:
             claims=self.claims_of(agent),
             hope=self.hope(),
             poisoned=self.poisoned,
+            **({"lone": self.lone, "spread": self.spread} if self.has_turn(agent) else {}),
         )
+
+    def has_turn(self, agent: str) -> bool:
+        """Whether *agent* is to fetch from the lone holder by claims."""
+        return bool(self.lone) and agent != self.lone and (who := self.participants.get(agent)) is not None and who.turns > 0
+
+    @property
+    def spread(self) -> int:
+        """Bit w is set if somebody holds window w who is not the lone holder."""
+        if self._spread[0] != self.version:
+            self._spread = (self.version, self._spread_now())
+        return self._spread[1]
 
     def hope(self) -> bool:
         """Whether somebody holds what is missing, brings it in, or may yet try to."""
@@ -545,15 +589,18 @@ class Board:
         self._mask |= 1 << window
 
     def _have(self, who: Participant, have: int) -> None:
-        changed = who.have ^ have
+        changed = moved = who.have ^ have
+        before = self.spread if changed and self.lone else 0
         who.have = have
-        while changed:
-            bit = changed & -changed
-            changed ^= bit
+        while moved:
+            bit = moved & -moved
+            moved ^= bit
             window = bit.bit_length() - 1
             count = self._holding.get(window, 0) + (1 if have & bit else -1)
             self._holding[window] = count
             self._held = self._held | bit if count else self._held & ~bit
+        if changed and self.lone and self._spread_now() != before:
+            self.version += 1  # who waits for windows of the lone holder must hear that they are spread
 
     def _stall(self, agent: str, who: Participant, stalled: Collection[int]) -> None:
         who.stalled = frozenset(w for w in stalled if self._mask >> w & 1) if stalled else frozenset()
@@ -617,6 +664,9 @@ class Board:
         for window, claim in list(self.claims.items()):
             if claim.deadline > now:
                 continue
+            if self.lone:
+                self._lone_at = now + LONE_AGAIN
+                break
             moved = claim.done > claim.paid
             if moved and not self._rival(claim.agent):
                 claim.paid, claim.deadline = claim.done, now + LEASE
@@ -635,6 +685,59 @@ class Board:
             for agent in [a for a, who in self.participants.items() if who.seen + SILENCE <= now]:
                 self.leave(agent)
             self._quiet_at = min((who.seen + SILENCE for who in self.participants.values()), default=None)
+        return changed
+
+    def _spread_now(self) -> int:
+        alone = self.participants[self.lone].have if self.lone in self.participants else 0
+        if not alone:
+            return self._held
+        held = self._held
+        for window, count in self._holding.items():
+            if count == 1 and alone >> window & 1:
+                held &= ~(1 << window)
+        return held
+
+    def _find_lone(self, now: float) -> set[str]:
+        """Bring `lone` up to date; returns the agents whose claims end by that."""
+        lone = ""
+        single = self.sealed and len(self.holders) == 1 and self.zone_of is None
+        if single and not self._stalled and now >= self._lone_at:
+            (holder,) = self.holders
+            seekers = sum(who.turns > 0 for agent, who in self.participants.items() if agent != holder)
+            lone = holder if seekers > 1 else ""
+        if lone == self.lone:
+            return set()
+        self.lone = lone
+        self.version += 1
+        over = {claim.agent for claim in self.claims.values()}
+        self.claims.clear()
+        return over
+
+    def _assign_turns(self, now: float, may_claim: Callable[[str], bool] | None) -> set[str]:
+        """Hand out claims on the windows of the lone holder that nobody else holds: to whom has fewest, in order."""
+        missing = self._mask & ~self.spread
+        for window in self.claims:
+            missing &= ~(1 << window)
+        if not missing or len(self.claims) >= TURNS:
+            return set()
+        changed: set[str] = set()
+        held: dict[str, int] = {}
+        for claim in self.claims.values():
+            held[claim.agent] = held.get(claim.agent, 0) + 1
+        queue = [
+            (held.get(agent, 0), who.brought, rank, agent)
+            for rank, (agent, who) in enumerate(self.participants.items())
+            if agent != self.lone and who.turns > held.get(agent, 0) and (may_claim is None or may_claim(agent))
+        ]
+        heapq.heapify(queue)
+        while queue and missing and len(self.claims) < TURNS:
+            count, brought, rank, agent = heapq.heappop(queue)
+            bit = missing & -missing
+            missing ^= bit
+            self.claims[bit.bit_length() - 1] = Claim(agent, now, now + LEASE)
+            changed.add(agent)
+            if count + 1 < self.participants[agent].turns:
+                heapq.heappush(queue, (count + 1, brought + 1, rank, agent))
         return changed
 
     def _rival(self, agent: str) -> bool:

@@ -112,6 +112,7 @@ class LocalBoard:
                 have=wire.from_bitmap(message.have),
                 generation=message.generation if same else None,
                 stalled=message.stalled,
+                turns=message.turns,
             )
             answer = self._answer(message.since if same else 0, message.generation if same else None)
             new = not same or answer.version > message.since or answer.claims != message.claims

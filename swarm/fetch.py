@@ -21,6 +21,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
+import msgspec
+
 from swarm import wire
 from swarm.board import MAX_GENERATIONS, Failure
 from swarm.boards import BoardLink, LocalBoard, RemoteBoard
@@ -42,6 +44,7 @@ from swarm.errors import (
 )
 from swarm.geometry import FIRST_WINDOW, Geometry, Window, geometry
 from swarm.held import Held
+from swarm.lone import LoneHolder
 from swarm.metainfo import HASH_LENGTH, sealed_info, window_info
 from swarm.metrics import SwarmMetrics
 from swarm.peers import PeerAddress
@@ -102,6 +105,9 @@ gives a read most are left. With 5 s, for all windows, 16 agents on two cores as
 
 HEDGE_DEADLINE = 15.0
 """Seconds that this may take."""
+
+TURNS = 2
+"""Windows that are fetched at once from a lone holder: one comes, and the next is there to be asked for."""
 
 URGENT_CLAIMS = 2
 """Claims beyond the usual ones while a range reader waits: it need not wait until one of a bulk pull ends."""
@@ -222,7 +228,7 @@ class Fetch:
         self._peers: tuple[PeerAddress, ...] = ()
         self._others = 0
         self._hope = True
-        self._told_wish: tuple[int, tuple[int, ...], bool] | None = None
+        self._told_wish: tuple[int, tuple[int, ...], bool, int] | None = None
         self._rejections = 0
         self._suspect: set[int] = set()
         self._eras: list[Pieces] = []
@@ -245,6 +251,13 @@ class Fetch:
         self._as_whole = False
         """The board was sealed when we came: one torrent for all instead of one per window."""
         self._sealed = False
+        self._lone: PeerAddress | None = None
+        """The only holder of the blob: claims are on windows to fetch from it."""
+        self._spread = 0
+        """Bit w is set if others hold window w too."""
+        self._from_lone = LoneHolder(self._add_lone, context.session.retire)
+        self._turning = True
+        """Whether claims on windows of a lone holder are wanted."""
         self._wanted: set[int] = set()
         """Pieces that torrents were told to fetch."""
         self._hurried: set[int] = set()
@@ -395,7 +408,7 @@ class Fetch:
                 if claims:
                     await self._board.release(self._release(claims, Failure.HANDED_OVER))
                 await self._board.leave(wire.Leave(**self._me()))
-        for torrent in [*self._torrents.values(), *([self._whole] if self._whole else [])]:
+        for torrent in self._all_torrents():
             self._context.session.remove(torrent)
         self._torrents.clear()
         if self._staged is not None:
@@ -555,11 +568,16 @@ class Fetch:
                 del self._hedged[piece]
                 self._join_published()
 
-    def _wish(self) -> tuple[int, tuple[int, ...], bool]:
-        """What the board must know of the readers here: claims wanted, for which windows first, for those only."""
+    def _wish(self) -> tuple[int, tuple[int, ...], bool, int]:
+        """What the board must know of the readers: claims wanted, for which windows first, for those only, turns."""
         prefer, only = self._prefer()
         asking = self.cut is None or prefer or not only
-        return (self._want() if asking else 0, prefer, only)
+        return (self._want() if asking else 0, prefer, only, self._turns())
+
+    def _turns(self) -> int:
+        """Windows to fetch at once from a lone holder, by claim."""
+        bulk = bool(self.readers) and all(reader.whole for reader in self.readers)
+        return TURNS if bulk and self._turning and self._reserved is None and not self.verified.is_set() else 0
 
     def _tell_wish(self) -> None:
         """Poll the board if it does not know our wish: a read of what is here costs no question."""
@@ -647,6 +665,7 @@ class Fetch:
             claims=tuple(sorted(self._claims)),
             have=self._have(),
             stalled=self._stalled,
+            turns=self._turns(),
         )
 
     def _have(self) -> bytes:
@@ -658,6 +677,8 @@ class Fetch:
         return wire.bitmap(have)
 
     async def _apply(self, answer: wire.BoardAnswer, claims: bool = True) -> None:
+        if answer.lone is not None and not self._turning:  # asked before this fetch turned to all peers
+            answer = msgspec.structs.replace(answer, lone=None, claims=(), sealed=True)
         if answer.incarnation != self._incarnation:
             self._serial = answer.serial
             if self._incarnation:
@@ -686,6 +707,7 @@ class Fetch:
                 raise BlobUnavailable(f"what was kept of {self.digest} is of another size")
             await self._reject(f"size: {answer.size} on the board, {self.cut.size} here")
             return
+        await self._take_lone(answer)
         await self._take_hashes(answer)
         if claims:
             self._take_claims(answer.claims)
@@ -719,11 +741,41 @@ class Fetch:
             self._hashes[window] = hashes
             self._told.add(window)
             self._confirm(place, hashes)
-        self._sealed = answer.sealed and len(self._hashes) == len(self.cut.windows)
-        if self._sealed and not self._torrents and not self._joining and not self._as_whole:
+        self._sealed = (answer.sealed or self._lone is not None) and len(self._hashes) == len(self.cut.windows)
+        if self._sealed and self._lone is None and not self._torrents and not self._joining and not self._as_whole:
             await self._join_whole()
         else:
             self._join_published()
+
+    async def _take_lone(self, answer: wire.BoardAnswer) -> None:
+        """One agent alone holds the blob, or not any more: claims mean another thing from now on."""
+        lone = (answer.lone.ip, answer.lone.port) if answer.lone is not None else None
+        before, self._spread = self._spread, wire.from_bitmap(answer.spread)
+        if lone == self._lone:
+            return
+        if lone is None and answer.sealed and self.cut is not None and self.pieces is not None:
+            every = (1 << len(self.cut.windows)) - 1
+            if every & ~(self.pieces.have | before):
+                await self._turn_whole()  # nobody else has these
+                return
+        self._trace("lone-holder", 0, peer=str(lone))
+        await self._leave_lone(lone)
+        if lone is not None and self._as_whole:
+            async with self._switching:
+                whole, self._whole, self._as_whole = self._whole, None, False
+                self._wanted, self._hurried = set(), set()
+                if whole is not None:
+                    await self._context.session.retire(whole)
+
+    async def _leave_lone(self, other: PeerAddress | None = None) -> None:
+        """Nothing is to come from the lone holder any more, but from the *other*."""
+        if self._lone is not None or other is not None:
+            for task in self._claims.values():
+                task.cancel()
+            self._claims.clear()
+            self._done.clear()
+        self._lone = other
+        await self._from_lone.leave()
 
     def _confirm(self, window: Window, hashes: bytes) -> None:
         """Pieces of an earlier generation whose hash is what the board says now are good."""
@@ -749,12 +801,13 @@ class Fetch:
                 self._spawn(self._after_claim(window))  # it was here already: the claim ends with its hashes
                 continue
             source = self._source(window)
-            if source is None:
+            if source is None and self._lone is None:
                 self._spawn(self._give_back(window, Failure.HANDED_OVER, None))
                 continue
             self._done[window] = 0
             self._trace("window-claimed", window)
-            task = asyncio.create_task(self._bring(window, source))
+            bring = self._bring_from_lone(window) if self._lone is not None else self._bring(window, source)
+            task = asyncio.create_task(bring)
             self._claims[window] = task
             task.add_done_callback(partial(self._brought, window))
 
@@ -788,6 +841,8 @@ class Fetch:
         self._partly.clear()
         self._asked.clear()
         self._joining.clear()
+        self._lone, self._spread = None, 0
+        self._spawn(self._from_lone.leave())
         for task in (*self._claims.values(), *([self._through] if self._through else [])):
             task.cancel()
         self._claims.clear()
@@ -899,6 +954,33 @@ class Fetch:
         elif self._through is None or not await self._came_through(index, self._through):
             await self._bring_into(index, source, None)
         self._trace("window-brought", index, seconds=round(time.monotonic() - began, 4))
+
+    async def _bring_from_lone(self, index: int) -> None:
+        """Fetch a claimed window from the only holder of the blob."""
+        assert self.cut is not None and self.pieces is not None
+        window = self.cut.windows[index]
+        await self._make_way(window)
+        try:
+            await self._from_lone.want(self._lone_wants)
+            for piece in _pieces_of(window):
+                await self.pieces.wait(piece)
+        finally:
+            if not self.pieces.holds(window) and not self.closing:
+                self._spawn(self._from_lone.want(self._lone_wants))
+
+    def _lone_wants(self) -> list[list[int]]:
+        """The missing pieces of each window that is to come from the lone holder."""
+        if self.cut is None or self.pieces is None or self._lone is None or self.closing:
+            return []
+        return [list(self.pieces.missing(self.cut.windows[index])) for index in self._claims]
+
+    async def _add_lone(self, wanted: Iterable[int]) -> Torrent | None:
+        assert self.cut is not None and self.pieces is not None
+        if len(self._hashes) < len(self.cut.windows):
+            return None
+        ready = {p for p in range(self.cut.pieces) if p in self.pieces}
+        info = sealed_info(self.digest, self.cut, b"".join(self._hashes[w.index] for w in self.cut.windows))
+        return await self._add(info, ready, ready | set(wanted), 1, lambda: (self._lone,) if self._lone else ())
 
     async def _bring_first(self, index: int, source: Source) -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -1108,6 +1190,8 @@ class Fetch:
         free = max(4, MOST_JOINED // max(window.length for window in windows))
         free -= sum(not self.pieces.holds(windows[index]) for index in under_way)
         for index in sorted(self._hashes.keys() - under_way - self._claims.keys() - set(self._hedged.values())):
+            if self._lone is not None and not self._spread >> index & 1:
+                continue
             first = demanded.get(index, set())
             if not (first or (every and free > 0)) or self.pieces.holds(windows[index]):
                 continue
@@ -1155,7 +1239,7 @@ class Fetch:
                 [p for p in span if p not in missing],
                 [*(span if every else wanted), *self._beside(window)],
                 7 if urgent else 4,
-                window,
+                partial(self._dial, window),
             )
             if self.pieces.holds(window) or self._near_the_end():
                 torrent.want((piece, 0) for piece in self._beside(window))
@@ -1219,7 +1303,8 @@ class Fetch:
             return
         generation = self._generation
         self._wanted = self._wanted_pieces() if self._reserved is None else set()
-        torrent = await self._add(sealed_info(self.digest, self.cut, hashes), ready, ready | self._wanted, 4)
+        info = sealed_info(self.digest, self.cut, hashes)
+        torrent = await self._add(info, ready, ready | self._wanted, 4, lambda: self._peers)
         if generation != self._generation or self.closing:
             await self._context.session.retire(torrent)
             return
@@ -1232,7 +1317,9 @@ class Fetch:
     async def _turn_whole(self) -> None:
         """From the torrents of windows that are not here to one of the whole blob."""
         assert self.cut is not None and self.pieces is not None
-        self._as_whole = True
+        self._as_whole, self._turning = True, False
+        self._nudge.set()
+        await self._leave_lone()
         for index in [i for i in self._torrents if not self.pieces.holds(self.cut.windows[i])]:
             self._send_away(self._torrents.pop(index))
         await self._join_whole()
@@ -1333,7 +1420,7 @@ class Fetch:
         span = _pieces_of(window)
         with contextlib.suppress(SessionError, BadHashes):
             info = window_info(self.digest, self.cut, window, hashes)
-            self._torrents[window.index] = await self._add(info, span, span, 4, window)
+            self._torrents[window.index] = await self._add(info, span, span, 4, partial(self._dial, window))
 
     async def _offer(self, torrent: Torrent, piece: int) -> None:
         """A piece from upstream in a torrent that waits for it too: its peers may have it from us.
@@ -1357,7 +1444,12 @@ class Fetch:
                 await self._offer(torrent, piece)
 
     async def _add(
-        self, info: bytes, have: Iterable[int], wanted: Iterable[int], priority: int, window: Window | None = None
+        self,
+        info: bytes,
+        have: Iterable[int],
+        wanted: Iterable[int],
+        priority: int,
+        peers: Callable[[], Iterable[PeerAddress]],
     ) -> Torrent:
         assert self._staged is not None
         while self._leaving:
@@ -1382,7 +1474,7 @@ class Fetch:
             on_piece=lambda piece: on_piece(piece) if torrent is not None else early.append(piece),
             on_bad_piece=lambda _piece: self._context.metrics.bad_pieces.inc(),
             on_error=lambda text: log.error("torrent-error", extra={"fields": {"digest": self.digest, "error": text}}),
-            peers=lambda: self._peers if window is None else self._dial(window),
+            peers=peers,
             on_ban=lambda peer: self._spoiled(torrent, peer) if torrent is not None else None,
         )
         for piece in early:
@@ -1414,7 +1506,11 @@ class Fetch:
     def _from_peer(self, piece: int, sha1: bytes) -> None:
         assert self.pieces is not None and self.cut is not None
         if piece not in self.pieces:
-            self._context.metrics.bytes_in.labels("peer").inc(self.cut.piece_span(piece)[1])
+            offset, length = self.cut.piece_span(piece)
+            self._context.metrics.bytes_in.labels("peer").inc(length)
+            self._from_lone.arrived(piece)
+            if self._lone is not None and (window := self.cut.window_at(offset).index) in self._claims:
+                self._done[window] = self._done.get(window, 0) + length
             self._piece_ready(piece, sha1, "peer")
 
     def _read_back_ended(self, _task: asyncio.Task[None]) -> None:
@@ -1494,9 +1590,9 @@ class Fetch:
                     self._stalled = ()
                     self._nudge.set()
                 continue
-            torrents = [*self._torrents.values(), *([self._whole] if self._whole else [])]
-            now = sum([await torrent.received() for torrent in torrents])
-            if self._sealed and not self._as_whole and self.cut is not None and len(self.cut.windows) > 1:
+            now = sum([await torrent.received() for torrent in self._all_torrents()])
+            comes = self._lone is not None and (received is None or now > received)
+            if self._sealed and not self._as_whole and not comes and self.cut is not None and len(self.cut.windows) > 1:
                 await self._turn_whole()  # who has all of the blob may offer its windows no more
             if received is not None and now > received:
                 self._moved = time.monotonic()  # a piece is long, but its blocks come
@@ -1508,6 +1604,10 @@ class Fetch:
                 log.warning("swarm-stalled", extra={"fields": {"digest": self.digest, "windows": list(self._stalled)}})
                 self._context.metrics.stalls.inc()
                 self._nudge.set()
+
+    def _all_torrents(self) -> list[Torrent]:
+        single = [torrent for torrent in (self._whole, self._from_lone.torrent) if torrent is not None]
+        return [*self._torrents.values(), *single]
 
     def _let_go_of_idle(self) -> None:
         """Remove the torrents of windows of which range readers had all that they wanted a while ago."""
@@ -1578,6 +1678,7 @@ class Fetch:
                 }
             },
         )
+        await self._from_lone.leave()  # the blob is offered as a seed from now on
         with contextlib.suppress(TrackerError):
             await self._publish_held()
             await self._nothing_under_way.wait()  # a seal that overtakes one comes to an incomplete board, and is void

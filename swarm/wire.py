@@ -126,6 +126,8 @@ class BoardPoll(Me, frozen=True, kw_only=True):
     """Bitmap of the windows it holds: little-endian, bit w of the integer is window w."""
     stalled: tuple[int, ...] = ()
     """Published windows that no peer delivers: please let me bring them in."""
+    turns: int = 0
+    """Windows that it would fetch at once from a lone holder, by claim. 0: it has the blob, or reads ranges of it."""
 
 
 class Peer(Wire, frozen=True, kw_only=True, array_like=True, omit_defaults=False):
@@ -151,6 +153,10 @@ class BoardAnswer(Wire, frozen=True, kw_only=True):
     poisoned: bool = False
     holders: int = 0
     peers: tuple[Peer, ...] = ()
+    lone: Peer | None = None
+    """The only agent that holds the blob: *claims* are on windows to fetch from it, and from nobody else it..."""
+    spread: bytes = b""
+    """... sends them: from the other peers, take what is in this bitmap of windows that some of them hold."""
 
 
 # -- POST /v1/publish -> BoardAnswer (without waiting) --------------------------------------------

@@ -265,6 +265,7 @@ class Cluster:
             have=wire.from_bitmap(poll.have) if trusted and (same or not poll.incarnation) else 0,
             generation=poll.generation if same else None,
             stalled=poll.stalled[:1024],
+            turns=min(poll.turns, 64) if trusted else 0,
         )
         if moved and trusted and poll.size is not None:
             board.resume(agent.key, now, poll.claims)
@@ -299,30 +300,34 @@ class Cluster:
         # Sealed means: fetch it whole from peers. Where a zone still brings its own copy in, there are none.
         entering = self.settings.copy_per_zone and not board.has(agent.zone) and board.can_bring(agent.zone)
         swarm.serial += 1
+        lone = self.agents.get(board.lone) if board.has_turn(agent.key) else None
         return Raw(
             incarnation=swarm.incarnation,
             version=board.version,
             generation=board.generation,
             serial=swarm.serial,
             size=board.size,
-            sealed=board.sealed and not entering,
+            sealed=board.sealed and not entering and lone is None,
             published=self.swarms.published_since(swarm, since),
             claims=board.claims_of(agent.key),
             hope=hope,
             poisoned=board.poisoned,
             holders=len(board.holders),
-            peers=self.peers(swarm, agent),
+            peers=self.peers(swarm, agent, but=lone.key if lone is not None else ""),
+            lone=lone.peer if lone is not None else None,
+            spread=wire.bitmap(board.spread) if lone is not None else b"",
         )
 
-    def peers(self, swarm: Swarm, agent: Agent) -> tuple[wire.Peer, ...]:
-        """Whom *agent* may fetch from."""
+    def peers(self, swarm: Swarm, agent: Agent, but: str = "") -> tuple[wire.Peer, ...]:
+        """Whom *agent* may fetch from, without *but*."""
         found: list[wire.Peer] = []
         known = self.agents.by_key.get
         walled = self.settings.copy_per_zone and (swarm.board.has(agent.zone) or swarm.board.can_bring(agent.zone))
         for key in swarm.pool.pick(agent.key, agent.zone, self.settings.peers, self.chance, walled=walled):
             other = known(key)
             if other is not None:
-                found.append(other.peer)
+                if key != but:
+                    found.append(other.peer)
             elif (announcer := swarm.announcers.get(key)) is not None:
                 found.append(wire.Peer(ip=key.rpartition(":")[0].strip("[]"), port=announcer.told.port))
         return tuple(found)

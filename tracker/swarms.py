@@ -61,6 +61,8 @@ class Raw(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     poisoned: bool = False
     holders: int = 0
     peers: tuple[wire.Peer, ...] = ()
+    lone: wire.Peer | None = None
+    spread: bytes = b""
 
 
 @dataclass(eq=False, slots=True)

@@ -1,0 +1,65 @@
+"""Claimed windows from the only agent that holds the blob: the torrent of the blob, of which nothing else is wanted.
+
+Where one agent alone has a blob that several fetch, the board hands out its windows by claims, as it does
+those of upstream: each is fetched from the holder by one agent, and traded by all as window torrents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Sequence
+
+from swarm.session import Torrent
+
+FIRST = 6
+"""libtorrent's priority of the window that was claimed first; of later ones one less each, 1 at least."""
+
+
+class LoneHolder:
+    """See the module. *add* adds the torrent, with these pieces wanted; *retire* waits until nothing is left to write."""
+
+    def __init__(
+        self, add: Callable[[Collection[int]], Awaitable[Torrent | None]], retire: Callable[[Torrent], Awaitable[None]]
+    ) -> None:
+        self.torrent: Torrent | None = None
+        self._add = add
+        self._retire = retire
+        self._asked: set[int] = set()
+        """Pieces that were wanted of it and have not arrived."""
+        self._lock = asyncio.Lock()
+
+    async def want(self, windows: Callable[[], Sequence[Collection[int]]]) -> None:
+        """Want what *windows* says then: the missing pieces of each claimed window, first claimed first.
+
+        A piece that is not wanted any more may have been asked for: what comes of it is written, verified or not.
+        So the torrent leaves then, and comes back without.
+        """
+        async with self._lock:
+            wanted = [set(pieces) for pieces in windows()]
+            every = set().union(*wanted)
+            if self.torrent is not None and not self._asked <= every:
+                torrent, self.torrent = self.torrent, None
+                await self._retire(torrent)
+                wanted = [set(pieces) for pieces in windows()]
+                every = set().union(*wanted)
+            if self.torrent is None:
+                self._asked = set()
+                if not every:
+                    return
+                self.torrent = await self._add(every)
+            if self.torrent is not None:
+                self.torrent.want((p, max(1, FIRST - place)) for place, pieces in enumerate(wanted) for p in pieces)
+                if not every <= self._asked:
+                    self.torrent.reannounce()  # it may have let go of its peer
+                self._asked = every
+
+    async def leave(self) -> None:
+        """The torrent leaves the session; nothing of it is left to write then."""
+        async with self._lock:
+            torrent, self.torrent, self._asked = self.torrent, None, set()
+            if torrent is not None:
+                await self._retire(torrent)
+
+    def arrived(self, piece: int) -> None:
+        """*piece* is here."""
+        self._asked.discard(piece)
