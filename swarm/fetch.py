@@ -14,7 +14,6 @@ import hashlib
 import logging
 import os
 import time
-import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -47,7 +46,7 @@ from swarm.held import Held
 from swarm.lone import LoneHolder
 from swarm.metainfo import HASH_LENGTH, sealed_info, window_info
 from swarm.metrics import SwarmMetrics
-from swarm.peers import PeerAddress
+from swarm.peers import PeerAddress, successors
 from swarm.pieces import Pieces
 from swarm.session import Session, SessionError, Torrent
 from swarm.settings import SwarmSettings
@@ -70,8 +69,8 @@ REPORT = 1.0
 LAST_WINDOWS = 2
 """Missing windows at the end of a blob whose torrents may be in their end game."""
 
-MOST_DIALLED = 4
-"""Peers that a window's torrent dials. With two or less the graph may fall apart (6.8x the bound with one)."""
+MOST_DIALLED = 3
+"""Peers that a window's torrent dials, the next ones on a ring: everybody has twice as many connections."""
 
 MOST_JOINED = 32 * 1024 * 1024
 """Bytes of windows that are fetched from peers at once, beside those that a reader waits for: sixteen of the usual
@@ -1280,14 +1279,12 @@ class Fetch:
                 torrent.want((piece, 0) for piece in self._beside(self.cut.windows[index]))
 
     def _dial(self, window: Window) -> tuple[PeerAddress, ...]:
-        """Whom to dial for a window: few, by chance but always the same; as many dial us.
+        """Whom to dial for a window: few, and as many dial us.
 
         All with all is a connection per window and pair of nodes: half as many bytes per wakeup, and more CPU.
         """
-        if len(self._peers) <= MOST_DIALLED:
-            return self._peers
-        salt = f"{self._context.trackers.session}/{window.index}/"
-        return tuple(sorted(self._peers, key=lambda peer: zlib.crc32(f"{salt}{peer}".encode()))[:MOST_DIALLED])
+        trackers = self._context.trackers
+        return successors(self._peers, trackers.address or trackers.session, str(window.index), MOST_DIALLED)
 
     async def _join_whole(self) -> None:
         """The board is sealed: one torrent for the rest of the blob."""

@@ -26,7 +26,7 @@ PLAIN_WINDOW = 2 * MIB
 MAX_WINDOWS = 256
 """Bound on the windows of one blob: each is a torrent whose info dictionary names every piece."""
 
-_PIECE_STEPS = ((1024 * MIB, 256 * KIB), (4096 * MIB, 512 * KIB))
+_PIECE_STEPS = ((64 * MIB, 256 * KIB), (4096 * MIB, 512 * KIB))
 _LONGEST_PIECE = 1 * MIB
 
 

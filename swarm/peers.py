@@ -11,6 +11,7 @@ import asyncio
 import ipaddress
 import secrets
 import struct
+import zlib
 from collections.abc import Callable, Iterable
 from urllib.parse import unquote_to_bytes
 
@@ -22,6 +23,7 @@ PeerAddress = tuple[str, int]
 _INTERVAL = 3600
 _MAX_REQUEST = 8192
 _IDLE = 10.0
+_RING = 1 << 32
 
 
 def compact(peers: Iterable[PeerAddress]) -> tuple[bytes, bytes]:
@@ -31,6 +33,27 @@ def compact(peers: Iterable[PeerAddress]) -> tuple[bytes, bytes]:
         packed = ipaddress.ip_address(ip).packed
         (v4 if len(packed) == 4 else v6).extend(packed + struct.pack(">H", port))
     return bytes(v4), bytes(v6)
+
+
+def successors(peers: Iterable[PeerAddress], me: str, salt: str, count: int) -> tuple[PeerAddress, ...]:
+    """The *count* of *peers* that come next after *me* (`ip:port`) on a ring that *salt* has put them on.
+
+    If everybody dials those, no two dial each other, all are within reach, and everybody has as many connections;
+    with peers that each chooses by chance a third of the connections were made twice, and a few peers had one.
+    """
+    here = _place(me, salt)
+    by_distance = sorted(peers, key=lambda peer: (_place(key_of(*peer), salt) - here) % _RING)
+    return tuple(by_distance[:count])
+
+
+def key_of(ip: str, port: int) -> str:
+    """`ip:port`, an IPv6 address in brackets."""
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+def _place(key: str, salt: str) -> int:
+    # a CRC alone keeps differences: keys that differ in the last digit would be neighbours for every salt
+    return zlib.crc32(f"{salt}/{key}".encode()) * 2654435761 % _RING
 
 
 class LoopbackAnnounce:

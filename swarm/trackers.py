@@ -127,6 +127,8 @@ class Trackers:
         self.name = name
         self.port = 0
         self.session = secrets.token_hex(8)
+        self.address = ""
+        """`ip:port` under which trackers know this agent and hand it to others; "" until one has said so."""
         self._urls = tuple(urls)
         self._holdings = holdings
         self._links: dict[str, Link] = {}
@@ -300,6 +302,7 @@ class Trackers:
             await asyncio.gather(call, news, return_exceptions=True)
         if answer.resend:
             link.full = True
+        self.address = answer.you or self.address
         if not link.up and not answer.resend:
             link.up = True
             log.info("tracker-up", extra={"fields": {"tracker": link.url}})
