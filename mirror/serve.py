@@ -36,6 +36,7 @@ from swarm.engine import Swarm
 from swarm.errors import SwarmError
 from swarm.flags import Endpoint
 from swarm.heap import give_back, settle
+from swarm.scheduling import batch
 
 log = logging.getLogger("shoal.mirror")
 
@@ -61,6 +62,7 @@ async def serve(settings: MirrorSettings) -> None:
 async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
     """A running agent. Leaving stops it: no new requests, GRACE for the old, then the swarm says goodbye."""
     give_back()
+    batch()
     prometheus = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=prometheus)

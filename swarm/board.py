@@ -465,6 +465,13 @@ class Board:
         changed = self._expire(now) | self._find_lone(now)
         if self.lone:
             return changed | self._assign_turns(now, may_claim)
+        return changed | self._assign_claims(now, may_claim, near)
+
+    def _assign_claims(
+        self, now: float, may_claim: Callable[[str], bool] | None, near: Callable[[str], bool] | None
+    ) -> set[str]:
+        """Hand out claims on what is to come from upstream."""
+        changed: set[str] = set()
         zones = {self._zone(agent) for agent in self.participants} if self.zone_of is not None else {""}
         most = self.max_claims * len(zones)
         if self.poisoned or len(self.claims) >= most:
@@ -511,12 +518,14 @@ class Board:
             claims=self.claims_of(agent),
             hope=self.hope(),
             poisoned=self.poisoned,
-            **({"lone": self.lone, "spread": self.spread} if self.has_turn(agent) else {}),
+            lone=self.lone if self.has_turn(agent) else "",
+            spread=self.spread if self.has_turn(agent) else 0,
         )
 
     def has_turn(self, agent: str) -> bool:
         """Whether *agent* is to fetch from the lone holder by claims."""
-        return bool(self.lone) and agent != self.lone and (who := self.participants.get(agent)) is not None and who.turns > 0
+        who = self.participants.get(agent)
+        return bool(self.lone) and agent != self.lone and who is not None and who.turns > 0
 
     @property
     def spread(self) -> int:

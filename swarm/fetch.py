@@ -69,7 +69,7 @@ REPORT = 1.0
 LAST_WINDOWS = 2
 """Missing windows at the end of a blob whose torrents may be in their end game."""
 
-MOST_DIALLED = 3
+MOST_DIALLED = 2
 """Peers that a window's torrent dials, the next ones on a ring: everybody has twice as many connections."""
 
 MOST_JOINED = 32 * 1024 * 1024
@@ -120,6 +120,9 @@ BRING_STEP = 1024 * 1024
 
 FINISH_DEADLINE = 5.0
 """Seconds that an agent which stops waits for the disk to take a blob that is complete."""
+
+NOTE_EVERY = 0.25
+"""Seconds between two notes in the log of a partial blob of what is there."""
 
 HASH_RUN = 4 * 1024 * 1024
 """Bytes that are hashed in one thread job; also the most that one Span covers while a blob arrives."""
@@ -278,6 +281,9 @@ class Fetch:
         self._checking = False
         self._offered: dict[int, Torrent] = {}
         """Pieces that were offered to a torrent (`_offer`) and are not known to be in it."""
+        self._unnoted: dict[int, bytes] = {}
+        """Pieces that are here, and that a restart would not find yet."""
+        self._noting: asyncio.TimerHandle | None = None
         self._late = 0
         """Pieces that are here and not readable yet."""
         self._reading_back = asyncio.Semaphore(2)
@@ -388,8 +394,7 @@ class Fetch:
         await self._close(keep)
 
     async def _close(self, keep: bool = True) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
+        self._stop_timers()
         if self.error is None:
             self._fail(BlobUnavailable("the agent stops"))
         claims = tuple(self._claims)
@@ -419,12 +424,19 @@ class Fetch:
                 self._staged.forget()
                 self.held.close()
             else:
+                if self._unnoted:
+                    await self._staged.note(self._unnoted)
                 # After a rejection nobody can tell which of it is right.
                 await self._staged.abandon(keep=keep and not self._stale and not self._rejections)
         if self._file is not None:
             self._file.close()
         self.closed.set()
         self._context.on_closed(self)
+
+    def _stop_timers(self) -> None:
+        for timer in (self._idle, self._noting):
+            if timer is not None:
+                timer.cancel()
 
     def status(self) -> dict[str, Any]:
         """For the agent's status page."""
@@ -805,8 +817,7 @@ class Fetch:
                 continue
             self._done[window] = 0
             self._trace("window-claimed", window)
-            bring = self._bring_from_lone(window) if self._lone is not None else self._bring(window, source)
-            task = asyncio.create_task(bring)
+            task = asyncio.create_task(self._bring(window, source if self._lone is None else None))
             self._claims[window] = task
             task.add_done_callback(partial(self._brought, window))
 
@@ -946,7 +957,10 @@ class Fetch:
 
     # -- claims -----------------------------------------------------------------------------------
 
-    async def _bring(self, index: int, source: Source) -> None:
+    async def _bring(self, index: int, source: Source | None) -> None:
+        if source is None:
+            await self._bring_from_lone(index)
+            return
         began = time.monotonic()
         if self.cut is None:
             await self._bring_first(index, source)
@@ -1559,11 +1573,21 @@ class Fetch:
             self._window_here(window)
             if not self._as_whole:
                 self._join_published()
-            sums = {p: self.pieces.sum(p) for p in _pieces_of(window)}
-            if not self.verified.is_set():
-                self._spawn(self._staged.note(sums))
+            self._note({p: self.pieces.sum(p) for p in _pieces_of(window)})
         elif self._ranged and origin == "peer":
-            self._spawn(self._staged.note({piece: sha1}))  # its window may never become complete
+            self._note({piece: sha1})  # its window may never become complete
+
+    def _note(self, sums: dict[int, bytes]) -> None:
+        """Have a restart find those pieces. Not each at once: a job in a thread costs more than the line it writes."""
+        self._unnoted.update(sums)
+        if self._noting is None and not self.closing and not self.verified.is_set():
+            self._noting = asyncio.get_running_loop().call_later(NOTE_EVERY, self._note_now)
+
+    def _note_now(self) -> None:
+        self._noting = None
+        if self._staged is not None and self._unnoted and not self.verified.is_set():
+            sums, self._unnoted = self._unnoted, {}
+            self._spawn(self._staged.note(sums))
 
     def _trace(self, event: str, window: int, **fields: Any) -> None:
         """What happens to a window, for `bench.timeline`."""

@@ -16,7 +16,7 @@ FIRST = 6
 
 
 class LoneHolder:
-    """See the module. *add* adds the torrent, with these pieces wanted; *retire* waits until nothing is left to write."""
+    """See the module. *add* adds the torrent, these pieces wanted; *retire* waits until nothing is left to write."""
 
     def __init__(
         self, add: Callable[[Collection[int]], Awaitable[Torrent | None]], retire: Callable[[Torrent], Awaitable[None]]
