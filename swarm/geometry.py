@@ -23,8 +23,12 @@ LEAD_WINDOWS = 8
 PLAIN_WINDOW = 2 * MIB
 """Length in bytes of the windows after the lead, until MAX_WINDOWS makes them longer."""
 
+TAIL_SHARE = 6
+"""No window after the lead is longer than this part of what is left, down to FIRST_WINDOW: what arrives last is still to
+be traded by all, and about so many windows are on their way at once."""
+
 MAX_WINDOWS = 256
-"""Bound on the windows of one blob: each is a torrent whose info dictionary names every piece."""
+"""About how many windows a blob has at most: each is a torrent whose info dictionary names every piece."""
 
 _PIECE_STEPS = ((64 * MIB, 256 * KIB), (4096 * MIB, 512 * KIB))
 _LONGEST_PIECE = 1 * MIB
@@ -109,8 +113,10 @@ def geometry(size: int) -> Geometry:
     windows: list[Window] = []
     offset = 0
     while offset < size:
-        step = FIRST_WINDOW if len(windows) < LEAD_WINDOWS else plain
-        step = min(step, size - offset)
+        left = size - offset
+        shorter = left // TAIL_SHARE // FIRST_WINDOW * FIRST_WINDOW
+        step = FIRST_WINDOW if len(windows) < LEAD_WINDOWS else max(FIRST_WINDOW, min(plain, shorter))
+        step = min(step, left)
         windows.append(Window(len(windows), offset, step, offset // length, -(-step // length)))
         offset += step
     return Geometry(size, length, tuple(windows))

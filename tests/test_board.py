@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from swarm.board import LEASE, MAX_GENERATIONS, MIN_PROGRESS, PATIENCE, SILENCE, Board, Failure
+from swarm.board import LEASE, LONE_AGAIN, MAX_GENERATIONS, MIN_PROGRESS, PATIENCE, SILENCE, Board, Failure
 from swarm.digest import parse
 from swarm.errors import BadHashes
 from swarm.geometry import MIB, geometry
@@ -484,6 +484,120 @@ agents = st.sampled_from(AGENTS)
 windows = st.integers(0, len(CUT.windows) - 1)
 
 
+# -- a lone holder -------------------------------------------------------------------------------------
+
+
+def sought(*seekers: str, turns: int = 2) -> Board:
+    """A sealed board of "seed", who is not on it any more, while *seekers* fetch it whole."""
+    board = filled("seed")
+    board.seal("seed", board.generation)
+    board.leave("seed")
+    for agent in seekers:
+        board.join(agent, 0.0, want=4, turns=turns, generation=board.generation)
+    board.assign(0.0)
+    return board
+
+
+def test_windows_of_a_lone_holder_are_fetched_by_one_agent_each() -> None:
+    board = sought("a", "b")
+    assert board.lone == "seed"
+    assert (board.claims_of("a"), board.claims_of("b")) == ((0, 2), (1, 3))
+    assert (board.view("a").lone, board.view("a").spread) == ("seed", 0)
+    assert board.view("seed").lone == ""
+
+
+def test_what_one_agent_fetched_from_a_lone_holder_the_others_are_told_of() -> None:
+    board = sought("a", "b")
+    version = board.version
+    assert publish(board, "a", 1.0, 0)
+    assert (board.claims_of("a"), board.spread) == ((2,), 0b1)
+    assert board.version > version
+    version = board.version
+    board.join("b", 1.0, turns=2, have=0b1, generation=board.generation)
+    assert board.version == version, "a second copy of it is no news"
+
+
+def test_what_the_lone_holder_itself_says_that_it_holds_is_not_spread() -> None:
+    board = sought("a", "b")
+    board.join("seed", 1.0, have=0b1111, generation=board.generation)
+    assert (board.lone, board.spread) == ("seed", 0)
+    board.join("a", 1.0, have=0b10, generation=board.generation, turns=2)
+    assert board.spread == 0b10
+
+
+def test_one_agent_alone_needs_no_turns_with_a_lone_holder() -> None:
+    board = sought("a")
+    assert (board.lone, board.claims_of("a")) == ("", ())
+    board.join("b", 1.0, turns=2)
+    board.assign(1.0)
+    assert board.lone == "seed"
+
+
+def test_a_reader_of_ranges_asks_the_lone_holder_as_it_likes() -> None:
+    board = sought("a", "b")
+    board.join("c", 1.0, want=4, only_preferred=True, prefer=(3,))
+    board.assign(1.0)
+    assert (board.claims_of("c"), board.view("c").lone) == ((), "")
+    board.join("a", 1.0, want=4)
+    assert board.claims_of("a") == ()
+
+
+@pytest.mark.parametrize("end", ["second holder", "failure", "lease", "stalled", "gone", "one seeker"])
+def test_nobody_is_lone_any_more(end: str) -> None:
+    """Then all claims end: they meant something else."""
+    board, now = sought("a", "b"), 1.0
+    version = board.version
+    if end == "second holder":
+        board.hold_whole("b")
+    elif end == "failure":
+        board.release("a", now, [0], Failure.BROKEN)
+    elif end == "lease":
+        now = LEASE
+    elif end == "stalled":
+        board.join("a", now, want=4, turns=2, stalled=(0,), generation=board.generation)
+    elif end == "gone":
+        board.drop("seed")
+    else:
+        board.leave("b")
+    changed = board.assign(now)
+    assert (board.lone, board.view("a").lone) == ("", "")
+    assert board.version > version
+    if end == "gone":
+        assert board.claims.keys() == {0, 1, 2, 3}, "they come from upstream"
+    elif end == "stalled":
+        assert board.claims_of("a") == (0,), "it may have that from upstream"
+    else:
+        assert not board.claims
+    assert "a" in changed
+
+
+@pytest.mark.parametrize("end", ["failure", "lease"])
+def test_after_a_claim_on_its_windows_failed_nobody_is_lone_for_a_while(end: str) -> None:
+    board = sought("a", "b")
+    if end == "failure":
+        board.release("a", LEASE, [0], Failure.BROKEN)
+    board.assign(LEASE)
+    for now, lone in ((LEASE + LONE_AGAIN - 0.1, ""), (LEASE + LONE_AGAIN, "seed")):
+        board.assign(now)
+        assert board.lone == lone
+
+
+def test_turns_that_are_handed_over_are_no_failure() -> None:
+    board = sought("a", "b")
+    board.release("a", 1.0, [0, 2], Failure.HANDED_OVER)
+    board.leave("a")
+    board.join("c", 1.0, turns=2)
+    board.assign(1.0)
+    assert (board.lone, board.claims_of("c")) == ("seed", (0, 2))
+
+
+def test_where_each_zone_has_its_copy_nobody_is_lone() -> None:
+    board = sought("a", "b")
+    board.zone_of = lambda _agent: ""
+    board.assign(1.0)
+    assert board.lone == ""
+
+
 class Boards(RuleBasedStateMachine):
     """Whatever agents say, in whatever order, some things stay true. Agent "d" lies about every window."""
 
@@ -508,6 +622,11 @@ class Boards(RuleBasedStateMachine):
                 assert {a for a in (before.get(window), after.get(window)) if a} <= changed | gone
         for window in after.keys() - before.keys():
             who = self.board.participants[after[window]]
+            if self.board.lone:
+                assert self.board.holders == {self.board.lone} != {after[window]}
+                assert who.turns > 0
+                assert not self.board.spread >> window & 1
+                continue
             assert window not in held or window in who.stalled or after[window] in gone
             assert who.want > 0
             assert who.barred_until <= self.now
@@ -535,6 +654,7 @@ class Boards(RuleBasedStateMachine):
         only=st.booleans(),
         size=st.sampled_from([None, SIZE]),
         stale=st.booleans(),
+        turns=st.integers(0, 2),
     )
     def join(
         self,
@@ -546,6 +666,7 @@ class Boards(RuleBasedStateMachine):
         only: bool,
         size: int | None,
         stale: bool,
+        turns: int,
     ) -> None:
         self.board.join(
             agent,
@@ -557,6 +678,7 @@ class Boards(RuleBasedStateMachine):
             prefer=prefer,
             only_preferred=only,
             generation=self.board.generation - stale,
+            turns=turns,
         )
         self.assign()
 

@@ -284,6 +284,26 @@ async def test_a_sealed_blob_has_holders(here: Town) -> None:
     assert answer.peers == (wire.Peer(ip="127.0.0.2", port=1001),)
 
 
+async def test_several_who_fetch_from_a_lone_holder_take_turns(here: Town) -> None:
+    seed, a, b = here.agent("seed", 1001, "127.0.0.2"), here.agent("a", 1002), here.agent("b", 1003)
+    await seed.bring_in(D, SIZE)
+    await seed.seal(D)
+    first = await a.board(D, want=8, size=SIZE, turns=2)
+    assert (first.sealed, first.claims, first.lone) == (True, (), None)
+    second = await b.board(D, want=8, size=SIZE, turns=2)
+    lone = wire.Peer(ip="127.0.0.2", port=1001)
+    assert (second.sealed, second.lone, second.spread) == (False, lone, b"")
+    assert lone not in second.peers
+    first = await a.board(D, want=8, size=SIZE, turns=2)
+    assert first.lone == lone
+    assert sorted(first.claims + second.claims) == [0, 1, 2]
+    told = await a.publish(D, SIZE, first.claims[0])
+    assert wire.from_bitmap(told.spread) == 1 << first.claims[0]
+    await a.seal(D)
+    last = await b.board(D, want=8, size=SIZE, turns=2)
+    assert (last.sealed, last.lone, last.claims) == (True, None, ())
+
+
 async def test_when_nobody_can_bring_the_blob_in_who_waits_is_told(here: Town) -> None:
     a, b = here.agent("a", 1001), here.agent("b", 1002)
     await a.board(D, want=1)
@@ -406,11 +426,12 @@ def test_the_answer_that_is_encoded_in_parts_is_a_board_answer() -> None:
     raw = Raw(
         incarnation="i", version=2, generation=1, serial=5, size=7, claims=(1,), hope=False, poisoned=True,
         holders=3, sealed=True, peers=peers, published=msgspec.Raw(msgspec.json.encode(published)),
+        lone=peers[0], spread=b"s",
     )  # fmt: skip
     answer = wire.decode(msgspec.json.encode(raw), wire.BoardAnswer)
     assert answer == wire.BoardAnswer(
         incarnation="i", version=2, generation=1, serial=5, size=7, claims=(1,), hope=False, poisoned=True,
-        holders=3, sealed=True, peers=peers, published=published,
+        holders=3, sealed=True, peers=peers, published=published, lone=peers[0], spread=b"s",
     )  # fmt: skip
     assert [field.name for field in msgspec.structs.fields(Raw)] == [
         field.name for field in msgspec.structs.fields(wire.BoardAnswer)
