@@ -1444,7 +1444,7 @@ class Fetch:
         data = await asyncio.get_running_loop().run_in_executor(
             self._context.pool, os.pread, self._file.fd, length, offset
         )
-        await torrent.give(piece, data)
+        torrent.give(piece, data)
 
     async def _offer_again(self) -> None:
         """Offer what was offered a while ago and is not in its torrent."""
