@@ -137,8 +137,8 @@ class View:
     """True: too many wrong copies; go upstream alone."""
     lone: str = ""
     """The only holder of the blob, if *claims* are on windows to fetch from it."""
-    spread: int = 0
-    """Bit w is set if somebody else holds window w; only with *lone*."""
+    spread: int | None = None
+    """Bit w is set if somebody else holds window w. None: whatever is published is there."""
 
 
 @dataclass(slots=True)
@@ -161,6 +161,8 @@ class Board:
     """Given: each zone brings in a copy of its own. The zone of an agent; "" is a zone too."""
     lone: str = ""
     """The only holder of this sealed blob, while claims are on windows to fetch from it."""
+    orphaned: bool = False
+    """Sealed, but nobody who delivers holds it whole: its windows come from upstream once more, or from each other."""
     _rejected: list[tuple[str, dict[int, Published]]] = field(default_factory=list)
     """Per earlier generation: who rejected it ("": a conflict), and what was published in it."""
     _mask: int = 0
@@ -171,6 +173,8 @@ class Board:
     """Window -> how many participants hold it."""
     _barred: set[str] = field(default_factory=set)
     _stalled: set[str] = field(default_factory=set)
+    _deaf: set[str] = field(default_factory=set)
+    """Holders that deliver to nobody: everybody who fetches has said so, and they have not spoken since."""
     _quiet_at: float | None = None
     """No participant is silent for too long before."""
     _lone_at: float = 0.0
@@ -205,14 +209,15 @@ class Board:
         if size is not None and self.size is None:
             self._learn(size)
         if generation is None or generation == self.generation:
-            self._have(who, who.have | have & self._mask)  # polls may overtake publications: it only grows
+            if agent not in self._deaf:
+                self._have(who, who.have | have & self._mask)  # polls may overtake publications: it only grows
             self._stall(agent, who, stalled)
         return who
 
     def hold(self, agent: str, have: int, generation: int) -> None:
         """*agent* holds these windows of *generation* too, if it takes part."""
         who = self.participants.get(agent)
-        if who is not None and generation == self.generation:
+        if who is not None and generation == self.generation and agent not in self._deaf:
             self._have(who, who.have | have & self._mask)
 
     def distrust(self, agent: str) -> None:
@@ -223,6 +228,7 @@ class Board:
 
     def hold_whole(self, agent: str) -> None:
         """*agent* says that it holds the whole blob, sha256 checked."""
+        self._deaf.discard(agent)
         if not self.holders or (self.zone_of is not None and agent not in self.holders):
             self.version += 1  # whoever found nobody to fetch from must hear of it
         self.holders.add(agent)
@@ -380,6 +386,7 @@ class Board:
         self.windows.clear()
         self.claims.clear()
         self.holders.clear()
+        self._deaf.clear()
         self._mask = self._held = 0
         self._holding.clear()
         self._stalled.clear()
@@ -462,7 +469,8 @@ class Board:
         *near*: whether an agent is near to upstream; those that are get claims before the others, except readers of
         ranges, who wait for windows of their own.
         """
-        changed = self._expire(now) | self._find_lone(now)
+        self._doubt_holders()
+        changed = self._expire(now) | self._look_at_holders(now)
         if self.lone:
             return changed | self._assign_turns(now, may_claim)
         return changed | self._assign_claims(now, may_claim, near)
@@ -513,13 +521,13 @@ class Board:
             version=self.version,
             generation=self.generation,
             size=self.size,
-            sealed=self.sealed,
+            sealed=self.sealed and not self.orphaned and not self.has_turn(agent),
             published=self.published_since(since),
             claims=self.claims_of(agent),
             hope=self.hope(),
             poisoned=self.poisoned,
             lone=self.lone if self.has_turn(agent) else "",
-            spread=self.spread if self.has_turn(agent) else 0,
+            spread=self.spread if self.orphaned or self.has_turn(agent) else None,
         )
 
     def has_turn(self, agent: str) -> bool:
@@ -561,7 +569,7 @@ class Board:
     def _held_in(self, zone: str) -> int:
         """Bit w is set if somebody in *zone* holds window w; the zone does not matter if all zones share a copy."""
         if self.zone_of is None:
-            return self._mask if self.holders else self._held
+            return self._mask if self.holders - self._deaf else self._held
         if self.has(zone):
             return self._mask
         held = 0
@@ -599,7 +607,8 @@ class Board:
 
     def _have(self, who: Participant, have: int) -> None:
         changed = moved = who.have ^ have
-        before = self.spread if changed and self.lone else 0
+        watched = changed and (self.lone or self.orphaned)
+        before = self._spread_now() if watched else 0
         who.have = have
         while moved:
             bit = moved & -moved
@@ -608,8 +617,8 @@ class Board:
             count = self._holding.get(window, 0) + (1 if have & bit else -1)
             self._holding[window] = count
             self._held = self._held | bit if count else self._held & ~bit
-        if changed and self.lone and self._spread_now() != before:
-            self.version += 1  # who waits for windows of the lone holder must hear that they are spread
+        if watched and self._spread_now() != before:
+            self.version += 1  # who waits for these windows must hear that they are there
 
     def _stall(self, agent: str, who: Participant, stalled: Collection[int]) -> None:
         who.stalled = frozenset(w for w in stalled if self._mask >> w & 1) if stalled else frozenset()
@@ -696,6 +705,22 @@ class Board:
             self._quiet_at = min((who.seen + SILENCE for who in self.participants.values()), default=None)
         return changed
 
+    def _doubt_holders(self) -> None:
+        """Where nobody gets what only holders of the whole blob have, they count no more: it comes from upstream.
+
+        Window by window, as for a few that stall, a blob took ten times as long as from upstream.
+        """
+        if not self.sealed or not self._stalled or self.holders <= self._deaf:
+            return
+        seekers = [who for a, who in self.participants.items() if a not in self.holders and (who.want or who.turns)]
+        held = 0
+        for who in seekers:
+            held |= who.have
+        if seekers and all(any(not held >> w & 1 for w in who.stalled) for who in seekers):
+            self._deaf |= self.holders
+            for agent in self.holders & self.participants.keys():
+                self._have(self.participants[agent], 0)
+
     def _spread_now(self) -> int:
         alone = self.participants[self.lone].have if self.lone in self.participants else 0
         if not alone:
@@ -706,10 +731,14 @@ class Board:
                 held &= ~(1 << window)
         return held
 
-    def _find_lone(self, now: float) -> set[str]:
-        """Bring `lone` up to date; returns the agents whose claims end by that."""
+    def _look_at_holders(self, now: float) -> set[str]:
+        """Bring `lone` and `orphaned` up to date; returns the agents whose claims end by that."""
+        orphaned = self.sealed and self.zone_of is None and self.holders <= self._deaf
+        if orphaned != self.orphaned:
+            self.orphaned = orphaned
+            self.version += 1
         lone = ""
-        single = self.sealed and len(self.holders) == 1 and self.zone_of is None
+        single = self.sealed and len(self.holders) == 1 and not self.holders & self._deaf and self.zone_of is None
         if single and not self._stalled and now >= self._lone_at:
             (holder,) = self.holders
             seekers = sum(who.turns > 0 for agent, who in self.participants.items() if agent != holder)

@@ -255,9 +255,9 @@ class Fetch:
         self._sealed = False
         self._lone: PeerAddress | None = None
         """The only holder of the blob: claims are on windows to fetch from it."""
-        self._spread = 0
-        """Bit w is set if others hold window w too."""
-        self._from_lone = LoneHolder(self._add_lone, context.session.retire)
+        self._spread: int | None = None
+        """Bit w is set if peers hold window w, where not all that are published do."""
+        self._from_lone = LoneHolder(self._add_lone, context.session.retire, context.session.remove)
         self._turning = True
         """Whether claims on windows of a lone holder are wanted."""
         self._wanted: set[int] = set()
@@ -689,7 +689,7 @@ class Fetch:
 
     async def _apply(self, answer: wire.BoardAnswer, claims: bool = True) -> None:
         if answer.lone is not None and not self._turning:  # asked before this fetch turned to all peers
-            answer = msgspec.structs.replace(answer, lone=None, claims=(), sealed=True)
+            answer = msgspec.structs.replace(answer, lone=None, spread=None, claims=(), sealed=True)
         if answer.incarnation != self._incarnation:
             self._serial = answer.serial
             if self._incarnation:
@@ -761,22 +761,18 @@ class Fetch:
     async def _take_lone(self, answer: wire.BoardAnswer) -> None:
         """One agent alone holds the blob, or not any more: claims mean another thing from now on."""
         lone = (answer.lone.ip, answer.lone.port) if answer.lone is not None else None
-        before, self._spread = self._spread, wire.from_bitmap(answer.spread)
+        before, self._spread = self._spread, None if answer.spread is None else wire.from_bitmap(answer.spread)
+        if self._as_whole and self._spread is not None:
+            await self._leave_whole()  # nobody holds it whole, or one alone
         if lone == self._lone:
             return
-        if lone is None and answer.sealed and self.cut is not None and self.pieces is not None:
+        if lone is None and before is not None and answer.sealed and self.cut is not None and self.pieces is not None:
             every = (1 << len(self.cut.windows)) - 1
             if every & ~(self.pieces.have | before):
                 await self._turn_whole()  # nobody else has these
                 return
         self._trace("lone-holder", 0, peer=str(lone))
         await self._leave_lone(lone)
-        if lone is not None and self._as_whole:
-            async with self._switching:
-                whole, self._whole, self._as_whole = self._whole, None, False
-                self._wanted, self._hurried = set(), set()
-                if whole is not None:
-                    await self._context.session.retire(whole)
 
     async def _leave_lone(self, other: PeerAddress | None = None) -> None:
         """Nothing is to come from the lone holder any more, but from the *other*."""
@@ -851,7 +847,7 @@ class Fetch:
         self._partly.clear()
         self._asked.clear()
         self._joining.clear()
-        self._lone, self._spread = None, 0
+        self._lone, self._spread = None, None
         self._spawn(self._from_lone.leave())
         for task in (*self._claims.values(), *([self._through] if self._through else [])):
             task.cancel()
@@ -1203,7 +1199,7 @@ class Fetch:
         free = max(4, MOST_JOINED // max(window.length for window in windows))
         free -= sum(not self.pieces.holds(windows[index]) for index in under_way)
         for index in sorted(self._hashes.keys() - under_way - self._claims.keys() - set(self._hedged.values())):
-            if self._lone is not None and not self._spread >> index & 1:
+            if self._spread is not None and not self._spread >> index & 1:
                 continue
             first = demanded.get(index, set())
             if not (first or (every and free > 0)) or self.pieces.holds(windows[index]):
@@ -1334,6 +1330,14 @@ class Fetch:
         for index in [i for i in self._torrents if not self.pieces.holds(self.cut.windows[i])]:
             self._send_away(self._torrents.pop(index))
         await self._join_whole()
+
+    async def _leave_whole(self) -> None:
+        """From the torrent of the whole blob to torrents of windows."""
+        async with self._switching:
+            whole, self._whole, self._as_whole = self._whole, None, False
+            self._wanted, self._hurried = set(), set()
+            if whole is not None:
+                await self._context.session.retire(whole)
 
     def _send_away(self, torrent: Torrent) -> None:
         """Have *torrent* leave the session."""
@@ -1651,10 +1655,14 @@ class Fetch:
             return ()
         every = any(reader.whole for reader in self.readers)
         urgent = {w for reader in self.readers for w in reader.windows}
+        unheld = ~self._spread if self._spread is not None and self._lone is None else 0
         return tuple(
             w
             for w in sorted(self._hashes, key=lambda index: (index not in self._torrents, index))
-            if not self.pieces.holds(self.cut.windows[w]) and w not in self._claims and (every or w in urgent)
+            if not self.pieces.holds(self.cut.windows[w])
+            and w not in self._claims
+            and (every or w in urgent)
+            and not unheld >> w & 1
         )
 
     # -- the digest -------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ PLAIN_WINDOW = 2 * MIB
 """Length in bytes of the windows after the lead, until MAX_WINDOWS makes them longer."""
 
 TAIL_SHARE = 6
-"""No window after the lead is longer than this part of what is left, down to FIRST_WINDOW: what arrives last is still to
-be traded by all, and about so many windows are on their way at once."""
+"""No window after the lead is longer than this part of what is left, down to FIRST_WINDOW: what arrives last is still
+to be traded by all, and about so many windows are on their way at once."""
 
 MAX_WINDOWS = 256
 """About how many windows a blob has at most: each is a torrent whose info dictionary names every piece."""

@@ -16,14 +16,19 @@ FIRST = 6
 
 
 class LoneHolder:
-    """See the module. *add* adds the torrent, these pieces wanted; *retire* waits until nothing is left to write."""
+    """See the module. *add* adds the torrent, these pieces wanted; *retire* waits until nothing is left to write, and
+    *remove* is for when nothing can be."""
 
     def __init__(
-        self, add: Callable[[Collection[int]], Awaitable[Torrent | None]], retire: Callable[[Torrent], Awaitable[None]]
+        self,
+        add: Callable[[Collection[int]], Awaitable[Torrent | None]],
+        retire: Callable[[Torrent], Awaitable[None]],
+        remove: Callable[[Torrent], None],
     ) -> None:
         self.torrent: Torrent | None = None
         self._add = add
         self._retire = retire
+        self._remove = remove
         self._asked: set[int] = set()
         """Pieces that were wanted of it and have not arrived."""
         self._lock = asyncio.Lock()
@@ -56,9 +61,11 @@ class LoneHolder:
     async def leave(self) -> None:
         """The torrent leaves the session; nothing of it is left to write then."""
         async with self._lock:
-            torrent, self.torrent, self._asked = self.torrent, None, set()
-            if torrent is not None:
+            torrent, self.torrent, asked, self._asked = self.torrent, None, self._asked, set()
+            if torrent is not None and asked:
                 await self._retire(torrent)
+            elif torrent is not None:
+                self._remove(torrent)
 
     def arrived(self, piece: int) -> None:
         """*piece* is here."""

@@ -39,6 +39,10 @@ _ALERTS = (
 _ADD_DEADLINE = 10.0
 _READ_DEADLINE = 10.0
 _FLUSH_DEADLINE = 3.0
+SETTLE = 0.1
+"""Seconds between pausing a torrent that fetches and removing it. libtorrent 2.1 hashes blocks as they come, and
+crashes if the torrent is removed meanwhile: disk_cache::remove_storage() takes for granted that nothing is "mid-hash",
+but that hashing is no job that it waits for. To hash what had come takes about a millisecond."""
 _DIALS_WITHIN = 0.005
 """Seconds in which dialled connections are collected, to look once over all descriptors (swarm/nodelay.py)."""
 
@@ -67,6 +71,8 @@ class Torrent:
     added: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     reads: dict[int, list[asyncio.Future[bytes]]] = field(default_factory=dict)
     removed: bool = False
+    fetches: bool = False
+    """Whether pieces were wanted that it had not: libtorrent may be in the middle of one."""
     flushed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when what had come until `Session.retire` is in the file."""
 
@@ -88,7 +94,9 @@ class Torrent:
 
     def want(self, pieces: Iterable[tuple[int, int]]) -> None:
         """Set (piece, priority) pairs: 0 not wanted, 1..7."""
-        self._call(lambda handle: handle.prioritize_pieces(list(pieces)))
+        pairs = list(pieces)
+        self.fetches = self.fetches or any(priority for _, priority in pairs)
+        self._call(lambda handle: handle.prioritize_pieces(pairs))
 
     def give(self, piece: int, data: bytes) -> None:
         """A piece that came by another way: libtorrent checks it and offers it to the peers. No-op where it has it.
@@ -195,6 +203,8 @@ class Session:
         self._listen = listen
         self._on_bad_peer = on_bad_peer
         self._torrents: dict[bytes, Torrent] = {}
+        self._going: dict[bytes, asyncio.Future[None]] = {}
+        """Torrents that are paused and not removed yet."""
         self._announce = LoopbackAnnounce(self._peers_of)
         self._announce_url = ""
         self._session: Any = None
@@ -242,6 +252,8 @@ class Session:
             self._idle_kept.cancel()
         self._announce.close()  # first: libtorrent says goodbye to its tracker, and nobody needs to hear that
         session.pause()
+        if self._going or any(torrent.fetches for torrent in self._torrents.values()):
+            await asyncio.sleep(SETTLE)
         if self._wake is not None:
             asyncio.get_running_loop().remove_reader(self._wake[0])
         self._torrents.clear()
@@ -274,6 +286,8 @@ class Session:
         Raises SessionError.
         """
         key = hash_of_info(info)
+        while (going := self._going.get(key)) is not None:
+            await asyncio.wait([going])
         if key in self._torrents:
             raise SessionError(f"the session has {key.hex()} already")
         params = lt.load_torrent_buffer(b"d4:info" + info + b"e")
@@ -283,8 +297,10 @@ class Session:
         for piece in have:
             bits[piece] = True
         priorities = [0] * count
+        fetches = False
         for piece in wanted:
             priorities[piece] = priority
+            fetches = fetches or not bits[piece]
         params.have_pieces = bits
         params.piece_priorities = priorities
         params.save_path = str(path.parent)
@@ -298,7 +314,7 @@ class Session:
             | lt.torrent_flags.disable_pex
             | lt.torrent_flags.override_trackers
         )
-        torrent = Torrent(key, params.ti.name(), on_piece, on_bad_piece, on_error, peers, on_ban)
+        torrent = Torrent(key, params.ti.name(), on_piece, on_bad_piece, on_error, peers, on_ban, fetches=fetches)
         self._torrents[key] = torrent
         self._session.async_add_torrent(params)
         try:
@@ -340,25 +356,41 @@ class Session:
             self._session.post_session_stats()
 
     def remove(self, torrent: Torrent) -> None:
-        """Take *torrent* out; its file stays."""
+        """Take *torrent* out; its file stays. What it fetches is paused first, and goes a moment later."""
+        if torrent.removed:
+            return
         torrent.removed = True
         if self._torrents.get(torrent.info_hash) is torrent:
             del self._torrents[torrent.info_hash]
         if self._session is not None and torrent.handle is not None:
-            self._session.remove_torrent(torrent.handle)
+            if torrent.fetches:
+                torrent.handle.pause()
+                loop = asyncio.get_running_loop()
+                self._going[torrent.info_hash] = loop.create_future()
+                loop.call_later(SETTLE, self._remove_now, torrent)
+            else:
+                self._session.remove_torrent(torrent.handle)
         for futures in torrent.reads.values():
             for future in futures:
                 if not future.done():
                     future.set_exception(SessionError("torrent removed"))
         torrent.reads.clear()
 
+    def _remove_now(self, torrent: Torrent) -> None:
+        if self._session is not None:
+            with contextlib.suppress(RuntimeError):
+                self._session.remove_torrent(torrent.handle)
+        self._going.pop(torrent.info_hash).set_result(None)
+
     async def retire(self, torrent: Torrent) -> None:
         """`remove`, but wait until nothing of *torrent* is left to be written: what is written now stays."""
         torrent._call(lambda handle: handle.pause())
-        torrent._call(lambda handle: handle.flush_cache())
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FLUSH_DEADLINE):
+                    if torrent.fetches:
+                        await asyncio.sleep(SETTLE)  # what is being hashed is not flushed
+                    torrent._call(lambda handle: handle.flush_cache())
                     await torrent.flushed.wait()
         finally:
             self.remove(torrent)

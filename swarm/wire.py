@@ -154,9 +154,9 @@ class BoardAnswer(Wire, frozen=True, kw_only=True):
     holders: int = 0
     peers: tuple[Peer, ...] = ()
     lone: Peer | None = None
-    """The only agent that holds the blob: *claims* are on windows to fetch from it, and from nobody else it..."""
-    spread: bytes = b""
-    """... sends them: from the other peers, take what is in this bitmap of windows that some of them hold."""
+    """The only agent that holds the blob: *claims* are on windows to fetch from it, and *peers* are the others."""
+    spread: bytes | None = None
+    """Bitmap of the windows that *peers* hold, where not all that are published do; None: they do."""
 
 
 # -- POST /v1/publish -> BoardAnswer (without waiting) --------------------------------------------

@@ -591,6 +591,29 @@ def test_turns_that_are_handed_over_are_no_failure() -> None:
     assert (board.lone, board.claims_of("c")) == ("seed", (0, 2))
 
 
+def test_holders_that_deliver_to_nobody_do_not_keep_a_blob_from_coming_from_upstream() -> None:
+    """Once everybody who fetches says so; until they announce themselves again."""
+    board = sought("a", "b")
+    board.join("seed", 1.0, have=0b1111, generation=board.generation)
+    for agent in "ab":
+        assert not board.orphaned
+        board.join(agent, 1.0, want=4, stalled=(0, 1), generation=board.generation)
+        board.assign(1.0)
+    assert board.orphaned
+    assert board.claims.keys() == {0, 1, 2, 3}
+    assert (board.view("a").sealed, board.view("a").spread) == (False, 0)
+    version = board.version
+    assert publish(board, board.claims[2].agent, 2.0, 2)
+    board.join("seed", 2.0, have=0b1111, generation=board.generation)
+    assert board.version > version
+    assert board.view("a").spread == 0b100
+    for agent in "ab":
+        board.join(agent, 2.0, want=4, generation=board.generation)
+    board.hold_whole("seed")
+    board.assign(2.0)
+    assert (board.orphaned, board.view("a").sealed, board.view("a").spread) == (False, True, None)
+
+
 def test_where_each_zone_has_its_copy_nobody_is_lone() -> None:
     board = sought("a", "b")
     board.zone_of = lambda _agent: ""

@@ -298,6 +298,7 @@ async def test_several_who_fetch_from_a_lone_holder_take_turns(here: Town) -> No
     assert first.lone == lone
     assert sorted(first.claims + second.claims) == [0, 1, 2]
     told = await a.publish(D, SIZE, first.claims[0])
+    assert told.spread is not None
     assert wire.from_bitmap(told.spread) == 1 << first.claims[0]
     await a.seal(D)
     last = await b.board(D, want=8, size=SIZE, turns=2)

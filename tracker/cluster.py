@@ -307,7 +307,7 @@ class Cluster:
             generation=board.generation,
             serial=swarm.serial,
             size=board.size,
-            sealed=board.sealed and not entering and lone is None,
+            sealed=board.sealed and not entering and not board.orphaned and lone is None,
             published=self.swarms.published_since(swarm, since),
             claims=board.claims_of(agent.key),
             hope=hope,
@@ -315,7 +315,7 @@ class Cluster:
             holders=len(board.holders),
             peers=self.peers(swarm, agent, but=lone.key if lone is not None else ""),
             lone=lone.peer if lone is not None else None,
-            spread=wire.bitmap(board.spread) if lone is not None else b"",
+            spread=wire.bitmap(board.spread) if lone is not None or board.orphaned else None,
         )
 
     def peers(self, swarm: Swarm, agent: Agent, but: str = "") -> tuple[wire.Peer, ...]:

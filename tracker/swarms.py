@@ -62,7 +62,7 @@ class Raw(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     holders: int = 0
     peers: tuple[wire.Peer, ...] = ()
     lone: wire.Peer | None = None
-    spread: bytes = b""
+    spread: bytes | None = None
 
 
 @dataclass(eq=False, slots=True)
