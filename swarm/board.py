@@ -174,7 +174,7 @@ class Board:
     _barred: set[str] = field(default_factory=set)
     _stalled: set[str] = field(default_factory=set)
     _deaf: set[str] = field(default_factory=set)
-    """Holders that deliver to nobody: everybody who fetches has said so, and they have not spoken since."""
+    """Holders that deliver to nobody: most who fetch have said so, and they have not spoken since."""
     _quiet_at: float | None = None
     """No participant is silent for too long before."""
     _lone_at: float = 0.0
@@ -716,7 +716,8 @@ class Board:
         held = 0
         for who in seekers:
             held |= who.have
-        if seekers and all(any(not held >> w & 1 for w in who.stalled) for who in seekers):
+        in_vain = sum(any(not held >> w & 1 for w in who.stalled) for who in seekers)
+        if 2 * in_vain > len(seekers):
             self._deaf |= self.holders
             for agent in self.holders & self.participants.keys():
                 self._have(self.participants[agent], 0)

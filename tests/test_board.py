@@ -592,7 +592,7 @@ def test_turns_that_are_handed_over_are_no_failure() -> None:
 
 
 def test_holders_that_deliver_to_nobody_do_not_keep_a_blob_from_coming_from_upstream() -> None:
-    """Once everybody who fetches says so; until they announce themselves again."""
+    """Once most who fetch say so; until they announce themselves again."""
     board = sought("a", "b")
     board.join("seed", 1.0, have=0b1111, generation=board.generation)
     for agent in "ab":
