@@ -258,6 +258,8 @@ class Fetch:
         self._spread: int | None = None
         """Bit w is set if peers hold window w, where not all that are published do."""
         self._from_lone = LoneHolder(self._add_lone, context.session.retire, context.session.remove)
+        self._lone_leaving: asyncio.Task[None] | None = None
+        """Its torrent on its way out, after the board began again."""
         self._turning = True
         """Whether claims on windows of a lone holder are wanted."""
         self._wanted: set[int] = set()
@@ -848,7 +850,8 @@ class Fetch:
         self._asked.clear()
         self._joining.clear()
         self._lone, self._spread = None, None
-        self._spawn(self._from_lone.leave())
+        self._unnoted.clear()
+        self._lone_leaving = self._spawn(self._from_lone.leave())
         for task in (*self._claims.values(), *([self._through] if self._through else [])):
             task.cancel()
         self._claims.clear()
@@ -996,7 +999,7 @@ class Fetch:
             body = await stack.enter_async_context(source.open(0, FIRST_WINDOW))
             if body.total <= 0:
                 raise SourceBroken("upstream sent an empty body")
-            if getattr(body, "whole", False) and body.total > FIRST_WINDOW:
+            if body.whole and body.total > FIRST_WINDOW:
                 # It ignores ranges. Asked for each window it would send all that lies before it each time.
                 self._through = self._spawn(self._read_through(source, Through(body), stack.pop_all()))
                 await self._came_through(index, self._through)
@@ -1299,6 +1302,7 @@ class Fetch:
     async def _join_whole(self) -> None:
         """The board is sealed: one torrent for the rest of the blob."""
         self._as_whole = True
+        await self._lone_left()
         async with self._switching:
             await self._add_whole()
 
@@ -1331,6 +1335,10 @@ class Fetch:
             self._send_away(self._torrents.pop(index))
         await self._join_whole()
 
+    async def _lone_left(self) -> None:
+        if self._lone_leaving is not None:
+            await asyncio.wait([self._lone_leaving])
+
     async def _leave_whole(self) -> None:
         """From the torrent of the whole blob to torrents of windows."""
         async with self._switching:
@@ -1354,6 +1362,7 @@ class Fetch:
             await asyncio.wait([joining])
         if (torrent := self._torrents.pop(window.index, None)) is not None:
             self._send_away(torrent)
+        await self._lone_left()
         async with self._switching:
             while self._leaving:
                 await asyncio.wait(self._leaving)

@@ -104,6 +104,7 @@ class Torrent:
         Blocks that peers sent of it are not overwritten: libtorrent may be checking just those. Not from another
         thread: libtorrent crashes if this comes after the torrent was removed. It copies *data* (2 ms per MiB).
         """
+        self.fetches = True  # it is hashed as what comes from a peer
         self._call(lambda handle: handle.add_piece(piece, data, 0))
 
     def deadline(self, piece: int, milliseconds: int = 0) -> None:

@@ -18,6 +18,10 @@ class Body(Protocol):
     def offset(self) -> int:
         """Offset in the blob of the first byte that will come: 0 if upstream ignored the range."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether all of the blob comes, although a range was asked for."""
+
     def chunks(self) -> AsyncIterator[bytes]:
         """The bytes in order, in chunks of any size.
 
