@@ -8,7 +8,7 @@ A window is *available* when its hashes are published and somebody alive holds i
 is not available, nor being brought in, is claimable: that covers the first copy, a claimant that
 died, and a publisher that left before anybody had fetched its window.
 
-Where one agent alone holds a sealed blob that several others fetch whole, it is to them what
+Where one agent alone holds a sealed blob that others fetch whole, it is to them what
 upstream is on a cold start: claims are on windows to fetch from it (`Board.lone`), so that it sends
 each byte about once. Without that it was asked for everything by everybody, and sent 1.7 copies.
 """
@@ -742,8 +742,10 @@ class Board:
         single = self.sealed and len(self.holders) == 1 and not self.holders & self._deaf and self.zone_of is None
         if single and not self._stalled and now >= self._lone_at:
             (holder,) = self.holders
-            seekers = sum(who.turns > 0 for agent, who in self.participants.items() if agent != holder)
-            lone = holder if seekers > 1 else ""
+            # From the first who seeks it on: to change over when the second comes costs it seconds (it would leave the
+            # holder, and libtorrent waits before it dials the same peer again).
+            sought = any(who.turns > 0 for agent, who in self.participants.items() if agent != holder)
+            lone = holder if sought and self.window_count > 1 else ""
         if lone == self.lone:
             return set()
         self.lone = lone

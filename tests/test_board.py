@@ -525,12 +525,12 @@ def test_what_the_lone_holder_itself_says_that_it_holds_is_not_spread() -> None:
     assert board.spread == 0b10
 
 
-def test_one_agent_alone_needs_no_turns_with_a_lone_holder() -> None:
+def test_the_first_who_seeks_it_takes_turns_already() -> None:
     board = sought("a")
-    assert (board.lone, board.claims_of("a")) == ("", ())
+    assert (board.lone, board.claims_of("a")) == ("seed", (0, 1))
     board.join("b", 1.0, turns=2)
     board.assign(1.0)
-    assert board.lone == "seed"
+    assert board.claims_of("b") == (2, 3)
 
 
 def test_a_reader_of_ranges_asks_the_lone_holder_as_it_likes() -> None:
@@ -542,7 +542,7 @@ def test_a_reader_of_ranges_asks_the_lone_holder_as_it_likes() -> None:
     assert board.claims_of("a") == ()
 
 
-@pytest.mark.parametrize("end", ["second holder", "failure", "lease", "stalled", "gone", "one seeker"])
+@pytest.mark.parametrize("end", ["second holder", "failure", "lease", "stalled", "gone", "no seeker"])
 def test_nobody_is_lone_any_more(end: str) -> None:
     """Then all claims end: they meant something else."""
     board, now = sought("a", "b"), 1.0
@@ -558,8 +558,9 @@ def test_nobody_is_lone_any_more(end: str) -> None:
     elif end == "gone":
         board.drop("seed")
     else:
+        board.join("a", now, want=4)
         board.leave("b")
-    changed = board.assign(now)
+    changed = board.assign(now) | ({"a"} if end == "no seeker" else set())
     assert (board.lone, board.view("a").lone) == ("", "")
     assert board.version > version
     if end == "gone":
