@@ -179,8 +179,6 @@ class Board:
     """No participant is silent for too long before."""
     _lone_at: float = 0.0
     """No lone holder before."""
-    _spread: tuple[int, int] = (0, 0)
-    """(version, what `spread` was then)."""
 
     # -- what agents say ------------------------------------------------------------------------
 
@@ -471,17 +469,8 @@ class Board:
         """
         self._doubt_holders()
         changed = self._expire(now) | self._look_at_holders(now)
-        if self.lone:
-            return changed | self._assign_turns(now, may_claim)
-        return changed | self._assign_claims(now, may_claim, near)
-
-    def _assign_claims(
-        self, now: float, may_claim: Callable[[str], bool] | None, near: Callable[[str], bool] | None
-    ) -> set[str]:
-        """Hand out claims on what is to come from upstream."""
-        changed: set[str] = set()
         zones = {self._zone(agent) for agent in self.participants} if self.zone_of is not None else {""}
-        most = self.max_claims * len(zones)
+        most = TURNS if self.lone else self.max_claims * len(zones)
         if self.poisoned or len(self.claims) >= most:
             return changed
         free = {zone: self._claimable(zone) for zone in zones}
@@ -493,10 +482,10 @@ class Board:
         able: list[str] = []
         queue: list[tuple[bool, int, int, int, str]] = []
         for rank, (agent, who) in enumerate(self.participants.items()):
-            if who.want > 0 and not who.barred_until and (may_claim is None or may_claim(agent)):
+            if (limit := self._limit(agent, who)) and (may_claim is None or may_claim(agent)):
                 able.append(agent)
-                if (count := held.get(agent, 0)) < who.want:
-                    far = near is not None and not who.only_preferred and not near(agent)
+                if (count := held.get(agent, 0)) < limit:
+                    far = near is not None and not self.lone and not who.only_preferred and not near(agent)
                     queue.append((far, count, who.brought, rank, agent))
         heapq.heapify(queue)
         while queue and len(self.claims) < most:
@@ -509,7 +498,7 @@ class Board:
                 if window in open_windows:
                     open_windows.remove(window)
             changed.add(agent)
-            if count + 1 < self.participants[agent].want:
+            if count + 1 < self._limit(agent, self.participants[agent]):
                 heapq.heappush(queue, (far, count + 1, brought, rank, agent))
         return changed
 
@@ -521,13 +510,13 @@ class Board:
             version=self.version,
             generation=self.generation,
             size=self.size,
-            sealed=self.sealed and not self.orphaned and not self.has_turn(agent),
+            sealed=self.sealed_for(agent),
             published=self.published_since(since),
             claims=self.claims_of(agent),
             hope=self.hope(),
             poisoned=self.poisoned,
             lone=self.lone if self.has_turn(agent) else "",
-            spread=self.spread if self.orphaned or self.has_turn(agent) else None,
+            spread=self.spread_for(agent),
         )
 
     def has_turn(self, agent: str) -> bool:
@@ -535,12 +524,25 @@ class Board:
         who = self.participants.get(agent)
         return bool(self.lone) and agent != self.lone and who is not None and who.turns > 0
 
+    def sealed_for(self, agent: str) -> bool:
+        """Whether *agent* is to fetch the blob whole, from whom it likes."""
+        return self.sealed and not self.orphaned and not self.has_turn(agent)
+
+    def spread_for(self, agent: str) -> int | None:
+        """`spread`, where *agent* must know it: not all that is published is there for it to take."""
+        return self.spread if self.orphaned or self.has_turn(agent) else None
+
     @property
     def spread(self) -> int:
         """Bit w is set if somebody holds window w who is not the lone holder."""
-        if self._spread[0] != self.version:
-            self._spread = (self.version, self._spread_now())
-        return self._spread[1]
+        alone = self.participants[self.lone].have if self.lone in self.participants else 0
+        if not alone:
+            return self._held
+        held = self._held
+        for window, count in self._holding.items():
+            if count == 1 and alone >> window & 1:
+                held &= ~(1 << window)
+        return held
 
     def hope(self) -> bool:
         """Whether somebody holds what is missing, brings it in, or may yet try to."""
@@ -568,6 +570,8 @@ class Board:
 
     def _held_in(self, zone: str) -> int:
         """Bit w is set if somebody in *zone* holds window w; the zone does not matter if all zones share a copy."""
+        if self.lone:
+            return self.spread
         if self.zone_of is None:
             return self._mask if self.holders - self._deaf else self._held
         if self.has(zone):
@@ -608,7 +612,7 @@ class Board:
     def _have(self, who: Participant, have: int) -> None:
         changed = moved = who.have ^ have
         watched = changed and (self.lone or self.orphaned)
-        before = self._spread_now() if watched else 0
+        before = self.spread if watched else 0
         who.have = have
         while moved:
             bit = moved & -moved
@@ -617,7 +621,7 @@ class Board:
             count = self._holding.get(window, 0) + (1 if have & bit else -1)
             self._holding[window] = count
             self._held = self._held | bit if count else self._held & ~bit
-        if watched and self._spread_now() != before:
+        if watched and self.spread != before:
             self.version += 1  # who waits for these windows must hear that they are there
 
     def _stall(self, agent: str, who: Participant, stalled: Collection[int]) -> None:
@@ -627,6 +631,12 @@ class Board:
     def _bar(self, agent: str, who: Participant, until: float) -> None:
         who.barred_until = until
         self._barred.add(agent)
+
+    def _limit(self, agent: str, who: Participant) -> int:
+        """Claims that *agent* may hold at once: of upstream, or of the lone holder."""
+        if self.lone:
+            return who.turns if agent != self.lone else 0
+        return 0 if who.barred_until else who.want
 
     def _claimable(self, zone: str) -> list[int]:
         if self.size is None:
@@ -722,16 +732,6 @@ class Board:
             for agent in self.holders & self.participants.keys():
                 self._have(self.participants[agent], 0)
 
-    def _spread_now(self) -> int:
-        alone = self.participants[self.lone].have if self.lone in self.participants else 0
-        if not alone:
-            return self._held
-        held = self._held
-        for window, count in self._holding.items():
-            if count == 1 and alone >> window & 1:
-                held &= ~(1 << window)
-        return held
-
     def _look_at_holders(self, now: float) -> set[str]:
         """Bring `lone` and `orphaned` up to date; returns the agents whose claims end by that."""
         orphaned = self.sealed and self.zone_of is None and self.holders <= self._deaf
@@ -753,33 +753,6 @@ class Board:
         over = {claim.agent for claim in self.claims.values()}
         self.claims.clear()
         return over
-
-    def _assign_turns(self, now: float, may_claim: Callable[[str], bool] | None) -> set[str]:
-        """Hand out claims on the windows of the lone holder that nobody else holds: to whom has fewest, in order."""
-        missing = self._mask & ~self.spread
-        for window in self.claims:
-            missing &= ~(1 << window)
-        if not missing or len(self.claims) >= TURNS:
-            return set()
-        changed: set[str] = set()
-        held: dict[str, int] = {}
-        for claim in self.claims.values():
-            held[claim.agent] = held.get(claim.agent, 0) + 1
-        queue = [
-            (held.get(agent, 0), who.brought, rank, agent)
-            for rank, (agent, who) in enumerate(self.participants.items())
-            if agent != self.lone and who.turns > held.get(agent, 0) and (may_claim is None or may_claim(agent))
-        ]
-        heapq.heapify(queue)
-        while queue and missing and len(self.claims) < TURNS:
-            count, brought, rank, agent = heapq.heappop(queue)
-            bit = missing & -missing
-            missing ^= bit
-            self.claims[bit.bit_length() - 1] = Claim(agent, now, now + LEASE)
-            changed.add(agent)
-            if count + 1 < self.participants[agent].turns:
-                heapq.heappush(queue, (count + 1, brought + 1, rank, agent))
-        return changed
 
     def _rival(self, agent: str) -> bool:
         return any(p.want > 0 and not p.barred_until for a, p in self.participants.items() if a != agent)

@@ -990,9 +990,7 @@ class Fetch:
         assert self.cut is not None and self.pieces is not None
         if len(self._hashes) < len(self.cut.windows):
             return None
-        ready = {p for p in range(self.cut.pieces) if p in self.pieces}
-        info = sealed_info(self.digest, self.cut, b"".join(self._hashes[w.index] for w in self.cut.windows))
-        return await self._add(info, ready, ready | set(wanted), 1, lambda: (self._lone,) if self._lone else ())
+        return await self._add_sealed(self._ready(), wanted, 1, lambda: (self._lone,) if self._lone else ())
 
     async def _bring_first(self, index: int, source: Source) -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -1308,14 +1306,12 @@ class Fetch:
 
     async def _add_whole(self) -> None:
         assert self.cut is not None and self.pieces is not None
-        hashes = b"".join(self._hashes[w.index] for w in self.cut.windows)
-        ready = {p for p in range(self.cut.pieces) if p in self.pieces}
+        ready = self._ready()
         if len(ready) == self.cut.pieces:
             return
         generation = self._generation
         self._wanted = self._wanted_pieces() if self._reserved is None else set()
-        info = sealed_info(self.digest, self.cut, hashes)
-        torrent = await self._add(info, ready, ready | self._wanted, 4, lambda: self._peers)
+        torrent = await self._add_sealed(ready, self._wanted, 4, lambda: self._peers)
         if generation != self._generation or self.closing:
             await self._context.session.retire(torrent)
             return
@@ -1324,6 +1320,18 @@ class Fetch:
             if piece in self.pieces and piece not in ready:
                 self._spawn(self._offer(torrent, piece))  # brought in meanwhile
         self._want_of_whole()
+
+    def _ready(self) -> set[int]:
+        assert self.cut is not None and self.pieces is not None
+        return {piece for piece in range(self.cut.pieces) if piece in self.pieces}
+
+    async def _add_sealed(
+        self, ready: set[int], wanted: Iterable[int], priority: int, peers: Callable[[], Iterable[PeerAddress]]
+    ) -> Torrent:
+        """Add the torrent of the whole blob. All hashes must be known."""
+        assert self.cut is not None
+        hashes = b"".join(self._hashes[window.index] for window in self.cut.windows)
+        return await self._add(sealed_info(self.digest, self.cut, hashes), ready, ready.union(wanted), priority, peers)
 
     async def _turn_whole(self) -> None:
         """From the torrents of windows that are not here to one of the whole blob."""

@@ -40,33 +40,36 @@ class LoneHolder:
         So the torrent leaves then, and comes back without.
         """
         async with self._lock:
-            wanted = [set(pieces) for pieces in windows()]
-            every = set().union(*wanted)
-            if self.torrent is not None and not self._asked <= every:
-                torrent, self.torrent = self.torrent, None
-                await self._retire(torrent)
-                wanted = [set(pieces) for pieces in windows()]
-                every = set().union(*wanted)
-            if self.torrent is None:
-                self._asked = set()
-                if not every:
-                    return
+            if self.torrent is not None and not self._asked <= _all(windows()):
+                await self._leave()
+            wanted = windows()
+            every, before, new = _all(wanted), self._asked, self.torrent is None
+            self._asked = set(every)
+            if new and every:
                 self.torrent = await self._add(every)
-            if self.torrent is not None:
-                self.torrent.want((p, max(1, FIRST - place)) for place, pieces in enumerate(wanted) for p in pieces)
-                if not every <= self._asked:
-                    self.torrent.reannounce()  # it may have let go of its peer
-                self._asked = every
+            if self.torrent is None:
+                self._asked.clear()
+                return
+            self.torrent.want((p, max(1, FIRST - place)) for place, pieces in enumerate(wanted) for p in pieces)
+            if not new and not every <= before:
+                self.torrent.reannounce()  # it may have let go of its peer
 
     async def leave(self) -> None:
         """The torrent leaves the session; nothing of it is left to write then."""
         async with self._lock:
-            torrent, self.torrent, asked, self._asked = self.torrent, None, self._asked, set()
-            if torrent is not None and asked:
-                await self._retire(torrent)
-            elif torrent is not None:
-                self._remove(torrent)
+            await self._leave()
+
+    async def _leave(self) -> None:
+        torrent, self.torrent, asked, self._asked = self.torrent, None, self._asked, set()
+        if torrent is not None and asked:
+            await self._retire(torrent)
+        elif torrent is not None:
+            self._remove(torrent)
 
     def arrived(self, piece: int) -> None:
         """*piece* is here."""
         self._asked.discard(piece)
+
+
+def _all(windows: Sequence[Collection[int]]) -> set[int]:
+    return set().union(*windows)

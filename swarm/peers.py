@@ -17,6 +17,8 @@ from urllib.parse import unquote_to_bytes
 
 import bencodepy
 
+from swarm.flags import Endpoint
+
 PeerAddress = tuple[str, int]
 """IP (v4 or v6) and swarm port."""
 
@@ -42,13 +44,8 @@ def successors(peers: Iterable[PeerAddress], me: str, salt: str, count: int) -> 
     with peers that each chooses by chance a third of the connections were made twice, and a few peers had one.
     """
     here = _place(me, salt)
-    by_distance = sorted(peers, key=lambda peer: (_place(key_of(*peer), salt) - here) % _RING)
+    by_distance = sorted(peers, key=lambda peer: (_place(str(Endpoint(*peer)), salt) - here) % _RING)
     return tuple(by_distance[:count])
-
-
-def key_of(ip: str, port: int) -> str:
-    """`ip:port`, an IPv6 address in brackets."""
-    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
 def _place(key: str, salt: str) -> int:

@@ -22,6 +22,7 @@ with warnings.catch_warnings():
     import libtorrent as lt
 
 from swarm.errors import SwarmError
+from swarm.flags import Endpoint
 from swarm.metainfo import info_hash as hash_of_info
 from swarm.nodelay import quicken
 from swarm.peers import LoopbackAnnounce, PeerAddress
@@ -225,7 +226,7 @@ class Session:
         except OSError as error:
             raise SessionError(f"cannot listen on {ip}: {error.strerror}") from None
         params = lt.session_params()
-        params.settings = settings_for(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}")  # type: ignore[assignment]  # a dict is taken
+        params.settings = settings_for(str(Endpoint(ip, port)))  # type: ignore[assignment]  # a dict is taken
         params.disk_io_constructor = "pread_disk_io_constructor"
         self._listening = loop.create_future()
         self._session = lt.session(params)
@@ -391,6 +392,7 @@ class Session:
                 async with asyncio.timeout(_FLUSH_DEADLINE):
                     if torrent.fetches:
                         await asyncio.sleep(SETTLE)  # what is being hashed is not flushed
+                        torrent.fetches = False  # not any more: nothing to wait for once more
                     torrent._call(lambda handle: handle.flush_cache())
                     await torrent.flushed.wait()
         finally:

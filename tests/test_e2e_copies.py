@@ -12,8 +12,8 @@ import pytest_asyncio
 from swarm.geometry import FIRST_WINDOW, PLAIN_WINDOW, piece_length
 from tests.parts.cluster import Agent, Cluster, cluster
 from tests.parts.counter import Counter
-from tests.parts.fetch import Fetched
-from tests.parts.registry import Blob, Registry
+from tests.parts.fetch import Fetched, assert_right
+from tests.parts.registry import Registry
 
 pytestmark = [pytest.mark.needs_registry, pytest.mark.timeout(150)]
 
@@ -43,13 +43,6 @@ async def waits(agents: Sequence[Agent]) -> dict[str, dict[str, float]]:
         }
         for agent, found in zip(agents, told, strict=True)
     }
-
-
-def assert_right(pulls: Sequence[Fetched], blob: Blob) -> None:
-    """Everyone has exactly the blob."""
-    wrong = [pull for pull in pulls if (pull.status, pull.size, pull.digest) != (200, blob.size, blob.digest)]
-    assert not wrong
-    assert all(pull.whole for pull in pulls)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8, 16])

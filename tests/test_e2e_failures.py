@@ -12,7 +12,7 @@ import pytest
 
 from tests.parts.cluster import Agent, Cluster, cluster
 from tests.parts.counter import Counter, Counts, Rule
-from tests.parts.fetch import Fetched
+from tests.parts.fetch import Fetched, assert_right
 from tests.parts.liar import liar
 from tests.parts.registry import Blob, Registry
 
@@ -25,11 +25,6 @@ MIB = 1024 * 1024
 async def three(tmp_path: Path) -> AsyncIterator[Cluster]:
     async with cluster(tmp_path, agents=3) as running:
         yield running
-
-
-def assert_right(pull: Fetched, blob: Blob) -> None:
-    """The client has exactly the blob."""
-    assert (pull.status, pull.size, pull.digest, pull.error) == (200, blob.size, blob.digest, "")
 
 
 async def pull_until_right(agent: Agent, blob: Blob, ns: str) -> list[Fetched]:
@@ -62,7 +57,7 @@ async def test_a_claimant_that_is_killed_is_replaced(three: Cluster, origin: Reg
     broken, *right = await asyncio.gather(*pulls)
     assert not broken.whole
     for pull in right:
-        assert_right(pull, blob)
+        assert_right([pull], blob)
     counts = await upstream.counts()
     again = {entry.range for entry in counts.of(blob.repository) if entry.done and entry.client}
     assert lost <= again
@@ -78,7 +73,7 @@ async def test_a_killed_agent_serves_what_it_had_finished_without_asking_anybody
     mistaken for one (P7)."""
     done, half = origin.plant("e2e/done", 12 * MIB, 810), origin.plant("e2e/half", 24 * MIB, 811)
     agent = three.agents[0]
-    assert_right(await agent.blob(done, upstream.host), done)
+    assert_right([await agent.blob(done, upstream.host)], done)
     await agent.keeps(done)
     await upstream.shape(connection=MIB)
     pull = asyncio.create_task(agent.blob(half, upstream.host))
@@ -90,7 +85,7 @@ async def test_a_killed_agent_serves_what_it_had_finished_without_asking_anybody
     for other in three.agents[1:]:
         await other.kill()
     await agent.start(joined=False)
-    assert_right(await agent.blob(done, upstream.host), done)
+    assert_right([await agent.blob(done, upstream.host)], done)
     missing = await agent.blob(half, upstream.host)
     assert (missing.status, missing.whole) == (404, True) or not missing.whole
 
@@ -106,7 +101,7 @@ async def test_a_restarted_agent_goes_on_where_it_was(three: Cluster, origin: Re
     assert not (await pull).whole
     await upstream.reset()
     await agent.start()
-    assert_right(await agent.blob(blob, upstream.host), blob)
+    assert_right([await agent.blob(blob, upstream.host)], blob)
     again = (await upstream.counts()).bytes_of(blob.repository)
     print(f"before {before / MIB:.1f} MiB, after {again / MIB:.1f} MiB of {blob.size / MIB} MiB")
     assert again < blob.size - 4 * MIB
@@ -125,14 +120,14 @@ async def test_a_rotten_copy_does_not_spread(three: Cluster, origin: Registry, u
     """The only copy in the cluster has rotted on its disk: the others notice, go upstream, and say who it was (P4)."""
     blob = origin.plant("e2e/rotten", 12 * MIB, 820)
     culprit, *others = three.agents
-    assert_right(await culprit.blob(blob, upstream.host), blob)
+    assert_right([await culprit.blob(blob, upstream.host)], blob)
     path = await culprit.keeps(blob)
     assert await culprit.stop() == 0
     await asyncio.to_thread(rot, path, blob)
     await culprit.start()
     pulls = await asyncio.gather(*(pull_until_right(other, blob, upstream.host) for other in others))
     for answers in pulls:
-        assert_right(answers[-1], blob)
+        assert_right([answers[-1]], blob)
     # the first copy, and one more for the rotten one
     assert (await upstream.counts()).bytes_of(blob.repository) <= 2.02 * blob.size
     banned = [line for other in others for line in other.events("peer-banned")]
@@ -149,7 +144,7 @@ async def test_a_liar_is_found_out(three: Cluster, origin: Registry, upstream: C
     async with liar(three.tracker.url, blob.digest, blob.size, tmp_path) as lies:
         answers = await asyncio.gather(*(pull_until_right(agent, blob, upstream.host) for agent in three.agents))
         for pulls in answers:
-            assert_right(pulls[-1], blob)
+            assert_right([pulls[-1]], blob)
             assert not [pull for pull in pulls if pull.whole and pull.digest != blob.digest]
         await lies.says("told quarantined")
     state = msgspec.json.encode(await three.tracker.state()).decode()
@@ -164,13 +159,13 @@ async def test_without_a_tracker_disk_and_upstream_go_on(three: Cluster, origin:
     It comes back: the agents tell it everything again, and the cluster shares as before."""
     known, fresh, unknown = (origin.plant(f"e2e/tracker-{i}", 6 * MIB, 840 + i) for i in range(3))
     holder, other, third = three.agents
-    assert_right(await holder.blob(known, upstream.host), known)
+    assert_right([await holder.blob(known, upstream.host)], known)
     await three.tracker.kill()
     await upstream.reset()
 
-    assert_right(await holder.blob(known, upstream.host), known)
+    assert_right([await holder.blob(known, upstream.host)], known)
     assert (await upstream.counts()).seen == []
-    assert_right(await other.blob(fresh, upstream.host), fresh)
+    assert_right([await other.blob(fresh, upstream.host)], fresh)
     nowhere = Blob("e2e/nowhere", "sha256:" + "1" * 64, 1)
     told = await third.blob(nowhere, upstream.host)
     assert (told.status, told.whole) == (404, True)
@@ -182,7 +177,7 @@ async def test_without_a_tracker_disk_and_upstream_go_on(three: Cluster, origin:
         await agent.process.says("tracker-up", after=mark)
     await upstream.process.kill()
     for blob in (known, fresh):
-        assert_right(await third.blob(blob, upstream.host), blob)
+        assert_right([await third.blob(blob, upstream.host)], blob)
     told = await third.blob(unknown, upstream.host)
     assert (told.status, told.whole) == (404, True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,9 +12,9 @@ import pytest
 from swarm.geometry import FIRST_WINDOW
 from tests.parts.cluster import Cluster, cluster
 from tests.parts.counter import Counter
-from tests.parts.fetch import Fetched
+from tests.parts.fetch import assert_right
 from tests.parts.kubeapi import KubeApi, kube_api, node, pod
-from tests.parts.registry import Blob, Registry
+from tests.parts.registry import Registry
 
 pytestmark = [pytest.mark.needs_registry, pytest.mark.timeout(150)]
 
@@ -39,11 +39,6 @@ async def four(tmp_path: Path, *flags: str) -> AsyncIterator[tuple[KubeApi, Clus
             await api.until(lambda: api.watching("pods") == api.watching("nodes") == 1)
             await asyncio.gather(*(shoal.add(name=name, ip=ip) for name, ip in PODS.items()))
             yield api, shoal
-
-
-def assert_right(pulls: Sequence[Fetched], blob: Blob) -> None:
-    """Everyone has exactly the blob, in one answer."""
-    assert [(p.status, p.size, p.digest, p.error) for p in pulls] == [(200, blob.size, blob.digest, "")] * len(pulls)
 
 
 async def test_members_zones_and_events(origin: Registry, upstream: Counter, tmp_path: Path) -> None:

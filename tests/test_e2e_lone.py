@@ -12,7 +12,7 @@ import pytest
 
 from tests.parts.cluster import Agent, Cluster, cluster
 from tests.parts.counter import Counter
-from tests.parts.fetch import Fetched
+from tests.parts.fetch import assert_right
 from tests.parts.registry import Blob, Registry
 
 pytestmark = [pytest.mark.needs_registry, pytest.mark.timeout(150)]
@@ -24,11 +24,6 @@ MIB = 1024 * 1024
 async def five(tmp_path: Path) -> AsyncIterator[Cluster]:
     async with cluster(tmp_path, agents=5) as running:
         yield running
-
-
-def assert_right(pulls: list[Fetched], blob: Blob) -> None:
-    """Everyone has exactly the blob."""
-    assert [(p.status, p.size, p.digest, p.error) for p in pulls] == [(200, blob.size, blob.digest, "")] * len(pulls)
 
 
 async def held_by_one(here: Cluster, blob: Blob, ns: str) -> tuple[Agent, list[Agent]]:

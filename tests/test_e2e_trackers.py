@@ -13,7 +13,7 @@ import pytest
 from swarm.trackers import rendezvous
 from tests.parts.cluster import Agent, Cluster, Tracker, cluster
 from tests.parts.counter import Counter
-from tests.parts.fetch import Fetched
+from tests.parts.fetch import assert_right
 from tests.parts.registry import Blob, Registry
 
 pytestmark = [pytest.mark.needs_registry, pytest.mark.timeout(240)]
@@ -51,11 +51,6 @@ def in_charge(whole: Cluster, blob: Blob) -> list[Tracker]:
     """The trackers in the order in which they are responsible for *blob*."""
     by_url = {tracker.url: tracker for tracker in whole.trackers}
     return [by_url[url] for url in rendezvous(blob.digest, by_url)]
-
-
-def assert_right(pulls: Sequence[Fetched], blob: Blob) -> None:
-    """Everyone has exactly the blob, in one answer."""
-    assert [(p.status, p.size, p.digest, p.error) for p in pulls] == [(200, blob.size, blob.digest, "")] * len(pulls)
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped", "frozen"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from swarm import wire
+from swarm.flags import Endpoint
 from tracker.announce import Told
 
 RETIRED = 4
@@ -56,7 +57,7 @@ class Agent:
 
 def key_of(ip: str, port: int) -> str:
     """The name of the agent whose swarm port this is: `ip:port`."""
-    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+    return str(Endpoint(ip, port))
 
 
 class Agents:

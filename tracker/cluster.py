@@ -301,13 +301,14 @@ class Cluster:
         entering = self.settings.copy_per_zone and not board.has(agent.zone) and board.can_bring(agent.zone)
         swarm.serial += 1
         lone = self.agents.get(board.lone) if board.has_turn(agent.key) else None
+        spread = board.spread_for(agent.key)
         return Raw(
             incarnation=swarm.incarnation,
             version=board.version,
             generation=board.generation,
             serial=swarm.serial,
             size=board.size,
-            sealed=board.sealed and not entering and not board.orphaned and lone is None,
+            sealed=board.sealed_for(agent.key) and not entering,
             published=self.swarms.published_since(swarm, since),
             claims=board.claims_of(agent.key),
             hope=hope,
@@ -315,7 +316,7 @@ class Cluster:
             holders=len(board.holders),
             peers=self.peers(swarm, agent, but=lone.key if lone is not None else ""),
             lone=lone.peer if lone is not None else None,
-            spread=wire.bitmap(board.spread) if lone is not None or board.orphaned else None,
+            spread=None if spread is None else wire.bitmap(spread),
         )
 
     def peers(self, swarm: Swarm, agent: Agent, but: str = "") -> tuple[wire.Peer, ...]:

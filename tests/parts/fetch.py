@@ -7,10 +7,12 @@ import hashlib
 import http.client
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
+
+from tests.parts.registry import Blob
 
 BUFFER = 1024 * 1024
 
@@ -36,6 +38,12 @@ class Fetched:
     def whole(self) -> bool:
         """Whether a complete body came, as HTTP sees it."""
         return not self.error
+
+
+def assert_right(pulls: Sequence[Fetched], blob: Blob) -> None:
+    """Everyone has exactly the blob, in one answer."""
+    told = [(pull.status, pull.size, pull.digest, pull.error) for pull in pulls]
+    assert told == [(200, blob.size, blob.digest, "")] * len(pulls), pulls
 
 
 def get(url: str, headers: Mapping[str, str] | None = None, *, deadline: float = 60.0, method: str = "GET") -> Fetched:
