@@ -304,7 +304,6 @@ class Fetch:
             self._refusal = None
         if not whole:
             self._ranged = True
-            self._context.session.keep_idle(RANGE_LINGER)
         if self._main is None:
             self._main = asyncio.create_task(self._run())
         self._tell_wish()

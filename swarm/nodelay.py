@@ -18,10 +18,16 @@ _one = ctypes.c_int(1)
 _size = ctypes.sizeof(_one)
 
 
-def quicken() -> int:
-    """Set TCP_NODELAY on every TCP socket of this process; returns on how many. About 1 us each."""
-    done = 0
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  # called per connection: no Path for each
-        if not _libc.setsockopt(int(name), socket.IPPROTO_TCP, socket.TCP_NODELAY, ctypes.byref(_one), _size):
-            done += 1
-    return done
+def quicken(known: set[int]) -> set[int]:
+    """Set TCP_NODELAY on every TCP socket of this process but those with the descriptors *known*; all that have it now.
+
+    About 1 us for each that is not known, and 0.4 for each that is.
+    """
+    quick = set()
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  # called per dial: no Path for each
+        fd = int(name)
+        if fd in known or not _libc.setsockopt(
+            fd, socket.IPPROTO_TCP, socket.TCP_NODELAY, ctypes.byref(_one), _size
+        ):
+            quick.add(fd)
+    return quick

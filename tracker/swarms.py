@@ -1,8 +1,8 @@
 """What the tracker keeps per blob: its board, who may be handed out, and who waits for news of it.
 
 Those whose claims changed are woken at once. News for everybody goes out in waves: the first at
-once, the next when as much time has passed as the wave before it costs, so that a swarm of
-thousands hears of many publications in one answer instead of in many.
+once, the next when as much time has passed as the wave before it costs, and a moment at least, so that a swarm
+hears of many publications in one answer instead of in many.
 """
 
 from __future__ import annotations
@@ -27,6 +27,13 @@ WAKE_COST = 0.000_2
 
 LONGEST_WAVE = 0.5
 """Seconds between waves at most, however many wait."""
+
+SHORTEST_WAVE = 0.1
+"""Seconds between waves at least, while much is missing: a window more is no news that cannot wait so long. Eight
+agents on two cores took 5 % less time for 128 MiB, which enter the cluster as 75 windows in seven seconds."""
+
+MUCH = 8
+"""Windows that are not published: fewer are not much. Whoever waits for the last ones has nothing else to do."""
 
 ENCODED_BUDGET = 16 * 1024 * 1024
 """Bytes of encoded hashes that are kept for the next agent that is told the same."""
@@ -127,6 +134,8 @@ class Swarm:
         if self.wave is not None or not self.waiters:
             return
         pause = min(LONGEST_WAVE, 2 * WAKE_COST * len(self.waiters))
+        if self.board.window_count - len(self.board.windows) >= MUCH:
+            pause = max(SHORTEST_WAVE, pause)
         if now - self.last_wave >= pause:
             self._break(now)
         else:
