@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -147,7 +148,7 @@ def facts(settings: dict[str, Any], notes: list[str]) -> dict[str, Any]:
             "cpu": _cpu_name(),
             "memory_bytes": psutil.virtual_memory().total,
             "kernel": platform.release(),
-            "python": platform.python_version(),
+            "python": f"{platform.python_version()} in {sys.base_prefix}",
             "load_average_at_start": os.getloadavg(),
         },
         "settings": settings,

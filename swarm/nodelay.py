@@ -26,8 +26,6 @@ def quicken(known: set[int]) -> set[int]:
     quick = set()
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  # called per dial: no Path for each
         fd = int(name)
-        if fd in known or not _libc.setsockopt(
-            fd, socket.IPPROTO_TCP, socket.TCP_NODELAY, ctypes.byref(_one), _size
-        ):
+        if fd in known or not _libc.setsockopt(fd, socket.IPPROTO_TCP, socket.TCP_NODELAY, ctypes.byref(_one), _size):
             quick.add(fd)
     return quick

@@ -1,8 +1,8 @@
 """A BEP 3 tracker on loopback for this node's own libtorrent session.
 
-libtorrent dials the peers of a tracker response at once, but those given by hand only at its next
-tick (ENGINE.md). The board already says who takes part, so the session announces here instead of
-at the cluster's tracker: no announce of a window ever leaves the node.
+libtorrent dials at once whom it is told when a torrent is added, and the peers of a tracker response, but
+those given by hand later only at its next tick. The board says who takes part, so a torrent for which there
+are other peers than at first announces here instead of at the cluster's tracker: nothing of it leaves the node.
 """
 
 from __future__ import annotations
