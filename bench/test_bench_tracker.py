@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,25 +22,41 @@ from bench.processes import Process, running, wait_listening
 
 PORT = 16969
 HERE = Host("here", "127.0.0.1", Link(None, None))
+LARGE = 10_000
+FILES = 65_536
+
+
+@contextmanager
+def trackers(directory: Path, count: int) -> Iterator[list[Process]]:
+    """*count* trackers, empty, at PORT and above."""
+    shoal = str(Path(sys.executable).with_name("shoal"))
+    ports = range(PORT, PORT + count)
+    with running([]) as processes:
+        for port in ports:
+            argv = [shoal, "tracker", "--listen", f"127.0.0.1:{port}", "--log-level", "warning"]
+            processes.append(Process(HERE, argv, directory / f"tracker-{port}.log"))
+        wait_listening([(process, "127.0.0.1", port) for process, port in zip(processes, ports, strict=True)])
+        yield processes
 
 
 @pytest.fixture
 def tracker(tmp_path: Path) -> Iterator[Process]:
-    """A tracker of its own, empty."""
-    shoal = str(Path(sys.executable).with_name("shoal"))
-    with running([]) as processes:
-        argv = [shoal, "tracker", "--listen", f"127.0.0.1:{PORT}", "--log-level", "warning"]
-        processes.append(Process(HERE, argv, tmp_path / "tracker.log"))
-        wait_listening([(processes[0], "127.0.0.1", PORT)])
-        yield processes[0]
+    """A tracker of its own."""
+    with trackers(tmp_path, 1) as (process,):
+        yield process
 
 
 def load(kind: str, count: int) -> dict[str, float]:
     """What the generator, in a process of its own, says of *count* requests."""
-    argv = [sys.executable, "-m", "bench.load", f"127.0.0.1:{PORT}", kind, str(count)]
-    done = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
-    told: dict[str, float] = json.loads(done.stdout)
+    told: dict[str, float] = generator("bench.load", f"127.0.0.1:{PORT}", kind, str(count))
     return told
+
+
+def generator(*argv: str) -> Any:
+    """The JSON that a Python module prints."""
+    argv = (sys.executable, "-m", *argv)
+    done = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
+    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("kind", ["announce", "agent", "board", "crowd"])
@@ -62,3 +82,25 @@ def test_memory_per_thousand(benchmark: BenchmarkFixture, tracker: Process, say:
     told = benchmark.pedantic(load, (f"fill-{kind}", 1_000), rounds=1, iterations=1)  # type: ignore[no-untyped-call]  # pytest-benchmark has no types there
     assert told["errors"] == 0
     say(f"tracker, memory: {(resident().rss - before) / 2**20:.1f} MiB per 1,000 {kind}s")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="no root: may not open 40,000 files")
+def test_ten_thousand_agents_on_two_replicas(benchmark: BenchmarkFixture, tmp_path: Path, say: Say) -> None:
+    """Aim of issue 3. All have a channel at both trackers, and all pull two layers at once, one from each."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
+    try:
+        with trackers(tmp_path, 2) as processes:
+            addresses = [f"127.0.0.1:{port}" for port in (PORT, PORT + 1)]
+            told = benchmark.pedantic(generator, ("bench.crowd", str(LARGE), *addresses), rounds=1, iterations=1)  # type: ignore[no-untyped-call]  # pytest-benchmark has no types there
+            for process, seen in zip(processes, told, strict=True):
+                assert seen["dropped"] == 0
+                say(
+                    f"tracker, rollout to {seen['agents']}: {seen['news']} news in {seen['answers']} answers, "
+                    f"{process.cpu():.1f} CPU-s, {1000 * process.cpu() / seen['answers']:.3f} ms each, "
+                    f"peak {process.peak() / 2**20:.0f} MiB; connected in {seen['connecting']:.1f} s, "
+                    f"published in {seen['publishing']:.1f} s, all told {seen['after_the_last_window']:.1f} s later; "
+                    f"a window was heard of after {seen['lag_p50']:.1f} s (p50), {seen['lag_max']:.1f} s (max)"
+                )
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -74,9 +74,7 @@ async def bring_window(
     *first*: a body already opened at the window's start. Raises SourceError, SizeChanged, StoreFull.
     """
     failures = 0
-    while (
-        piece := next((p for p in range(window.first_piece, window.last_piece + 1) if not ready(p)), None)
-    ) is not None:
+    while (piece := next((p for p in window.span if not ready(p)), None)) is not None:
         before = piece
         try:
             if first is not None:

@@ -19,13 +19,14 @@ from swarm import wire
 from swarm.content import BLOBS, Content
 from swarm.digest import Digest, parse
 from swarm.errors import BadHashes, DigestInvalid, TrackerError
-from swarm.fetch import Context, Fetch, Reader, Span
+from swarm.fetch import Context, Fetch, Span
 from swarm.geometry import geometry
 from swarm.hashing import Hasher
 from swarm.held import Held
 from swarm.metainfo import sealed_info
 from swarm.metrics import SwarmMetrics
 from swarm.names import Names
+from swarm.readers import Reader
 from swarm.session import Session, SessionError, Torrent
 from swarm.settings import SwarmSettings
 from swarm.source import Source

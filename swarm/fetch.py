@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -48,6 +48,7 @@ from swarm.metainfo import HASH_LENGTH, sealed_info, window_info
 from swarm.metrics import SwarmMetrics
 from swarm.peers import PeerAddress, successors
 from swarm.pieces import Pieces
+from swarm.readers import Reader, Readers
 from swarm.session import Session, SessionError, Torrent
 from swarm.settings import SwarmSettings
 from swarm.source import Source
@@ -161,23 +162,6 @@ class Context:
     """The store has no room: close what nobody reads. Whether there was anything."""
 
 
-@dataclass(eq=False)
-class Reader:
-    """Somebody on this node who reads the blob."""
-
-    whole: bool
-    source: Source | None
-    windows: tuple[int, ...] = ()
-    """Windows that a range reader waits for, most urgent first."""
-    pieces: tuple[int, ...] = ()
-    """Pieces in them that its range touches."""
-    low: bool = False
-    """Nobody waits for it: every other reader comes first."""
-    counts: dict[str, int] = field(default_factory=dict)
-    late: bool = False
-    """The blob was complete when this reader came: for it, the bytes come from the disk."""
-
-
 class Fetch:
     """See the module. Created by the engine; `join` before anything else, `part` at the end."""
 
@@ -192,7 +176,7 @@ class Fetch:
         self._settled = asyncio.Event()
         """Verified, or failed."""
         self._new_era = asyncio.Event()
-        self.readers: set[Reader] = set()
+        self.readers = Readers()
         self._context = context
         self._sized = asyncio.Event()
         self._learning = asyncio.Lock()
@@ -519,22 +503,15 @@ class Fetch:
         return {**self._context.trackers.me(), "digest": self.digest}
 
     def _source(self, window: int | None = None) -> Source | None:
-        """Where to ask upstream; for *window* as who waits for it asks: not behind bulk downloads."""
+        """Where to ask upstream, unless that has refused; see `Readers.source`."""
         if self._refusal is not None and time.monotonic() < self._refused_until:
             return None
-        sources = [(window in reader.windows, reader.source) for reader in self.readers if reader.source is not None]
-        return max(sources, key=lambda found: found[0], default=(False, None))[1]
+        return self.readers.source(window)
 
     def _want(self) -> int:
         if self.verified.is_set() or self._source() is None:
             return 0
-        waiting = any(reader.windows and not reader.low for reader in self.readers)
-        return self._context.settings.claims + (URGENT_CLAIMS if waiting else 0)
-
-    def _prefer(self) -> tuple[tuple[int, ...], bool]:
-        by_rank = sorted(self.readers, key=lambda reader: reader.low)
-        ordered = dict.fromkeys(w for reader in by_rank if not reader.whole for w in reader.windows)
-        return tuple(ordered)[:64], not any(reader.whole for reader in self.readers)
+        return self._context.settings.claims + (URGENT_CLAIMS if self.readers.waiting else 0)
 
     def _demand(self, reader: Reader, position: int, stop: int) -> None:
         """A range reader needs the pieces of [position, stop) that are not here."""
@@ -582,14 +559,17 @@ class Fetch:
 
     def _wish(self) -> tuple[int, tuple[int, ...], bool, int]:
         """What the board must know of the readers: claims wanted, for which windows first, for those only, turns."""
-        prefer, only = self._prefer()
+        prefer, only = self.readers.preferred(), not self.readers.whole
         asking = self.cut is None or prefer or not only
         return (self._want() if asking else 0, prefer, only, self._turns())
 
     def _turns(self) -> int:
         """Windows to fetch at once from a lone holder, by claim."""
-        bulk = bool(self.readers) and all(reader.whole for reader in self.readers)
-        return TURNS if bulk and self._turning and self._reserved is None and not self.verified.is_set() else 0
+        return (
+            TURNS
+            if self.readers.bulk and self._turning and self._reserved is None and not self.verified.is_set()
+            else 0
+        )
 
     def _tell_wish(self) -> None:
         """Poll the board if it does not know our wish: a read of what is here costs no question."""
@@ -660,7 +640,7 @@ class Fetch:
 
     def _poll(self) -> wire.BoardPoll:
         self._told_wish = self._wish()
-        prefer, only = self._prefer()
+        prefer, only = self.readers.preferred(), not self.readers.whole
         wait = wire.MAX_WAIT if self._incarnation else 0.0
         if wait and self.cut is None and not self._claims:
             wait = max(0.05, self.started + self._context.settings.unpublished_wait - time.monotonic())
@@ -791,7 +771,7 @@ class Fetch:
         if not self._eras:
             return
         old = self._eras[-1]
-        for place, piece in enumerate(_pieces_of(window)):
+        for place, piece in enumerate(window.span):
             expected = hashes[place * HASH_LENGTH : (place + 1) * HASH_LENGTH]
             if piece in old and piece not in self.pieces and old.sum(piece) == expected:
                 self._piece_ready(piece, expected, old.origin(piece))
@@ -867,7 +847,7 @@ class Fetch:
 
     async def _make_room(self, cut: Geometry) -> None:
         # Ranges touch a part of a blob, which may be larger than the store: room is made window by window.
-        promise = None if any(reader.whole for reader in self.readers) else 0
+        promise = None if self.readers.whole else 0
         staged = await self._room(lambda: self._stage(cut, promise))
         if promise is not None:
             held = {cut.window_at(cut.piece_span(piece)[0]).index for piece in staged.pieces}
@@ -973,7 +953,7 @@ class Fetch:
         await self._make_way(window)
         try:
             await self._from_lone.want(self._lone_wants)
-            for piece in _pieces_of(window):
+            for piece in window.span:
                 await self.pieces.wait(piece)
         finally:
             if not self.pieces.holds(window) and not self.closing:
@@ -1033,7 +1013,7 @@ class Fetch:
         window, pieces = self.cut.windows[index], self.pieces
 
         async def here() -> None:
-            for piece in _pieces_of(window):
+            for piece in window.span:
                 await pieces.wait(piece)
 
         waiting = asyncio.ensure_future(here())
@@ -1089,10 +1069,10 @@ class Fetch:
         missing = list(self.pieces.missing(window))
         if not missing:
             return None
-        demanded = {piece for reader in self.readers if not reader.low for piece in reader.pieces}
+        demanded = self.readers.urgent
         start = next((piece for piece in missing if piece in demanded), missing[0])
         stop = window.last_piece + 1
-        if demanded and not any(reader.whole for reader in self.readers):
+        if demanded and not self.readers.whole:
             stop = min(stop, start + max(1, BRING_STEP // self.cut.piece_length))
         stop = next((piece for piece in range(start, stop) if piece in self.pieces), stop)
         offset = start * self.cut.piece_length
@@ -1189,9 +1169,9 @@ class Fetch:
             return
         if not self._board.shared:
             return
-        every = any(reader.whole for reader in self.readers)
+        every = self.readers.whole
         demanded: dict[int, set[int]] = {}
-        for piece in {p for reader in self.readers for p in reader.pieces if p not in self.pieces}:
+        for piece in {p for p in self.readers.pieces if p not in self.pieces}:
             demanded.setdefault(self.cut.window_at(piece * self.cut.piece_length).index, set()).add(piece)
         windows, under_way = self.cut.windows, self._torrents.keys() | self._joining.keys()
         for index in (demanded.keys() | (self._partly if every else set())) & self._torrents.keys():
@@ -1211,7 +1191,7 @@ class Fetch:
     def _want_more(self, torrent: Torrent, window: Window, first: set[int], every: bool) -> None:
         """The torrent of *window* is to fetch the pieces *first* before others, and (*every*) all others too."""
         assert self.pieces is not None
-        urgent = self._urgent()
+        urgent = self.readers.urgent
         new = (set(self.pieces.missing(window)) if every else first) - self._wanted
         new |= (first & urgent) - self._hurried
         if every:
@@ -1223,18 +1203,14 @@ class Fetch:
             torrent.want((piece, 7 if piece in urgent else 4) for piece in new)
             torrent.reannounce()  # it may have let go of its peers
 
-    def _urgent(self) -> set[int]:
-        """Pieces that somebody waits for who reads ranges."""
-        return {piece for reader in self.readers if not reader.low for piece in reader.pieces}
-
     async def _join_window(self, window: Window, hashes: bytes, first: set[int], every: bool) -> None:
         """Fetch *window* from peers: the pieces *first*, or (*every*) all of it."""
         assert self.cut is not None and self.pieces is not None
         generation = self._generation
         missing = list(self.pieces.missing(window))
-        span = _pieces_of(window)
+        span = window.span
         wanted = set(missing) if every else first
-        urgent = first & self._urgent()
+        urgent = first & self.readers.urgent
         self._wanted |= wanted
         if urgent:
             self._hurried |= wanted
@@ -1276,7 +1252,7 @@ class Fetch:
     def _near_the_end(self) -> bool:
         """Whether so little is missing that asking twice helps more than it costs."""
         assert self.cut is not None and self.pieces is not None
-        every = any(reader.whole for reader in self.readers)
+        every = self.readers.whole
         return every and len(self.cut.windows) - self.pieces.have.bit_count() <= LAST_WINDOWS
 
     def _window_here(self, window: Window) -> None:
@@ -1373,7 +1349,7 @@ class Fetch:
         async with self._switching:
             while self._leaving:
                 await asyncio.wait(self._leaving)
-            if self._whole is not None and not self._wanted.isdisjoint(_pieces_of(window)):
+            if self._whole is not None and not self._wanted.isdisjoint(window.span):
                 await self._renew_whole(self._whole)
 
     async def _renew_whole(self, torrent: Torrent) -> None:
@@ -1386,16 +1362,14 @@ class Fetch:
     def _wanted_pieces(self) -> set[int]:
         """Pieces that the readers here need from peers: all that are missing, or those that range readers wait for."""
         assert self.cut is not None and self.pieces is not None
-        pieces: Iterable[int] = range(self.cut.pieces)
-        if not any(reader.whole for reader in self.readers):
-            pieces = (piece for reader in self.readers for piece in reader.pieces)
+        pieces: Iterable[int] = range(self.cut.pieces) if self.readers.whole else self.readers.pieces
         coming = self._claims.keys() | self._hedged.values()
-        claimed = {piece for index in coming for piece in _pieces_of(self.cut.windows[index])}
+        claimed = {piece for index in coming for piece in self.cut.windows[index].span}
         return {piece for piece in pieces if piece not in self.pieces and piece not in claimed}
 
     def _want_of_whole(self) -> None:
         """Have the torrent of the whole blob fetch what is wanted now; it may have let go of its peers meanwhile."""
-        now, urgent = self._wanted_pieces(), self._urgent()
+        now, urgent = self._wanted_pieces(), self.readers.urgent
         wanted = (now - self._wanted) | ((now & urgent) - self._hurried)
         if self._whole is not None and wanted:
             self._wanted |= wanted
@@ -1417,7 +1391,7 @@ class Fetch:
 
     def _fetch_of_whole(self, wanted: set[int]) -> None:
         if self._whole is not None:
-            first = self._urgent()
+            first = self.readers.urgent
             self._whole.want((piece, 7 if piece in first else 4) for piece in wanted)
             self._whole.reannounce()
 
@@ -1448,7 +1422,7 @@ class Fetch:
         """Offer a window that is here."""
         if window.index in self._torrents or self.cut is None:
             return
-        span = _pieces_of(window)
+        span = window.span
         with contextlib.suppress(SessionError, BadHashes):
             info = window_info(self.digest, self.cut, window, hashes)
             self._torrents[window.index] = await self._add(info, span, span, 4, partial(self._dial, window))
@@ -1593,7 +1567,7 @@ class Fetch:
             self._window_here(window)
             if not self._as_whole:
                 self._join_published()
-            self._note({p: self.pieces.sum(p) for p in _pieces_of(window)})
+            self._note({p: self.pieces.sum(p) for p in window.span})
         elif self._ranged and origin == "peer":
             self._note({piece: sha1})  # its window may never become complete
 
@@ -1654,7 +1628,7 @@ class Fetch:
         """Remove the torrents of windows of which range readers had all that they wanted a while ago."""
         if self.cut is None or self.pieces is None:
             return
-        waited_for = {w for reader in self.readers for w in reader.windows}
+        waited_for = self.readers.windows
         for index in list(self._partly - self._joining.keys() - waited_for):
             window = self.cut.windows[index]
             if self.pieces.holds(window) or index not in self._torrents:
@@ -1663,14 +1637,14 @@ class Fetch:
                 self._partly.discard(index)
                 # It has asked for nothing for so long: there is nothing left to be written, and nobody need wait.
                 self._context.session.remove(self._torrents.pop(index))
-                self._wanted -= set(_pieces_of(window))
-                self._hurried -= set(_pieces_of(window))
+                self._wanted -= set(window.span)
+                self._hurried -= set(window.span)
 
     def _waiting_windows(self) -> tuple[int, ...]:
         if self.cut is None or self.pieces is None or self.verified.is_set():
             return ()
-        every = any(reader.whole for reader in self.readers)
-        urgent = {w for reader in self.readers for w in reader.windows}
+        every = self.readers.whole
+        urgent = self.readers.windows
         unheld = ~self._spread if self._spread is not None and self._lone is None else 0
         return tuple(
             w
@@ -1769,10 +1743,6 @@ class Fetch:
             if self.pieces.sum(piece) != self._eras[era].sum(piece):
                 raise BlobCorrupt(f"bytes of {self.digest} that were given out turned out to be wrong")
         return now
-
-
-def _pieces_of(window: Window) -> range:
-    return range(window.first_piece, window.last_piece + 1)
 
 
 def _check(fd: int, spans: Sequence[tuple[int, int]], expected: Sequence[bytes | None]) -> list[bool]:

@@ -23,9 +23,12 @@ LEAD_WINDOWS = 8
 PLAIN_WINDOW = 2 * MIB
 """Length in bytes of the windows after the lead, until MAX_WINDOWS makes them longer."""
 
-TAIL_SHARE = 6
-"""No window after the lead is longer than this part of what is left, down to FIRST_WINDOW: what arrives last is still
-to be traded by all, and about so many windows are on their way at once."""
+TAIL_SHARE = 9
+"""No window after the lead is longer than this part of what is left, down to SHORTEST_WINDOW: what arrives last is
+still to be traded by all, and about so many windows are on their way at once."""
+
+SHORTEST_WINDOW = 512 * KIB
+"""Length in bytes of the shortest windows at the end; of a blob with longer pieces, one piece."""
 
 MAX_WINDOWS = 256
 """About how many windows a blob has at most: each is a torrent whose info dictionary names every piece."""
@@ -53,6 +56,11 @@ class Window:
     def last_piece(self) -> int:
         """Index of the last piece, inclusive."""
         return self.first_piece + self.pieces - 1
+
+    @property
+    def span(self) -> range:
+        """Indexes of its pieces."""
+        return range(self.first_piece, self.first_piece + self.pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +115,15 @@ def geometry(size: int) -> Geometry:
     if size < 0:
         raise ValueError(f"negative size: {size}")
     length = piece_length(size)
-    plain = PLAIN_WINDOW
+    plain, shortest = PLAIN_WINDOW, max(SHORTEST_WINDOW, length)
     while LEAD_WINDOWS + -(-size // plain) > MAX_WINDOWS:
         plain *= 2
     windows: list[Window] = []
     offset = 0
     while offset < size:
         left = size - offset
-        shorter = left // TAIL_SHARE // FIRST_WINDOW * FIRST_WINDOW
-        step = FIRST_WINDOW if len(windows) < LEAD_WINDOWS else max(FIRST_WINDOW, min(plain, shorter))
+        shorter = left // TAIL_SHARE // shortest * shortest
+        step = FIRST_WINDOW if len(windows) < LEAD_WINDOWS else max(shortest, min(plain, shorter))
         step = min(step, left)
         windows.append(Window(len(windows), offset, step, offset // length, -(-step // length)))
         offset += step

@@ -76,7 +76,7 @@ class Pieces:
 
     def missing(self, window: Window) -> Iterable[int]:
         """The pieces of *window* that are not ready, in order."""
-        return (p for p in range(window.first_piece, window.last_piece + 1) if not self._ready[p])
+        return (p for p in window.span if not self._ready[p])
 
     def holds(self, window: Window) -> bool:
         """Whether all pieces of *window* are ready."""

@@ -51,6 +51,11 @@ _DIALS_WITHIN = 0.005
 MANY_OPEN = 1000
 """Connections from which on idle ones are closed: the windows of a blob of 1 GiB with four each."""
 
+_FEW_OPEN = {"close_redundant_connections": False, "seeding_outgoing_connections": True, "min_reconnect_time": 0}
+_MANY_OPEN = {"close_redundant_connections": True, "seeding_outgoing_connections": False, "min_reconnect_time": 1}
+"""Who is dialled before it has the torrent closes the connection. Tried again at the next tick (0), it does not hold a
+window up for a second. Where idle connections are closed, that would open them again and again."""
+
 
 class SessionError(SwarmError):
     """libtorrent could not do what was asked."""
@@ -176,9 +181,8 @@ def settings_for(listen: str) -> dict[str, Any]:
         "connection_speed": 500,
         "connections_limit": 4000,
         "torrent_connect_boost": 60,
-        "min_reconnect_time": 1,
-        "close_redundant_connections": False,  # True while there are many: `Session._bound_idle`
-        "max_failcount": 5,
+        **_FEW_OPEN,
+        "max_failcount": 20,
         "unchoke_slots_limit": -1,
         "choking_algorithm": 0,
         "listen_queue_size": 512,
@@ -227,8 +231,6 @@ class Session:
         self._quicken: asyncio.TimerHandle | None = None
         self._quick: set[int] = set()
         """Descriptors that need no second look by `quicken`: none was closed since."""
-        self._open = 0
-        """Connections to peers."""
         self._closes_idle = False
         self.sent = 0
         """Payload bytes sent to peers, as of the last `count`."""
@@ -347,7 +349,7 @@ class Session:
         return torrent
 
     def count(self) -> None:
-        """Have `sent` brought up to date: it changes a moment later."""
+        """Have `sent` brought up to date, and idle connections bounded: a moment later."""
         if self._session is not None:
             self._session.post_session_stats()
 
@@ -442,8 +444,6 @@ class Session:
             torrent.on_bad_piece(int(alert.piece_index))
 
     def _on_connected(self, alert: Any) -> None:
-        self._open += 1
-        self._bound_idle()
         if self._quicken is None and " outgoing " in alert.message():  # the binding does not tell the direction
             self._quicken = asyncio.get_running_loop().call_later(_DIALS_WITHIN, self._quicken_dialled)
 
@@ -451,23 +451,20 @@ class Session:
         self._quicken = None
         self._quick = quicken(self._quick)
 
-    def _on_disconnected(self, alert: Any) -> None:
+    def _on_disconnected(self, _alert: Any) -> None:
         self._quick = set()  # one of them may be another connection by now
-        if alert.handle.is_valid():  # else it never belonged to a torrent, and was not counted
-            self._open = max(0, self._open - 1)
-            self._bound_idle()
 
-    def _bound_idle(self) -> None:
+    def _bound_idle(self, connections: int) -> None:
         """Keep connections over which nothing is wanted, unless there are many.
 
         Where libtorrent closes them, it does so as soon as the other end has all that it wants, even if what that has
         just got is wanted here and its word of it is on the way; a second later it dials again, mostly in vain: half of
         all connections were such. And a range read from a peer took 0.96 s (median) instead of 4 ms.
         """
-        many = self._open > (MANY_OPEN // 2 if self._closes_idle else MANY_OPEN)
+        many = connections > (MANY_OPEN // 2 if self._closes_idle else MANY_OPEN)
         if many != self._closes_idle and self._session is not None:
             self._closes_idle = many
-            self._session.apply_settings({"close_redundant_connections": many})
+            self._session.apply_settings(_MANY_OPEN if many else _FEW_OPEN)
 
     def _on_ban(self, alert: Any) -> None:
         ip, port = alert.endpoint
@@ -495,6 +492,7 @@ class Session:
 
     def _on_stats(self, alert: Any) -> None:
         self.sent = int(alert.values["net.sent_payload_bytes"])
+        self._bound_idle(int(alert.values["peer.num_peers_connected"]))
 
     def _on_torrent_error(self, alert: Any) -> None:
         if (torrent := self._torrent_of(alert)) is not None:

@@ -665,7 +665,7 @@ def _windows(part: _Partial) -> dict[int, int]:
 
 def _among(part: _Partial, window: Window) -> list[int]:
     """The pieces of *window* that the partial blob has, in order."""
-    return [piece for piece in range(window.first_piece, window.last_piece + 1) if piece in part.pieces]
+    return [piece for piece in window.span if piece in part.pieces]
 
 
 def _gaps(staged: Staged) -> Iterator[tuple[int, int]]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from bench.crowd import crowd
 from swarm import wire
 from swarm.geometry import MIB, geometry
 from swarm.metainfo import info_hash, sealed_info
 from tests.parts.cluster import cluster
-from tests.parts.crowd import crowd
 from tests.parts.talk import digest_of, hashes_of, whole_of
 
 COUNT = 2000

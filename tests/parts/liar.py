@@ -104,11 +104,11 @@ class Liar:
         cut = geometry(self.size)
         hashes = b""
         with self.path.open("rb") as file:
-            for piece in range(window.first_piece, window.last_piece + 1):
+            for piece in window.span:
                 offset, length = cut.piece_span(piece)
                 file.seek(offset)
                 hashes += hashlib.sha1(file.read(length), usedforsecurity=False).digest()
-        span = range(window.first_piece, window.last_piece + 1)
+        span = window.span
         info = window_info(self.digest, cut, window, hashes)
         self.torrents.append(await self.session.add(info, path=self.path, have=span, wanted=span, on_piece=_ignore))
         self.published.add(window.index)

@@ -1,12 +1,19 @@
-"""Thousands of agents of one tracker in one process: what real ones would say by swarm.wire, over raw connections.
+"""Thousands of agents in one process: what real ones would say by swarm.wire, over raw connections.
 
 aiohttp's client would take more time than the tracker that is looked at.
+
+`python -m bench.crowd COUNT HOST:PORT...` is a rollout on a large cluster, and prints one JSON object: each of COUNT
+agents has its channel open at every tracker, and all pull a layer of 128 MiB from each at once, whose windows enter
+the cluster as fast as a link of 200 Mbit/s lets them in.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -14,10 +21,22 @@ from urllib.parse import quote
 
 import bencodepy
 
+from bench.load import digest_of, hashes_of
 from swarm import wire
 from swarm.digest import Digest
+from swarm.geometry import MIB, Window, geometry
+from swarm.metainfo import HASH_LENGTH
 
 M = TypeVar("M", bound=wire.Wire)
+
+SIZE = 128 * MIB
+"""Of a layer."""
+
+RATE = 200e6 / 8
+"""Bytes per second at which a layer enters the cluster."""
+
+DEADLINE = 400.0
+"""Seconds for all of it."""
 
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
@@ -83,7 +102,8 @@ class Follower:
     number: int
     channel: Line
     board: Line
-    windows: set[int] = field(default_factory=set)
+    windows: dict[int, float] = field(default_factory=dict)
+    """When it first heard of each, in seconds of time.monotonic()."""
     answers: int = 0
     peers: int = 0
 
@@ -111,7 +131,9 @@ class Follower:
                 since=seen.version, wait=wire.MAX_WAIT if seen.incarnation else 0.0, have=wire.bitmap(0),
             )  # fmt: skip
             seen = await self.board.say("board", poll, wire.BoardAnswer)
-            self.windows |= seen.published.keys()
+            now = time.monotonic()
+            for window in seen.published:
+                self.windows.setdefault(window, now)
             self.answers += 1
 
     async def announce(self, info_hash: bytes) -> None:
@@ -135,3 +157,64 @@ async def crowd(host: str, port: int, count: int) -> Sequence[Follower]:
             return found
 
     return await asyncio.gather(*(one(number) for number in range(count)))
+
+
+async def rollout(host: str, port: int, count: int, layer: int) -> dict[str, float]:
+    """*count* agents of one tracker pull layer number *layer*. What they saw; seconds."""
+    began = time.monotonic()
+    first, *others = await crowd(host, port, count)
+    channels = [asyncio.create_task(agent.wait()) for agent in (first, *others)]
+    ready = time.monotonic()
+    digest, told = digest_of(layer), {}
+    boards = [asyncio.create_task(agent.follow(digest, SIZE)) for agent in others]
+    await asyncio.sleep(0)
+    me: dict[str, object] = first.me()
+    poll = wire.BoardPoll(**me, digest=digest, size=SIZE, want=1)  # type: ignore[arg-type]
+    board = await first.board.say("board", poll, wire.BoardAnswer)
+    about = {**me, "digest": digest, "incarnation": board.incarnation, "generation": board.generation}
+    start = time.monotonic()
+    for window in geometry(SIZE).windows:
+        await asyncio.sleep(max(0.0, start + window.end / RATE - time.monotonic()))
+        said = wire.Publish(**about, size=SIZE, window=window.index, hashes=_hashes(layer, window))  # type: ignore[arg-type]
+        await first.board.say("publish", said, wire.BoardAnswer)
+        told[window.index] = time.monotonic()
+    published = time.monotonic()
+    await first.board.say("seal", wire.Seal(**about), wire.Ok)  # type: ignore[arg-type]
+    await asyncio.gather(*boards)
+    ended = time.monotonic()
+    lags = sorted(at - told[window] for agent in others for window, at in agent.windows.items())
+    dropped = sum(channel.done() for channel in channels)
+    for channel in channels:
+        channel.cancel()
+    await asyncio.gather(*channels, return_exceptions=True)
+    return {
+        "agents": count,
+        "connecting": ready - began,
+        "publishing": published - start,
+        "after_the_last_window": ended - published,
+        "answers": sum(agent.answers for agent in others),
+        "news": len(lags),
+        "lag_p50": lags[len(lags) // 2],
+        "lag_max": lags[-1],
+        "dropped": dropped,
+    }
+
+
+def _hashes(layer: int, window: Window) -> bytes:
+    start = window.first_piece * HASH_LENGTH
+    return hashes_of(layer, SIZE)[start : start + window.pieces * HASH_LENGTH]
+
+
+async def main() -> None:
+    """See the module."""
+    count, *addresses = sys.argv[1:]
+    places = [address.rpartition(":") for address in addresses]
+    async with asyncio.timeout(DEADLINE):
+        found = await asyncio.gather(
+            *(rollout(host, int(port), int(count), layer) for layer, (host, _, port) in enumerate(places))
+        )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
