@@ -115,7 +115,8 @@ async def test_a_peer_that_has_the_torrent_later_is_dialled_again(
         refused.set()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sessions._HANDLERS, sessions.lt.peer_disconnected_alert, seen)
+        kind = next(kind for kind, handler in sessions._HANDLERS.items() if handler is closed)
+        patch.setitem(sessions._HANDLERS, kind, seen)
         await seeker.add([holder.address])
         async with asyncio.timeout(DEADLINE):
             await refused.wait()
