@@ -47,7 +47,6 @@ but that hashing is no job that it waits for. To hash what had come takes about 
 _DIALS_WITHIN = 0.005
 """Seconds in which dialled connections are collected, to look once over all descriptors (swarm/nodelay.py)."""
 
-
 MANY_OPEN = 1000
 """Connections from which on idle ones are closed: the windows of a blob of 1 GiB with four each."""
 
@@ -126,12 +125,12 @@ class Torrent:
 
     def reannounce(self) -> None:
         """Ask for peers again: there are new ones."""
-        if not self.announces:
-            self.announces = True
-            self._call(lambda handle: handle.add_tracker({"url": self.announce_url, "tier": 0}))  # announces at once
-        else:
+        if self.announces:
             # libtorrent would keep 30 s between two announces: ours stay on this machine
             self._call(lambda handle: handle.force_reannounce(0, -1, lt.torrent_handle.ignore_min_interval))
+        elif self.handle is not None:
+            self.announces = True
+            self._call(lambda handle: handle.add_tracker({"url": self.announce_url, "tier": 0}))  # announces at once
 
     async def received(self) -> int:
         """Payload bytes that have come from peers so far, without those that were wrong."""
@@ -324,7 +323,8 @@ class Session:
         params.save_path = str(path.parent)
         params.renamed_files = {0: path.name}
         params.storage_mode = lt.storage_mode_t.storage_mode_sparse
-        params.peers = list(peers())  # dialled at once, since nothing is to be verified
+        first = list(peers())
+        params.peers = first  # dialled at once, since nothing is to be verified
         params.flags = (
             lt.torrent_flags.no_verify_files
             | lt.torrent_flags.disable_dht
@@ -346,6 +346,8 @@ class Session:
         except asyncio.CancelledError:
             self.remove(torrent)  # or nobody could add it again; what libtorrent adds yet is dropped by its alert
             raise
+        if not set(first).issuperset(peers()):
+            torrent.reannounce()  # there are others since
         return torrent
 
     def count(self) -> None:
