@@ -382,16 +382,13 @@ class Fetch:
         self._stop_timers()
         if self.error is None:
             self._fail(BlobUnavailable("the agent stops"))
-        claims = tuple(self._claims)
-        for task in [*self._claims.values(), *self._tasks, *([self._main] if self._main else [])]:
-            if task is not asyncio.current_task():
+        claims, ended = tuple(self._claims), {asyncio.current_task()}
+        # What ends may have begun something else meanwhile: nothing of it may outlast this.
+        while under_way := {*self._claims.values(), *self._tasks, *([self._main] if self._main else [])} - ended:
+            for task in under_way:
                 task.cancel()
-        await asyncio.gather(
-            *self._claims.values(),
-            *(t for t in self._tasks if t is not asyncio.current_task()),
-            *([self._main] if self._main and self._main is not asyncio.current_task() else []),
-            return_exceptions=True,
-        )
+            await asyncio.gather(*under_way, return_exceptions=True)
+            ended |= under_way
         with contextlib.suppress(TrackerError, TimeoutError):
             async with asyncio.timeout(2.0):
                 if claims:
@@ -1162,7 +1159,7 @@ class Fetch:
 
     def _join_published(self) -> None:
         """Fetch the published windows that are wanted here from peers."""
-        if self.cut is None or self.pieces is None or self.verified.is_set():
+        if self.cut is None or self.pieces is None or self.verified.is_set() or self.closing:
             return
         if self._as_whole:
             self._want_of_whole()

@@ -221,7 +221,7 @@ class Session:
         self._on_bad_peer = on_bad_peer
         self._torrents: dict[bytes, Torrent] = {}
         self._going: dict[bytes, asyncio.Future[None]] = {}
-        """Torrents that are paused and not removed yet."""
+        """Torrents that are paused and not removed yet: who adds one of them again waits."""
         self._announce = LoopbackAnnounce(self._peers_of)
         self._announce_url = ""
         self._session: Any = None
@@ -380,10 +380,12 @@ class Session:
         if self._session is not None:
             with contextlib.suppress(RuntimeError):
                 self._session.remove_torrent(torrent.handle)
-        self._going.pop(torrent.info_hash).set_result(None)
+        if (going := self._going.pop(torrent.info_hash, None)) is not None and not going.done():
+            going.set_result(None)
 
     async def retire(self, torrent: Torrent) -> None:
         """`remove`, but wait until nothing of *torrent* is left to be written: what is written now stays."""
+        leaving = self._going.setdefault(torrent.info_hash, asyncio.get_running_loop().create_future())
         torrent._call(lambda handle: handle.pause())
         try:
             with contextlib.suppress(TimeoutError):
@@ -394,7 +396,11 @@ class Session:
                     torrent._call(lambda handle: handle.flush_cache())
                     await torrent.flushed.wait()
         finally:
+            if self._going.get(torrent.info_hash) is leaving:
+                del self._going[torrent.info_hash]
             self.remove(torrent)
+            if not leaving.done():
+                leaving.set_result(None)
 
     def get(self, info_hash: bytes) -> Torrent | None:
         """The torrent of that info-hash, if it is in the session."""

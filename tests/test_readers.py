@@ -5,11 +5,13 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 
 from swarm.readers import MOST_PREFERRED, Reader, Readers
-from swarm.source import Body
+from swarm.source import Body, Source
 
 
 class Upstream:
     """A source that nobody opens."""
+
+    upstream = "registry.test"
 
     def open(self, start: int, stop: int | None) -> AbstractAsyncContextManager[Body]:
         raise AssertionError("not to be asked")
@@ -44,7 +46,8 @@ def test_a_board_is_told_of_few_windows() -> None:
 
 
 def test_a_window_is_asked_for_as_who_waits_for_it_asks() -> None:
-    bulk, urgent = Upstream(), Upstream()
+    bulk: Source = Upstream()
+    urgent: Source = Upstream()
     both = Readers({Reader(True, bulk), Reader(False, urgent, windows=(3,)), Reader(False, None, windows=(4,))})
     assert both.source(3) is urgent
     assert both.source(4) in {bulk, urgent}
