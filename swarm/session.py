@@ -50,11 +50,6 @@ _DIALS_WITHIN = 0.005
 MANY_OPEN = 1000
 """Connections from which on idle ones are closed: the windows of a blob of 1 GiB with four each."""
 
-_FEW_OPEN = {"close_redundant_connections": False, "seeding_outgoing_connections": True, "min_reconnect_time": 0}
-_MANY_OPEN = {"close_redundant_connections": True, "seeding_outgoing_connections": False, "min_reconnect_time": 1}
-"""Who is dialled before it has the torrent closes the connection. Tried again at the next tick (0), it does not hold a
-window up for a second. Where idle connections are closed, that would open them again and again."""
-
 
 class SessionError(SwarmError):
     """libtorrent could not do what was asked."""
@@ -180,8 +175,9 @@ def settings_for(listen: str) -> dict[str, Any]:
         "connection_speed": 500,
         "connections_limit": 4000,
         "torrent_connect_boost": 60,
-        **_FEW_OPEN,
-        "max_failcount": 20,
+        "min_reconnect_time": 1,
+        "close_redundant_connections": False,  # True while there are many: `Session._bound_idle`
+        "max_failcount": 5,
         "unchoke_slots_limit": -1,
         "choking_algorithm": 0,
         "listen_queue_size": 512,
@@ -472,7 +468,7 @@ class Session:
         many = connections > (MANY_OPEN // 2 if self._closes_idle else MANY_OPEN)
         if many != self._closes_idle and self._session is not None:
             self._closes_idle = many
-            self._session.apply_settings(_MANY_OPEN if many else _FEW_OPEN)
+            self._session.apply_settings({"close_redundant_connections": many})
 
     def _on_ban(self, alert: Any) -> None:
         ip, port = alert.endpoint
