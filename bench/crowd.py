@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 from urllib.parse import quote
@@ -136,6 +137,23 @@ class Follower:
                 self.windows.setdefault(window, now)
             self.answers += 1
 
+    async def bring(
+        self, digest: Digest, size: int, hashes: Callable[[Window], bytes], rate: float = math.inf
+    ) -> dict[int, float]:
+        """Publish every window, at *rate* bytes per second, then seal. When each was told (time.monotonic())."""
+        me = self.me()
+        poll = wire.BoardPoll(**me, digest=digest, size=size, want=1)  # type: ignore[arg-type]
+        board = await self.board.say("board", poll, wire.BoardAnswer)
+        about = {**me, "digest": digest, "incarnation": board.incarnation, "generation": board.generation}
+        start, told = time.monotonic(), dict[int, float]()
+        for window in geometry(size).windows:
+            await asyncio.sleep(max(0.0, start + window.end / rate - time.monotonic()))
+            said = wire.Publish(**about, size=size, window=window.index, hashes=hashes(window))  # type: ignore[arg-type]
+            await self.board.say("publish", said, wire.BoardAnswer)
+            told[window.index] = time.monotonic()
+        await self.board.say("seal", wire.Seal(**about), wire.Ok)  # type: ignore[arg-type]
+        return told
+
     async def announce(self, info_hash: bytes) -> None:
         """As a BitTorrent client does (BEP 3). Raises ConnectionError if it is refused."""
         query = f"info_hash={quote(info_hash)}&peer_id={f'-SH0001-{self.number:012d}'}&port={20_000 + self.number}"
@@ -165,21 +183,13 @@ async def rollout(host: str, port: int, count: int, layer: int) -> dict[str, flo
     first, *others = await crowd(host, port, count)
     channels = [asyncio.create_task(agent.wait()) for agent in (first, *others)]
     ready = time.monotonic()
-    digest, told = digest_of(layer), {}
+    digest, whole = digest_of(layer), hashes_of(layer, SIZE)
     boards = [asyncio.create_task(agent.follow(digest, SIZE)) for agent in others]
-    await asyncio.sleep(0)
-    me: dict[str, object] = first.me()
-    poll = wire.BoardPoll(**me, digest=digest, size=SIZE, want=1)  # type: ignore[arg-type]
-    board = await first.board.say("board", poll, wire.BoardAnswer)
-    about = {**me, "digest": digest, "incarnation": board.incarnation, "generation": board.generation}
     start = time.monotonic()
-    for window in geometry(SIZE).windows:
-        await asyncio.sleep(max(0.0, start + window.end / RATE - time.monotonic()))
-        said = wire.Publish(**about, size=SIZE, window=window.index, hashes=_hashes(layer, window))  # type: ignore[arg-type]
-        await first.board.say("publish", said, wire.BoardAnswer)
-        told[window.index] = time.monotonic()
-    published = time.monotonic()
-    await first.board.say("seal", wire.Seal(**about), wire.Ok)  # type: ignore[arg-type]
+    told = await first.bring(
+        digest, SIZE, lambda window: whole[HASH_LENGTH * window.span.start : HASH_LENGTH * window.span.stop], RATE
+    )
+    published = max(told.values())
     await asyncio.gather(*boards)
     ended = time.monotonic()
     lags = sorted(at - told[window] for agent in others for window, at in agent.windows.items())
@@ -198,11 +208,6 @@ async def rollout(host: str, port: int, count: int, layer: int) -> dict[str, flo
         "lag_max": lags[-1],
         "dropped": dropped,
     }
-
-
-def _hashes(layer: int, window: Window) -> bytes:
-    start = window.first_piece * HASH_LENGTH
-    return hashes_of(layer, SIZE)[start : start + window.pieces * HASH_LENGTH]
 
 
 async def main() -> None:

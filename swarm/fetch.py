@@ -637,7 +637,7 @@ class Fetch:
 
     def _poll(self) -> wire.BoardPoll:
         self._told_wish = self._wish()
-        prefer, only = self.readers.preferred(), not self.readers.whole
+        _, prefer, only, turns = self._told_wish
         wait = wire.MAX_WAIT if self._incarnation else 0.0
         if wait and self.cut is None and not self._claims:
             wait = max(0.05, self.started + self._context.settings.unpublished_wait - time.monotonic())
@@ -654,7 +654,7 @@ class Fetch:
             claims=tuple(sorted(self._claims)),
             have=self._have(),
             stalled=self._stalled,
-            turns=self._turns(),
+            turns=turns,
         )
 
     def _have(self) -> bytes:

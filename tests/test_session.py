@@ -81,6 +81,20 @@ def announces(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return seen
 
 
+def after(monkeypatch: pytest.MonkeyPatch, method: Callable[..., None]) -> asyncio.Event:
+    """Set whenever a session has run *method* of it."""
+    done = asyncio.Event()
+
+    def watched(*args: object) -> None:
+        method(*args)
+        done.set()
+
+    monkeypatch.setattr(Session, method.__name__, watched)
+    for kind in [kind for kind, handler in sessions._HANDLERS.items() if handler is method]:
+        monkeypatch.setitem(sessions._HANDLERS, kind, watched)
+    return done
+
+
 async def test_the_first_peers_are_dialled_without_an_announce(pair: tuple[Node, Node], announces: list[bytes]) -> None:
     holder, seeker = pair
     await holder.add(seed=True)
@@ -103,25 +117,16 @@ async def test_later_peers_are_announced_and_dialled(pair: tuple[Node, Node], an
 
 
 async def test_a_peer_that_has_the_torrent_later_is_dialled_again(
-    pair: tuple[Node, Node], announces: list[bytes]
+    pair: tuple[Node, Node], announces: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It closes the connection at first: nobody tells the seeker when to come back."""
     holder, seeker = pair
-    refused = asyncio.Event()
-    closed = Session._on_disconnected
-
-    def seen(session: Session, alert: object) -> None:
-        closed(session, alert)
-        refused.set()
-
-    with pytest.MonkeyPatch.context() as patch:
-        kind = next(kind for kind, handler in sessions._HANDLERS.items() if handler is closed)
-        patch.setitem(sessions._HANDLERS, kind, seen)
-        await seeker.add([holder.address])
-        async with asyncio.timeout(DEADLINE):
-            await refused.wait()
-            await holder.add(seed=True)
-            await seeker.whole.wait()
+    refused = after(monkeypatch, Session._on_disconnected)
+    await seeker.add([holder.address])
+    async with asyncio.timeout(DEADLINE):
+        await refused.wait()
+        await holder.add(seed=True)
+        await seeker.whole.wait()
     assert announces == []
 
 
@@ -129,12 +134,7 @@ async def test_idle_connections_are_closed_where_there_are_many(
     pair: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holder, seeker = pair
-    looked = asyncio.Event()
-    bound = Session._bound_idle
-
-    def seen(session: Session, connections: int) -> None:
-        bound(session, connections)
-        looked.set()
+    looked = after(monkeypatch, Session._bound_idle)
 
     async def closes_idle(most: int) -> bool:
         monkeypatch.setattr(sessions, "MANY_OPEN", most)
@@ -144,7 +144,6 @@ async def test_idle_connections_are_closed_where_there_are_many(
             await looked.wait()
         return bool(seeker.session._session.get_settings()["close_redundant_connections"])
 
-    monkeypatch.setattr(Session, "_bound_idle", seen)
     await holder.add(seed=True)
     await seeker.add([holder.address])
     async with asyncio.timeout(DEADLINE):

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from bench.crowd import crowd
-from swarm import wire
 from swarm.geometry import MIB, geometry
 from swarm.metainfo import info_hash, sealed_info
 from tests.parts.cluster import cluster
@@ -39,13 +38,7 @@ async def test_2000_agents_announce_and_wait_on_one_core(tmp_path: Path, record_
         boards = [asyncio.create_task(agent.follow(D, SIZE)) for agent in others]
         before = tracker.process.cpu_seconds()
 
-        me: dict[str, Any] = first.me()
-        told = await first.board.say("board", wire.BoardPoll(**me, digest=D, size=SIZE, want=1), wire.BoardAnswer)
-        about = {**me, "digest": D, "incarnation": told.incarnation, "generation": told.generation}
-        for window in range(WINDOWS):
-            said = wire.Publish(**about, size=SIZE, window=window, hashes=hashes_of(SIZE, window))
-            await first.board.say("publish", said, wire.BoardAnswer)
-        await first.board.say("seal", wire.Seal(**about), wire.Ok)
+        await first.bring(D, SIZE, lambda window: hashes_of(SIZE, window.index))
         await asyncio.gather(*boards)
         spent = tracker.process.cpu_seconds() - before
         torrent = info_hash(sealed_info(D, geometry(SIZE), whole_of(SIZE)))
