@@ -2,20 +2,19 @@
 
 aiohttp's client would take more time than the tracker that is looked at.
 
-`python -m bench.crowd COUNT HOST:PORT...` is a rollout on a large cluster, and prints one JSON object: each of COUNT
-agents has its channel open at every tracker, and all pull a layer of 128 MiB from each at once, whose windows enter
-the cluster as fast as a link of 200 Mbit/s lets them in.
+`python -m bench.crowd COUNT HOST:PORT` is a rollout on a large cluster, and prints one JSON object: COUNT agents have
+their channel open at the tracker, and all pull a layer of 128 MiB at once. All would bring windows in; those that get
+claims do, as fast as a link of 200 Mbit/s lets them in. Fetching from peers takes no time here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import math
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 from urllib.parse import quote
@@ -24,8 +23,9 @@ import bencodepy
 
 from bench.load import digest_of, hashes_of
 from swarm import wire
+from swarm.board import MAX_CLAIMS
 from swarm.digest import Digest
-from swarm.geometry import MIB, Window, geometry
+from swarm.geometry import MIB, Geometry, geometry
 from swarm.metainfo import HASH_LENGTH
 
 M = TypeVar("M", bound=wire.Wire)
@@ -97,15 +97,46 @@ async def line(host: str, port: int) -> Line:
 
 
 @dataclass
-class Follower:
-    """One agent: its channel, and a board that it follows until it is sealed. Told apart by its swarm port."""
+class Layer:
+    """A blob that enters the cluster at *rate* bytes per second, however many bring it in."""
+
+    digest: Digest
+    hashes: bytes
+    """Of all pieces."""
+    cut: Geometry
+    rate: float
+    told: dict[int, float] = field(default_factory=dict)
+    """Window -> when its publication was sent, seconds of time.monotonic()."""
+    answered: list[float] = field(default_factory=list)
+    """Seconds that each publication took."""
+    free: float = 0.0
+    """When upstream's link has sent all that was asked of it."""
+
+    async def arrive(self, window: int) -> None:
+        """Until *window* has come from upstream."""
+        now = time.monotonic()
+        self.free = max(now, self.free) + self.cut.windows[window].length / self.rate
+        await asyncio.sleep(self.free - now)
+
+    def of(self, window: int) -> bytes:
+        """The hashes of *window*."""
+        span = self.cut.windows[window].span
+        return self.hashes[HASH_LENGTH * span.start : HASH_LENGTH * span.stop]
+
+
+@dataclass(eq=False)
+class Agent:
+    """One agent: its channel, and a connection for the board that it follows. Told apart by its swarm port."""
 
     number: int
+    address: tuple[str, int]
+    """Of the tracker."""
     channel: Line
     board: Line
     windows: dict[int, float] = field(default_factory=dict)
-    """When it first heard of each, in seconds of time.monotonic()."""
+    """When it first heard of each, seconds of time.monotonic()."""
     answers: int = 0
+    """Of the board."""
     peers: int = 0
 
     def me(self) -> dict[str, object]:
@@ -120,39 +151,46 @@ class Follower:
         """Its channel, for ever."""
         while True:
             await self.channel.say("agent", wire.AgentPoll(**self.me(), wait=wire.MAX_WAIT), wire.AgentAnswer)  # type: ignore[arg-type]
-            self.answers += 1
 
-    async def follow(self, digest: Digest, size: int) -> None:
-        """Long-poll the board until it is sealed."""
+    async def pull(self, layer: Layer) -> None:
+        """Bring in what it gets claims on, hear of the rest, seal."""
         seen = wire.BoardAnswer(incarnation="", version=0, generation=0)
+        bringing: dict[int, asyncio.Task[None]] = {}
+        has_all = False
         while not seen.sealed:
             poll = wire.BoardPoll(
                 **self.me(),  # type: ignore[arg-type]
-                digest=digest, size=size, incarnation=seen.incarnation, generation=seen.generation,
-                since=seen.version, wait=wire.MAX_WAIT if seen.incarnation else 0.0, have=wire.bitmap(0),
+                digest=layer.digest, incarnation=seen.incarnation, generation=seen.generation, since=seen.version,
+                wait=wire.MAX_WAIT if seen.incarnation else 0.0, size=layer.cut.size,
+                want=MAX_CLAIMS, claims=seen.claims,
+                have=wire.bitmap(sum(1 << window for window in self.windows)),
             )  # fmt: skip
             seen = await self.board.say("board", poll, wire.BoardAnswer)
             now = time.monotonic()
             for window in seen.published:
                 self.windows.setdefault(window, now)
             self.answers += 1
+            for window in seen.claims:
+                if window not in bringing:
+                    bringing[window] = asyncio.create_task(self._bring(layer, window, seen))
+            if len(self.windows) == len(layer.cut.windows) and not has_all:
+                has_all = True
+                said = wire.Seal(**self.me(), digest=layer.digest, incarnation=seen.incarnation, generation=0)  # type: ignore[arg-type]
+                await self.board.say("seal", said, wire.Ok)
+        await asyncio.gather(*bringing.values())
 
-    async def bring(
-        self, digest: Digest, size: int, hashes: Callable[[Window], bytes], rate: float = math.inf
-    ) -> dict[int, float]:
-        """Publish every window, at *rate* bytes per second, then seal. When each was told (time.monotonic())."""
-        me = self.me()
-        poll = wire.BoardPoll(**me, digest=digest, size=size, want=1)  # type: ignore[arg-type]
-        board = await self.board.say("board", poll, wire.BoardAnswer)
-        about = {**me, "digest": digest, "incarnation": board.incarnation, "generation": board.generation}
-        start, told = time.monotonic(), dict[int, float]()
-        for window in geometry(size).windows:
-            await asyncio.sleep(max(0.0, start + window.end / rate - time.monotonic()))
-            said = wire.Publish(**about, size=size, window=window.index, hashes=hashes(window))  # type: ignore[arg-type]
-            await self.board.say("publish", said, wire.BoardAnswer)
-            told[window.index] = time.monotonic()
-        await self.board.say("seal", wire.Seal(**about), wire.Ok)  # type: ignore[arg-type]
-        return told
+    async def _bring(self, layer: Layer, window: int, seen: wire.BoardAnswer) -> None:
+        await layer.arrive(window)
+        said = wire.Publish(
+            **self.me(),  # type: ignore[arg-type]
+            digest=layer.digest, incarnation=seen.incarnation, generation=seen.generation,
+            size=layer.cut.size, window=window, hashes=layer.of(window),
+        )  # fmt: skip
+        layer.told[window] = time.monotonic()
+        other = await line(*self.address)
+        await other.say("publish", said, wire.BoardAnswer)
+        layer.answered.append(time.monotonic() - layer.told[window])
+        other.close()
 
     async def announce(self, info_hash: bytes) -> None:
         """As a BitTorrent client does (BEP 3). Raises ConnectionError if it is refused."""
@@ -164,61 +202,54 @@ class Follower:
         self.peers = len(answer[b"peers"]) // 6
 
 
-async def crowd(host: str, port: int, count: int) -> Sequence[Follower]:
+async def crowd(host: str, port: int, count: int) -> Sequence[Agent]:
     """*count* agents, connected, that have said hello."""
     gate = asyncio.Semaphore(200)  # a listener's backlog is finite
 
-    async def one(number: int) -> Follower:
+    async def one(number: int) -> Agent:
         async with gate:
-            found = Follower(number, await line(host, port), await line(host, port))
+            found = Agent(number, (host, port), await line(host, port), await line(host, port))
             await found.hello()
             return found
 
     return await asyncio.gather(*(one(number) for number in range(count)))
 
 
-async def rollout(host: str, port: int, count: int, layer: int) -> dict[str, float]:
-    """*count* agents of one tracker pull layer number *layer*. What they saw; seconds."""
+async def rollout(host: str, port: int, count: int) -> dict[str, float]:
+    """*count* agents of one tracker pull a layer. What they saw; seconds."""
     began = time.monotonic()
-    first, *others = await crowd(host, port, count)
-    channels = [asyncio.create_task(agent.wait()) for agent in (first, *others)]
-    ready = time.monotonic()
-    digest, whole = digest_of(layer), hashes_of(layer, SIZE)
-    boards = [asyncio.create_task(agent.follow(digest, SIZE)) for agent in others]
+    agents = await crowd(host, port, count)
+    channels = [asyncio.create_task(agent.wait()) for agent in agents]
+    layer = Layer(digest_of(port), hashes_of(port, SIZE), geometry(SIZE), RATE)
     start = time.monotonic()
-    told = await first.bring(
-        digest, SIZE, lambda window: whole[HASH_LENGTH * window.span.start : HASH_LENGTH * window.span.stop], RATE
-    )
-    published = max(told.values())
-    await asyncio.gather(*boards)
+    await asyncio.gather(*(agent.pull(layer) for agent in agents))
     ended = time.monotonic()
-    lags = sorted(at - told[window] for agent in others for window, at in agent.windows.items())
+    lags = sorted(at - layer.told[window] for agent in agents for window, at in agent.windows.items())
     dropped = sum(channel.done() for channel in channels)
     for channel in channels:
         channel.cancel()
     await asyncio.gather(*channels, return_exceptions=True)
+    entered = max(layer.told.values())
     return {
         "agents": count,
-        "connecting": ready - began,
-        "publishing": published - start,
-        "after_the_last_window": ended - published,
-        "answers": sum(agent.answers for agent in others),
+        "connecting": start - began,
+        "entering": entered - start,
+        "sealed_after": ended - entered,
+        "answers": sum(agent.answers for agent in agents),
         "news": len(lags),
         "lag_p50": lags[len(lags) // 2],
         "lag_max": lags[-1],
+        "publish_max": max(layer.answered),
         "dropped": dropped,
     }
 
 
 async def main() -> None:
     """See the module."""
-    count, *addresses = sys.argv[1:]
-    places = [address.rpartition(":") for address in addresses]
+    count, address = sys.argv[1:]
+    host, _, port = address.rpartition(":")
     async with asyncio.timeout(DEADLINE):
-        found = await asyncio.gather(
-            *(rollout(host, int(port), int(count), layer) for layer, (host, _, port) in enumerate(places))
-        )
-    print(json.dumps(found))
+        print(json.dumps(await rollout(host, int(port), int(count))))
 
 
 if __name__ == "__main__":

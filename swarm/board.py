@@ -172,6 +172,12 @@ class Board:
     _holding: dict[int, int] = field(default_factory=dict)
     """Window -> how many participants hold it."""
     _barred: set[str] = field(default_factory=set)
+    _able: dict[str, None] = field(default_factory=dict)
+    """Who would take a claim of upstream now. These three spare a walk over thousands who only wait, for each poll."""
+    _turning: dict[str, None] = field(default_factory=dict)
+    """Who would take a claim of a lone holder."""
+    _hopeful: dict[str, None] = field(default_factory=dict)
+    """Who may yet bring something in."""
     _stalled: set[str] = field(default_factory=set)
     _deaf: set[str] = field(default_factory=set)
     """Holders that deliver to nobody: most who fetch have said so, and they have not spoken since."""
@@ -200,6 +206,7 @@ class Board:
         who = self._join(agent, now)
         who.want = max(0, want)
         who.turns = max(0, turns)
+        self._sort(agent, who)
         if self.lone and not turns:
             self.revoke(agent)
         who.prefer = tuple(prefer)
@@ -278,6 +285,7 @@ class Board:
         self._have(who, who.have | 1 << window)
         who.failures = 0
         who.refused = False
+        self._sort(agent, who)
         return True
 
     def contradicts(self, agent: str, generation: int, window: int, hashes: bytes) -> Blame | None:
@@ -400,6 +408,8 @@ class Board:
             self._have(who, 0)
         self._barred.discard(agent)
         self._stalled.discard(agent)
+        for place in (self._able, self._turning, self._hopeful):
+            place.pop(agent, None)
         self.revoke(agent)
 
     def drop(self, agent: str) -> None:
@@ -481,7 +491,8 @@ class Board:
             held[claim.agent] = held.get(claim.agent, 0) + 1
         able: list[str] = []
         queue: list[tuple[bool, int, int, int, str]] = []
-        for rank, (agent, who) in enumerate(self.participants.items()):
+        for rank, agent in enumerate(self._turning if self.lone else self._able):
+            who = self.participants[agent]
             if (limit := self._limit(agent, who)) and (may_claim is None or may_claim(agent)):
                 able.append(agent)
                 if (count := held.get(agent, 0)) < limit:
@@ -548,7 +559,7 @@ class Board:
         """Whether somebody holds what is missing, brings it in, or may yet try to."""
         if self.holders or self.claims:
             return True
-        if any(who.want > 0 and not who.refused and who.failures < 3 for who in self.participants.values()):
+        if self._hopeful:
             return True
         return self.complete and self._held == self._mask
 
@@ -558,10 +569,7 @@ class Board:
 
     def can_bring(self, zone: str) -> bool:
         """Whether somebody in *zone* can bring the blob in."""
-        return any(
-            who.want > 0 and not who.refused and who.failures < 3 and self._zone(agent) == zone
-            for agent, who in self.participants.items()
-        )
+        return any(self._zone(agent) == zone for agent in self._hopeful)
 
     # -- inside ---------------------------------------------------------------------------------
 
@@ -573,7 +581,7 @@ class Board:
         if self.lone:
             return self.spread
         if self.zone_of is None:
-            return self._mask if self.holders - self._deaf else self._held
+            return self._held if self.holders <= self._deaf else self._mask
         if self.has(zone):
             return self._mask
         held = 0
@@ -631,6 +639,19 @@ class Board:
     def _bar(self, agent: str, who: Participant, until: float) -> None:
         who.barred_until = until
         self._barred.add(agent)
+        self._sort(agent, who)
+
+    def _sort(self, agent: str, who: Participant) -> None:
+        """Bring `_able`, `_turning` and `_hopeful` up to date."""
+        for place, belongs in (
+            (self._able, who.want > 0 and not who.barred_until),
+            (self._turning, who.turns > 0),
+            (self._hopeful, who.want > 0 and not who.refused and who.failures < 3),
+        ):
+            if belongs:
+                place[agent] = None
+            else:
+                place.pop(agent, None)
 
     def _limit(self, agent: str, who: Participant) -> int:
         """Claims that *agent* may hold at once: of upstream, or of the lone holder."""
@@ -709,6 +730,7 @@ class Board:
             if who.barred_until <= now:
                 who.barred_until = 0.0
                 self._barred.discard(agent)
+                self._sort(agent, who)
         if self._quiet_at is not None and self._quiet_at <= now:
             for agent in [a for a, who in self.participants.items() if who.seen + SILENCE <= now]:
                 self.leave(agent)
@@ -744,7 +766,7 @@ class Board:
             (holder,) = self.holders
             # From the first who seeks it on: to change over when the second comes costs it seconds (it would leave the
             # holder, and libtorrent waits before it dials the same peer again).
-            sought = any(who.turns > 0 for agent, who in self.participants.items() if agent != holder)
+            sought = len(self._turning) > (holder in self._turning)
             lone = holder if sought and self.window_count > 1 else ""
         if lone == self.lone:
             return set()
@@ -755,7 +777,7 @@ class Board:
         return over
 
     def _rival(self, agent: str) -> bool:
-        return any(p.want > 0 and not p.barred_until for a, p in self.participants.items() if a != agent)
+        return len(self._able) > (agent in self._able)
 
     def _blame(self) -> list[Blame]:
         blamed: dict[str, Blame] = {}

@@ -785,6 +785,10 @@ class Boards(RuleBasedStateMachine):
         assert {w for w in range(8) if board._mask >> w & 1} == set(board.windows)
         assert board._stalled == {a for a, p in board.participants.items() if p.stalled}
         assert board._barred == {a for a, p in board.participants.items() if p.barred_until}
+        everybody = board.participants.items()
+        assert board._able.keys() == {a for a, p in everybody if p.want and not p.barred_until}
+        assert board._turning.keys() == {a for a, p in everybody if p.turns}
+        assert board._hopeful.keys() == {a for a, p in everybody if p.want and not p.refused and p.failures < 3}
 
     @invariant()
     def progress_is_possible_while_somebody_able_wants(self) -> None:

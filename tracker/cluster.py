@@ -281,13 +281,17 @@ class Cluster:
     def due(self, swarm: Swarm, agent: Agent, poll: wire.BoardPoll) -> bool:
         """Whether *agent* is to be answered at once."""
         board = swarm.board
-        return (
+        if (
             poll.incarnation != swarm.incarnation
             or poll.generation != board.generation
-            or poll.since != board.version
             or board.claims_of(agent.key) != tuple(sorted(poll.claims))
-            or swarm.hope_told.get(agent.key) != board.hope()
-        )
+        ):
+            return True
+        news = poll.since != board.version or swarm.hope_told.get(agent.key) != board.hope()
+        if news and swarm.rolling:
+            swarm.more = True  # the wave under way will not come by here
+            return False
+        return news
 
     def view(self, swarm: Swarm, agent: Agent, since: int, generation: int | None) -> Raw:
         """What *agent* is told of a board. *generation* None: it knows nothing of this incarnation."""

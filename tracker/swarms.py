@@ -2,14 +2,15 @@
 
 Those whose claims changed are woken at once. News for everybody goes out in waves: the first at
 once, the next when as much time has passed as the wave before it costs, and a moment at least, so that a swarm
-hears of many publications in one answer instead of in many.
+hears of many publications in one answer instead of in many. A wave through thousands goes forward in steps, and
+between two of them the tracker hears what is said to it: who publishes does not wait until all others have heard.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -26,7 +27,10 @@ WAKE_COST = 0.000_2
 """Seconds of one core that answering one waiting agent takes (tests/test_tracker_load.py); half go into waves."""
 
 LONGEST_WAVE = 0.5
-"""Seconds between waves at most, however many wait."""
+"""Seconds between the beginnings of two waves at most, unless the first takes longer."""
+
+STEP = 64
+"""Agents that are woken at once: some ten milliseconds of work."""
 
 SHORTEST_WAVE = 0.1
 """Seconds between waves at least, while much is missing: a window more is no news that cannot wait so long. Eight
@@ -101,9 +105,14 @@ class Swarm:
     tried: set[str] = field(default_factory=set)
     """Holders that were asked for hashes."""
     news: tuple[int, bool] = (0, True)
-    """(version, hope) of the last wave."""
+    """(version, hope) that the board had when it was last settled."""
     wave: asyncio.TimerHandle | None = None
+    """The next wave, or the next step of the one under way."""
     last_wave: float = 0.0
+    unwoken: list[asyncio.Future[None]] = field(default_factory=list)
+    """Open polls that the wave under way has not reached, the last first."""
+    more: bool = False
+    """There was news since the wave under way began."""
     arrived: int = 0
     """Bytes that came from upstream into windows that were published."""
     rate: float = 0.0
@@ -131,6 +140,7 @@ class Swarm:
 
     def spread(self, now: float) -> None:
         """There is news for everybody: answer all open polls, at once or with the next wave."""
+        self.more = True
         if self.wave is not None or not self.waiters:
             return
         pause = min(LONGEST_WAVE, 2 * WAKE_COST * len(self.waiters))
@@ -143,11 +153,18 @@ class Swarm:
             at = self.last_wave + pause
             self.wave = loop.call_at(at, self._break, at)
 
+    @property
+    def rolling(self) -> bool:
+        """Whether a wave is under way: whoever asks now only for news, waits for the next one."""
+        return bool(self.unwoken)
+
     def close(self) -> None:
         """Answer whoever waits; no wave comes any more."""
         if self.wave is not None:
             self.wave.cancel()
-        self._break(0.0)
+            self.wave = None
+        self.unwoken.clear()
+        _answer(self.waiters.values())
 
     def refresh_torrent(self) -> bool:
         """Make `info_hash` follow the board; whether it changed."""
@@ -177,11 +194,20 @@ class Swarm:
         return self.rate * max(0.0, 1.0 - (now - self.rated) / 10.0)
 
     def _break(self, now: float) -> None:
-        self.wave = None
         self.last_wave = now
-        for future in self.waiters.values():
-            if not future.done():
-                future.set_result(None)
+        self.more = False
+        self.unwoken = [*reversed(self.waiters.values())]
+        self._roll()
+
+    def _roll(self) -> None:
+        self.wave = None
+        reached = self.unwoken[-STEP:]
+        del self.unwoken[-STEP:]
+        _answer(reached)
+        if self.unwoken:
+            self.wave = asyncio.get_running_loop().call_later(0.0, self._roll)
+        elif self.more:
+            self.spread(asyncio.get_running_loop().time())
 
 
 class Swarms:
@@ -268,3 +294,9 @@ class Swarms:
                 self._torrents.pop(before, None)
             if swarm.info_hash is not None:
                 self._torrents[swarm.info_hash] = swarm
+
+
+def _answer(polls: Iterable[asyncio.Future[None]]) -> None:
+    for future in polls:
+        if not future.done():
+            future.set_result(None)
