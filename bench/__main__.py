@@ -38,7 +38,9 @@ def main() -> int:
     work.chmod(0o755)
     try:
         with _network(options, shape=not (options.loopback or why)) as network:
-            facts = report.facts({k: str(v) for k, v in vars(options).items()}, network.notes)
+            facts = report.facts({k: str(v) for k, v in vars(options).items()}, network.notes, work)
+            measured = facts["machine"]["speed"]
+            console.print("this machine: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in measured.items()))
             for note in network.notes:
                 console.print(f"[yellow]{note}[/]")
             if network.holder is not None:

@@ -18,6 +18,7 @@ import psutil
 from rich.table import Table
 
 from bench.phases import Row
+from bench.speed import speed
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -136,8 +137,8 @@ def save(rows: list[Row], directory: Path, facts: dict[str, Any]) -> None:
             _link_use(group, directory / f"{name}-links")
 
 
-def facts(settings: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Where and when: what a reader needs to doubt the figures."""
+def facts(settings: dict[str, Any], notes: list[str], work: Path | None = None) -> dict[str, Any]:
+    """Where and when: what a reader needs to doubt the figures. *work*: where stores are."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
@@ -150,6 +151,7 @@ def facts(settings: dict[str, Any], notes: list[str]) -> dict[str, Any]:
             "kernel": platform.release(),
             "python": f"{platform.python_version()} in {sys.base_prefix}",
             "load_average_at_start": os.getloadavg(),
+            "speed": speed(work),
         },
         "settings": settings,
         "cannot_show": notes,
