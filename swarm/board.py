@@ -16,9 +16,11 @@ each byte about once. Without that it was asked for everything by everybody, and
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 
 from swarm.digest import Digest
 from swarm.errors import BadHashes
@@ -33,6 +35,12 @@ MIN_PROGRESS = 64 * 1024
 
 MAX_CLAIMS = 8
 """Claims that may be out at once on one board: as many upstream connections."""
+
+FEWEST_CLAIMS = 2
+"""Claims that may be out at once on a board where those who bring it in bring in many others as well."""
+
+ASKED = 16
+"""Participants whose word it takes that they do: all ask for the layers of one image at about the same time."""
 
 MAX_GENERATIONS = 3
 """How often a board is begun again after a wrong digest before its agents are sent upstream alone."""
@@ -76,6 +84,8 @@ class Participant:
     """True: it wants claims on those only (a reader of ranges)."""
     turns: int = 0
     """Claims that it would hold at once on windows of a lone holder."""
+    beside: int = 0
+    """Other blobs that it has enter the cluster at the same time."""
     have: int = 0
     """Bit w is set if it holds window w of the current generation."""
     seen: float = 0.0
@@ -173,7 +183,9 @@ class Board:
     """Window -> how many participants hold it."""
     _barred: set[str] = field(default_factory=set)
     _able: dict[str, None] = field(default_factory=dict)
-    """Who would take a claim of upstream now. These three spare a walk over thousands who only wait, for each poll."""
+    """Who would take a claim of upstream now. These four spare a walk over thousands who only wait, for each poll."""
+    _reading: dict[str, None] = field(default_factory=dict)
+    """Those of them who read ranges."""
     _turning: dict[str, None] = field(default_factory=dict)
     """Who would take a claim of a lone holder."""
     _hopeful: dict[str, None] = field(default_factory=dict)
@@ -201,16 +213,18 @@ class Board:
         generation: int | None = None,
         stalled: Collection[int] = (),
         turns: int = 0,
+        beside: int = 0,
     ) -> Participant:
         """Take part, or say that one still does. *have* counts only for the current generation."""
         who = self._join(agent, now)
         who.want = max(0, want)
         who.turns = max(0, turns)
+        who.beside = max(0, beside)
+        who.only_preferred = only_preferred
         self._sort(agent, who)
         if self.lone and not turns:
             self.revoke(agent)
         who.prefer = tuple(prefer)
-        who.only_preferred = only_preferred
         if size is not None and self.size is None:
             self._learn(size)
         if generation is None or generation == self.generation:
@@ -408,7 +422,7 @@ class Board:
             self._have(who, 0)
         self._barred.discard(agent)
         self._stalled.discard(agent)
-        for place in (self._able, self._turning, self._hopeful):
+        for place in (self._able, self._reading, self._turning, self._hopeful):
             place.pop(agent, None)
         self.revoke(agent)
 
@@ -481,27 +495,29 @@ class Board:
         changed = self._expire(now) | self._look_at_holders(now)
         zones = {self._zone(agent) for agent in self.participants} if self.zone_of is not None else {""}
         most = TURNS if self.lone else self.max_claims * len(zones)
-        if self.poisoned or len(self.claims) >= most:
+        shared = most if self.lone else self.share * len(zones)
+        takers = self._takers(len(self.claims) < shared)
+        if self.poisoned or not takers or len(self.claims) >= most:
             return changed
         free = {zone: self._claimable(zone) for zone in zones}
         if not any(free.values()) and not self._stalled:
             return changed
-        held: dict[str, int] = {}
-        for claim in self.claims.values():
-            held[claim.agent] = held.get(claim.agent, 0) + 1
+        held = Counter(claim.agent for claim in self.claims.values())
         able: list[str] = []
         queue: list[tuple[bool, int, int, int, str]] = []
-        for rank, agent in enumerate(self._turning if self.lone else self._able):
+        for rank, agent in enumerate(takers):
             who = self.participants[agent]
             if (limit := self._limit(agent, who)) and (may_claim is None or may_claim(agent)):
                 able.append(agent)
-                if (count := held.get(agent, 0)) < limit:
+                if (count := held[agent]) < limit:
                     far = near is not None and not self.lone and not who.only_preferred and not near(agent)
                     queue.append((far, count, who.brought, rank, agent))
         heapq.heapify(queue)
         while queue and len(self.claims) < most:
             far, count, brought, rank, agent = heapq.heappop(queue)
-            window = self._choose(agent, able, free[self._zone(agent)])
+            who = self.participants[agent]
+            in_turn = len(self.claims) < shared or who.only_preferred
+            window = self._choose(agent, able, free[self._zone(agent)]) if in_turn else None
             if window is None:
                 continue
             self.claims[window] = Claim(agent, now, now + LEASE)
@@ -509,9 +525,19 @@ class Board:
                 if window in open_windows:
                     open_windows.remove(window)
             changed.add(agent)
-            if count + 1 < self._limit(agent, self.participants[agent]):
+            if count + 1 < self._limit(agent, who):
                 heapq.heappush(queue, (far, count + 1, brought, rank, agent))
         return changed
+
+    @property
+    def share(self) -> int:
+        """Claims that may be out at once, but for readers of ranges: all boards together as many as one alone.
+
+        Three layers at eight claims each are 24 windows that come slowly instead of eight that come fast, and until the
+        first is there nobody has anything to trade.
+        """
+        beside = min((self.participants[agent].beside for agent in islice(self._able, ASKED)), default=0)
+        return min(self.max_claims, max(FEWEST_CLAIMS, -(-self.max_claims // (1 + beside))))
 
     def view(self, agent: str, since: int = 0, generation: int | None = None) -> View:
         """What *agent* is told, who last heard version *since* of *generation*."""
@@ -642,9 +668,10 @@ class Board:
         self._sort(agent, who)
 
     def _sort(self, agent: str, who: Participant) -> None:
-        """Bring `_able`, `_turning` and `_hopeful` up to date."""
+        """Bring who would take a claim up to date."""
         for place, belongs in (
             (self._able, who.want > 0 and not who.barred_until),
+            (self._reading, who.want > 0 and not who.barred_until and who.only_preferred),
             (self._turning, who.turns > 0),
             (self._hopeful, who.want > 0 and not who.refused and who.failures < 3),
         ):
@@ -652,6 +679,13 @@ class Board:
                 place[agent] = None
             else:
                 place.pop(agent, None)
+
+    def _takers(self, shared: bool) -> Collection[str]:
+        """Who may get a claim, first come first; *shared*: not only readers of ranges may."""
+        if self.lone:
+            return self._turning
+        # After a rejection it matters who else would take a window.
+        return self._able if shared or self._rejected else self._reading
 
     def _limit(self, agent: str, who: Participant) -> int:
         """Claims that *agent* may hold at once: of upstream, or of the lone holder."""

@@ -113,6 +113,7 @@ class LocalBoard:
                 generation=message.generation if same else None,
                 stalled=message.stalled,
                 turns=message.turns,
+                beside=message.beside,
             )
             answer = self._answer(message.since if same else 0, message.generation if same else None)
             new = not same or answer.version > message.since or answer.claims != message.claims

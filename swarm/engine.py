@@ -163,6 +163,8 @@ class Swarm:
             metrics=self.metrics,
             on_finished=self._finished,
             on_closed=self._closed,
+            entering=lambda: sum(fetch.enters for fetch in self._fetches.values()),
+            on_entering=self._entering,
             on_full=self._make_way,
         )
         await self._seed_all()  # before anybody hears of them: a peer that dials too early is turned away
@@ -343,6 +345,10 @@ class Swarm:
         idle = [fetch for fetch in self._fetches.values() if not fetch.readers and not fetch.verified.is_set()]
         await asyncio.gather(*(fetch.close() for fetch in idle))
         return bool(idle)
+
+    def _entering(self) -> None:
+        for fetch in self._fetches.values():
+            fetch.tell_wish()
 
     def _finished(self, fetch: Fetch) -> None:
         if fetch.held is not None and fetch.cut is not None:

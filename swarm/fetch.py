@@ -14,16 +14,17 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from swarm import wire
-from swarm.board import MAX_GENERATIONS, Failure
+from swarm.arrivals import Arrivals
+from swarm.board import MAX_CLAIMS, MAX_GENERATIONS, Failure
 from swarm.boards import BoardLink, LocalBoard, RemoteBoard
 from swarm.bring import SizeChanged, bring_window
 from swarm.digest import Digest
@@ -128,9 +129,6 @@ NOTE_EVERY = 0.25
 HASH_RUN = 4 * 1024 * 1024
 """Bytes that are hashed in one thread job; also the most that one Span covers while a blob arrives."""
 
-READ_BACKS = 10
-"""Tries to get a piece from libtorrent that is not in the file although its alert came."""
-
 REFUSED_FOR = 30.0
 """Seconds for which this agent does not ask upstream again for a blob that was refused."""
 
@@ -158,8 +156,26 @@ class Context:
     metrics: SwarmMetrics
     on_finished: Callable[[Fetch], None]
     on_closed: Callable[[Fetch], None]
+    entering: Callable[[], int]
+    """Blobs that enter the cluster for readers on this node (`Fetch.enters`)."""
+    on_entering: Callable[[], None]
+    """There are more of those, or fewer."""
     on_full: Callable[[], Awaitable[bool]]
     """The store has no room: close what nobody reads. Whether there was anything."""
+
+
+class Wish(NamedTuple):
+    """What a board is told of the readers here."""
+
+    want: int
+    """Claims."""
+    prefer: tuple[int, ...]
+    """Windows that are waited for, most urgent first."""
+    only_preferred: bool
+    turns: int
+    """Windows to fetch at once from a lone holder."""
+    beside: int
+    """Other blobs that enter the cluster at the same time."""
 
 
 class Fetch:
@@ -196,6 +212,8 @@ class Fetch:
         self._left = 0.0
         self._ranged = False
         """Ranges of it were read on this node."""
+        self.enters = False
+        """Much of it is still to be brought into the cluster, for those who read all of it."""
         self.closing = False
         self.closed = asyncio.Event()
         self.after: asyncio.Event | None = None
@@ -214,7 +232,7 @@ class Fetch:
         self._peers: tuple[PeerAddress, ...] = ()
         self._others = 0
         self._hope = True
-        self._told_wish: tuple[int, tuple[int, ...], bool, int] | None = None
+        self._told_wish: Wish | None = None
         self._rejections = 0
         self._suspect: set[int] = set()
         self._eras: list[Pieces] = []
@@ -263,17 +281,12 @@ class Fetch:
         self._joining: dict[int, asyncio.Task[None]] = {}
         self._stalled: tuple[int, ...] = ()
         self._moved = time.monotonic()
-        self._arrived: list[tuple[Torrent, int]] = []
-        self._checking = False
+        self._arrivals: Arrivals | None = None
         self._offered: dict[int, Torrent] = {}
         """Pieces that were offered to a torrent (`_offer`) and are not known to be in it."""
         self._unnoted: dict[int, bytes] = {}
         """Pieces that are here, and that a restart would not find yet."""
         self._noting: asyncio.TimerHandle | None = None
-        self._late = 0
-        """Pieces that are here and not readable yet."""
-        self._reading_back = asyncio.Semaphore(2)
-        """Pieces asked back at once: each is in memory three times meanwhile."""
 
     # -- readers ----------------------------------------------------------------------------------
 
@@ -290,13 +303,15 @@ class Fetch:
             self._ranged = True
         if self._main is None:
             self._main = asyncio.create_task(self._run())
-        self._tell_wish()
+        self._look_at_entering()
+        self.tell_wish()
         return reader
 
     def part(self, reader: Reader) -> None:
         """*reader* is gone; what was done for it alone stops."""
         self.readers.discard(reader)
-        self._tell_wish()
+        self._look_at_entering()
+        self.tell_wish()
         if not self.readers and not self.closing and self._idle is None:
             self._left = time.monotonic()
             self._idle = asyncio.get_running_loop().call_later(self._lingers(), self._idle_over)
@@ -379,6 +394,7 @@ class Fetch:
         await self._close(keep)
 
     async def _close(self, keep: bool = True) -> None:
+        self._look_at_entering()
         self._stop_timers()
         if self.error is None:
             self._fail(BlobUnavailable("the agent stops"))
@@ -523,7 +539,7 @@ class Fetch:
         pieces = tuple(p for found in needed.values() for p in found)
         if pieces != reader.pieces:
             reader.pieces, reader.windows = pieces, tuple(w for w, found in needed.items() if found)
-            self._tell_wish()
+            self.tell_wish()
             self._join_published()
 
     async def _urgently(self, reader: Reader, piece: int) -> None:
@@ -554,11 +570,26 @@ class Fetch:
                 del self._hedged[piece]
                 self._join_published()
 
-    def _wish(self) -> tuple[int, tuple[int, ...], bool, int]:
-        """What the board must know of the readers: claims wanted, for which windows first, for those only, turns."""
+    def _wish(self) -> Wish:
+        """What the board must know of the readers."""
         prefer, only = self.readers.preferred(), not self.readers.whole
         asking = self.cut is None or prefer or not only
-        return (self._want() if asking else 0, prefer, only, self._turns())
+        beside = self._context.entering() - self.enters
+        return Wish(self._want() if asking else 0, prefer, only, self._turns(), beside)
+
+    def _look_at_entering(self) -> None:
+        """Bring `enters` up to date: the other blobs of this node take a smaller share of upstream meanwhile."""
+        cut = self.cut
+        much = cut is not None and len(cut.windows) - len(self._hashes) > MAX_CLAIMS
+        enters = much and self.readers.bulk and not self._sealed and not self.closing
+        if enters != self.enters:
+            self.enters = enters
+            self._context.on_entering()
+
+    def tell_wish(self) -> None:
+        """Poll the board if it does not know our wish: a read of what is here costs no question."""
+        if not self._hope or self._wish() != self._told_wish:
+            self._nudge.set()
 
     def _turns(self) -> int:
         """Windows to fetch at once from a lone holder, by claim."""
@@ -567,11 +598,6 @@ class Fetch:
             if self.readers.bulk and self._turning and self._reserved is None and not self.verified.is_set()
             else 0
         )
-
-    def _tell_wish(self) -> None:
-        """Poll the board if it does not know our wish: a read of what is here costs no question."""
-        if not self._hope or self._wish() != self._told_wish:
-            self._nudge.set()
 
     async def _follow(self) -> None:
         """Follow the board at whichever tracker is responsible, or one of our own."""
@@ -637,7 +663,6 @@ class Fetch:
 
     def _poll(self) -> wire.BoardPoll:
         self._told_wish = self._wish()
-        _, prefer, only, turns = self._told_wish
         wait = wire.MAX_WAIT if self._incarnation else 0.0
         if wait and self.cut is None and not self._claims:
             wait = max(0.05, self.started + self._context.settings.unpublished_wait - time.monotonic())
@@ -649,12 +674,13 @@ class Fetch:
             wait=wait,
             size=self.cut.size if self.cut and not self._rejections else None,
             want=self._want(),
-            prefer=prefer,
-            only_preferred=only,
+            prefer=self._told_wish.prefer,
+            only_preferred=self._told_wish.only_preferred,
             claims=tuple(sorted(self._claims)),
             have=self._have(),
             stalled=self._stalled,
-            turns=turns,
+            turns=self._told_wish.turns,
+            beside=self._told_wish.beside,
         )
 
     def _have(self) -> bytes:
@@ -731,6 +757,7 @@ class Fetch:
             self._told.add(window)
             self._confirm(place, hashes)
         self._sealed = (answer.sealed or self._lone is not None) and len(self._hashes) == len(self.cut.windows)
+        self._look_at_entering()
         if self._sealed and self._lone is None and not self._torrents and not self._joining and not self._as_whole:
             await self._join_whole()
         else:
@@ -835,6 +862,7 @@ class Fetch:
         if self.pieces is not None and not self.verified.is_set():
             self._eras.append(self.pieces.forget())
         self._new_era.set()
+        self._look_at_entering()
 
     async def _learn(self, size: int) -> None:
         """The size is known: make room for the blob."""
@@ -850,9 +878,15 @@ class Fetch:
             held = {cut.window_at(cut.piece_span(piece)[0]).index for piece in staged.pieces}
             self._reserved = held
         self.cut, self._staged, self._file, self.pieces = cut, staged, staged.share(), Pieces(cut)
+        self._arrivals = Arrivals(
+            self.digest, cut, staged, self._file, self._context.pool, self._spawn,
+            generation=lambda: self._generation, expected=self._expected, has=self._has, take=self._from_peer,
+            late=self._context.metrics.read_back.inc,
+        )  # fmt: skip
         for piece, sha1 in staged.pieces.items():
             self.pieces.put(piece, sha1, "disk")
         self._sized.set()
+        self._look_at_entering()
 
     async def _room(self, ask: Callable[[], Awaitable[T]]) -> T:
         """What *ask* gets of the store. Is it full, blobs without a reader are closed first: then their windows may go.
@@ -1460,11 +1494,8 @@ class Fetch:
         torrent: Torrent | None = None
 
         def on_piece(piece: int) -> None:
-            if torrent is not None and self.pieces is not None and piece not in self.pieces:
-                self._arrived.append((torrent, piece))
-                if not self._checking:
-                    self._checking = True
-                    self._spawn(self._check_arrived())
+            if torrent is not None and self._arrivals is not None:
+                self._arrivals.put(torrent, piece)
 
         early: list[int] = []
         torrent = await self._context.session.add(
@@ -1483,28 +1514,6 @@ class Fetch:
             on_piece(piece)
         return torrent
 
-    async def _check_arrived(self) -> None:
-        """Read pieces back that peers sent, and check them: the alert alone does not mean readable."""
-        assert self.cut is not None and self.pieces is not None and self._file is not None
-        loop = asyncio.get_running_loop()
-        try:
-            while self._arrived:
-                batch, self._arrived = self._arrived[:16], self._arrived[16:]
-                generation, expected = self._generation, [self._expected(piece) for _, piece in batch]
-                spans = [self.cut.piece_span(piece) for _, piece in batch]
-                good = await loop.run_in_executor(self._context.pool, _check, self._file.fd, spans, expected)
-                for (torrent, piece), sha1, right in zip(batch, expected, good, strict=True):
-                    if generation != self._generation or sha1 is None or piece in self.pieces:
-                        continue
-                    self._moved = time.monotonic()
-                    if right:
-                        self._from_peer(piece, sha1)
-                    else:
-                        self._late += 1
-                        self._spawn(self._read_back(torrent, piece, sha1)).add_done_callback(self._read_back_ended)
-        finally:
-            self._checking = False
-
     def _from_peer(self, piece: int, sha1: bytes) -> None:
         assert self.pieces is not None and self.cut is not None
         if piece not in self.pieces:
@@ -1515,37 +1524,8 @@ class Fetch:
                 self._done[window] = self._done.get(window, 0) + length
             self._piece_ready(piece, sha1, "peer")
 
-    def _read_back_ended(self, _task: asyncio.Task[None]) -> None:
-        self._late -= 1
-
-    async def _read_back(self, torrent: Torrent, piece: int, sha1: bytes) -> None:
-        """Not in the file yet: get the bytes from libtorrent, and put them there ourselves.
-
-        A slow disk keeps libtorrent busy for long; then it may have written them itself by the next look.
-        """
-        assert self.cut is not None and self._staged is not None and self._file is not None
-        self._context.metrics.read_back.inc()
-        generation, span = self._generation, self.cut.piece_span(piece)
-        for attempt in range(READ_BACKS):
-            try:
-                async with self._reading_back:
-                    data = await torrent.read_piece(piece)
-            except SessionError as error:
-                fields = {"digest": self.digest, "piece": piece, "error": str(error)}
-                log.warning("read-back-failed", extra={"fields": fields})
-                (right,) = await asyncio.get_running_loop().run_in_executor(
-                    self._context.pool, _check, self._file.fd, [span], [sha1]
-                )
-            else:
-                right = hashlib.sha1(data, usedforsecurity=False).digest() == sha1
-                if right:
-                    await self._staged.write(data, span[0])
-            if generation != self._generation or torrent.removed:
-                return
-            if right:
-                self._from_peer(piece, sha1)
-                return
-            await asyncio.sleep(0.1 * 2 ** min(attempt, 5))
+    def _has(self, piece: int) -> bool:
+        return self.pieces is not None and piece in self.pieces
 
     def _expected(self, piece: int) -> bytes | None:
         assert self.cut is not None
@@ -1593,9 +1573,9 @@ class Fetch:
             await self._offer_again()
             self._let_go_of_idle()
             waiting = self._waiting_windows()
-            if not waiting or self._checking or self._late:
+            if not waiting or (self._arrivals is not None and self._arrivals.busy):
                 self._moved = time.monotonic()  # nothing to wait for, or our own disk is what we wait for
-            quiet = time.monotonic() - self._moved
+            quiet = time.monotonic() - max(self._moved, self._arrivals.last if self._arrivals is not None else 0.0)
             if quiet < STALL / 2:
                 received = None
                 if self._stalled:
@@ -1740,14 +1720,6 @@ class Fetch:
             if self.pieces.sum(piece) != self._eras[era].sum(piece):
                 raise BlobCorrupt(f"bytes of {self.digest} that were given out turned out to be wrong")
         return now
-
-
-def _check(fd: int, spans: Sequence[tuple[int, int]], expected: Sequence[bytes | None]) -> list[bool]:
-    """Whether the SHA-1 of each span of *fd* is what is expected. Blocks."""
-    return [
-        sha1 is not None and hashlib.sha1(os.pread(fd, length, offset), usedforsecurity=False).digest() == sha1
-        for (offset, length), sha1 in zip(spans, expected, strict=True)
-    ]
 
 
 def _hash_region(sha256: Any, fd: int, offset: int, length: int) -> None:

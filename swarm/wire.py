@@ -128,6 +128,8 @@ class BoardPoll(Me, frozen=True, kw_only=True):
     """Published windows that no peer delivers: please let me bring them in."""
     turns: int = 0
     """Windows that it would fetch at once from a lone holder, by claim. 0: it has the blob, or reads ranges of it."""
+    beside: int = 0
+    """How many other blobs it has enter the cluster at the same time: they share upstream."""
 
 
 class Peer(Wire, frozen=True, kw_only=True, array_like=True, omit_defaults=False):

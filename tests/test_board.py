@@ -85,6 +85,28 @@ def test_a_range_reader_claims_nothing_but_what_it_prefers() -> None:
     assert board.claims_of("a") == (2,)
 
 
+@pytest.mark.parametrize(
+    ("beside", "claims"),
+    [((0, 0), 8), ((1, 1), 4), ((2, 2), 3), ((3, 3), 2), ((40, 40), 2), ((2, 0), 8)],
+)
+def test_boards_that_fill_at_the_same_time_share_the_claims_of_one(beside: tuple[int, ...], claims: int) -> None:
+    """An agent that has nothing else to bring in takes what it can get."""
+    board = Board(DIGEST)
+    for agent, others in zip("ab", beside, strict=True):
+        board.join(agent, 0.0, want=8, size=20 * MIB, beside=others)
+    board.assign(0.0)
+    assert len(board.claims) == claims
+
+
+def test_a_reader_of_ranges_does_not_wait_for_its_share() -> None:
+    board = Board(DIGEST)
+    board.join("a", 0.0, want=8, size=20 * MIB, beside=3)
+    board.assign(0.0)
+    board.join("reader", 0.0, want=4, prefer=(9, 10), only_preferred=True, beside=3)
+    board.assign(0.0)
+    assert (len(board.claims_of("a")), board.claims_of("reader")) == (2, (9, 10))
+
+
 def test_where_everybody_has_told_a_rejected_window_somebody_brings_it_in_again() -> None:
     """Two agents that contradict each other are all there is: whoever of them is right gets another go."""
     board = Board(DIGEST)
@@ -787,6 +809,7 @@ class Boards(RuleBasedStateMachine):
         assert board._barred == {a for a, p in board.participants.items() if p.barred_until}
         everybody = board.participants.items()
         assert board._able.keys() == {a for a, p in everybody if p.want and not p.barred_until}
+        assert board._reading.keys() == {a for a in board._able if board.participants[a].only_preferred}
         assert board._turning.keys() == {a for a, p in everybody if p.turns}
         assert board._hopeful.keys() == {a for a, p in everybody if p.want and not p.refused and p.failures < 3}
 

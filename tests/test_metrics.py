@@ -15,8 +15,8 @@ from prometheus_client import CollectorRegistry
 from mirror.guard import Guard
 from mirror.metrics import FrontMetrics
 from mirror.settings import TagTtl
+from swarm import arrivals, wire
 from swarm import fetch as fetching
-from swarm import wire
 from swarm.geometry import MIB, geometry
 from swarm.metrics import SwarmMetrics
 from tests.parts.cluster import Cluster, cluster
@@ -263,7 +263,7 @@ async def test_the_metrics_of_bad_luck_move(
     content, cut = await fetched(origin, blob), geometry(blob.size)
     spans = [cut.piece_span(piece) for piece in range(cut.pieces)]
     hashes = b"".join(hashlib.sha1(content[offset : offset + length]).digest() for offset, length in spans)
-    check, behind = fetching._check, [True]
+    check, behind = arrivals._check, [True]
 
     def late(fd: int, spans: Sequence[tuple[int, int]], expected: Sequence[bytes | None]) -> list[bool]:
         return [False] * len(spans) if behind and behind.pop() else check(fd, spans, expected)
@@ -277,7 +277,7 @@ async def test_the_metrics_of_bad_luck_move(
             await until(lambda: counted(one.front.metrics.registry, "shoal_swarm_trackers_up") == 1)
             assert (await one.ask(path))[2] == content
             moves.registry(one.front.metrics.registry)
-            monkeypatch.setattr(fetching, "_check", late)
+            monkeypatch.setattr(arrivals, "_check", late)
             async with agent(tmp_path / "two", tracker=(here.server.url,)) as two:
                 await until(lambda: counted(two.front.metrics.registry, "shoal_swarm_trackers_up") == 1)
                 assert (await two.ask(path))[2] == content

@@ -266,6 +266,7 @@ class Cluster:
             generation=poll.generation if same else None,
             stalled=poll.stalled[:1024],
             turns=min(poll.turns, 64) if trusted else 0,
+            beside=min(poll.beside, 64),
         )
         if moved and trusted and poll.size is not None:
             board.resume(agent.key, now, poll.claims)
