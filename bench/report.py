@@ -199,8 +199,8 @@ def _link_use(rows: list[Row], path: Path) -> None:
 
 def _write(figure: Any, path: Path) -> None:
     figure.tight_layout()
-    figure.savefig(path.with_suffix(".png"), dpi=110)
-    figure.savefig(path.with_suffix(".svg"))
+    for ending in ("png", "svg"):  # no with_suffix: a name may have a dot, as in 95.4-MiB
+        figure.savefig(path.with_name(f"{path.name}.{ending}"), dpi=110)
     plt.close(figure)
 
 
