@@ -293,6 +293,7 @@ class Board:
         claim = self.claims.get(window)
         if claim is not None and (known is None or claim.agent == agent):
             del self.claims[window]  # whoever else was bringing it in gets it from a peer now
+            self._lone_delivers(agent, now)
         for name in list(self._stalled):
             other = self.participants[name]
             self._stall(name, other, other.stalled - {window})
@@ -319,6 +320,7 @@ class Board:
             if claim.done - claim.paid >= MIN_PROGRESS:
                 claim.paid = claim.done
                 claim.deadline = now + LEASE
+                self._lone_delivers(agent, now)
         if agent in self.participants:
             self.participants[agent].seen = now
 
@@ -686,6 +688,13 @@ class Board:
             return self._turning
         # After a rejection it matters who else would take a window.
         return self._able if shared or self._rejected else self._reading
+
+    def _lone_delivers(self, agent: str, now: float) -> None:
+        """The lone holder sends *agent* one window after the other: while one comes, the next has not failed."""
+        if self.lone:
+            for claim in self.claims.values():
+                if claim.agent == agent:
+                    claim.deadline = now + LEASE
 
     def _limit(self, agent: str, who: Participant) -> int:
         """Claims that *agent* may hold at once: of upstream, or of the lone holder."""

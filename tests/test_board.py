@@ -547,6 +547,23 @@ def test_what_the_lone_holder_itself_says_that_it_holds_is_not_spread() -> None:
     assert board.spread == 0b10
 
 
+def test_a_window_that_waits_its_turn_behind_another_of_the_same_agent_is_no_stalled_claim() -> None:
+    """The holder sends "a" one window after the other: for longer than a lease, but it never stands still."""
+    board = sought("a", "b")
+    board.progress("a", 4.0, {0: MIN_PROGRESS})
+    board.assign(6.0)
+    assert (board.lone, board.claims_of("a")) == ("", ()), "of b nothing has come"
+
+    board = sought("a")
+    board.progress("a", 4.0, {0: MIN_PROGRESS})
+    board.assign(6.0)
+    publish(board, "a", 8.0, 0)
+    board.assign(12.0)
+    assert (board.lone, board.claims_of("a")) == ("seed", (1, 2))
+    board.assign(13.5)
+    assert board.lone == ""
+
+
 def test_the_first_who_seeks_it_takes_turns_already() -> None:
     board = sought("a")
     assert (board.lone, board.claims_of("a")) == ("seed", (0, 1))
