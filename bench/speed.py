@@ -7,7 +7,8 @@ import tempfile
 import time
 from pathlib import Path
 
-MIB = 1024 * 1024
+from swarm.geometry import MIB
+
 _LOOPS = 3_000_000
 _HASHED = 64 * MIB
 _WRITTEN = 128 * MIB

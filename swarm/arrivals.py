@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import logging
 import os
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -56,8 +55,6 @@ class Arrivals:
         take: Callable[[int, bytes], None],
         late: Callable[[], None],
     ) -> None:
-        self.last = time.monotonic()
-        """When something came last."""
         self._digest = digest
         self._cut = cut
         self._staged = staged
@@ -99,7 +96,6 @@ class Arrivals:
                 for (torrent, piece), sha1, right in zip(batch, expected, good, strict=True):
                     if generation != self._generation() or sha1 is None or self._has(piece):
                         continue
-                    self.last = time.monotonic()
                     if right:
                         self._take(piece, sha1)
                     else:

@@ -662,7 +662,7 @@ class Fetch:
                 await self._apply(answer)
 
     def _poll(self) -> wire.BoardPoll:
-        self._told_wish = self._wish()
+        wish = self._told_wish = self._wish()
         wait = wire.MAX_WAIT if self._incarnation else 0.0
         if wait and self.cut is None and not self._claims:
             wait = max(0.05, self.started + self._context.settings.unpublished_wait - time.monotonic())
@@ -674,13 +674,13 @@ class Fetch:
             wait=wait,
             size=self.cut.size if self.cut and not self._rejections else None,
             want=self._want(),
-            prefer=self._told_wish.prefer,
-            only_preferred=self._told_wish.only_preferred,
+            prefer=wish.prefer,
+            only_preferred=wish.only_preferred,
             claims=tuple(sorted(self._claims)),
             have=self._have(),
             stalled=self._stalled,
-            turns=self._told_wish.turns,
-            beside=self._told_wish.beside,
+            turns=wish.turns,
+            beside=wish.beside,
         )
 
     def _have(self) -> bytes:
@@ -881,7 +881,7 @@ class Fetch:
         self._arrivals = Arrivals(
             self.digest, cut, staged, self._file, self._context.pool, self._spawn,
             generation=lambda: self._generation, expected=self._expected, has=self._has, take=self._from_peer,
-            late=self._context.metrics.read_back.inc,
+            late=self._behind,
         )  # fmt: skip
         for piece, sha1 in staged.pieces.items():
             self.pieces.put(piece, sha1, "disk")
@@ -1517,12 +1517,17 @@ class Fetch:
     def _from_peer(self, piece: int, sha1: bytes) -> None:
         assert self.pieces is not None and self.cut is not None
         if piece not in self.pieces:
+            self._moved = time.monotonic()
             offset, length = self.cut.piece_span(piece)
             self._context.metrics.bytes_in.labels("peer").inc(length)
             self._from_lone.arrived(piece)
             if self._lone is not None and (window := self.cut.window_at(offset).index) in self._claims:
                 self._done[window] = self._done.get(window, 0) + length
             self._piece_ready(piece, sha1, "peer")
+
+    def _behind(self) -> None:
+        self._moved = time.monotonic()
+        self._context.metrics.read_back.inc()
 
     def _has(self, piece: int) -> bool:
         return self.pieces is not None and piece in self.pieces
@@ -1575,7 +1580,7 @@ class Fetch:
             waiting = self._waiting_windows()
             if not waiting or (self._arrivals is not None and self._arrivals.busy):
                 self._moved = time.monotonic()  # nothing to wait for, or our own disk is what we wait for
-            quiet = time.monotonic() - max(self._moved, self._arrivals.last if self._arrivals is not None else 0.0)
+            quiet = time.monotonic() - self._moved
             if quiet < STALL / 2:
                 received = None
                 if self._stalled:

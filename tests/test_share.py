@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from swarm.board import MAX_CLAIMS, Board
+from swarm.geometry import MIB
 from tests.parts.counter import Counter
 from tests.parts.front import agent
 from tests.parts.registry import Blob, Registry
 from tests.parts.talk import town, until
 from tests.test_metrics import counted
-
-MIB = 1024 * 1024
 
 
 @pytest.mark.needs_registry

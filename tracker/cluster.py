@@ -290,7 +290,7 @@ class Cluster:
             return True
         news = poll.since != board.version or swarm.hope_told.get(agent.key) != board.hope()
         if news and swarm.rolling:
-            swarm.more = True  # the wave under way will not come by here
+            swarm.spread(self.now())  # the wave under way will not come by here
             return False
         return news
 
