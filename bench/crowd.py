@@ -1,4 +1,4 @@
-"""Thousands of agents in one process: what real ones would say by swarm.wire, over raw connections.
+"""Thousands of agents in one process: what real ones would say by swarm.protocol.wire, over raw connections.
 
 aiohttp's client would take more time than the tracker that is looked at.
 
@@ -22,11 +22,11 @@ from urllib.parse import quote
 import bencodepy
 
 from bench.load import digest_of, hashes_of
-from swarm import wire
-from swarm.board import MAX_CLAIMS
-from swarm.digest import Digest
-from swarm.geometry import MIB, Geometry, geometry
-from swarm.metainfo import HASH_LENGTH
+from swarm.blob.digest import Digest
+from swarm.blob.geometry import MIB, Geometry, geometry
+from swarm.blob.metainfo import HASH_LENGTH
+from swarm.protocol import wire
+from swarm.protocol.board import MAX_CLAIMS
 
 M = TypeVar("M", bound=wire.Wire)
 

@@ -22,10 +22,10 @@ import time
 from collections.abc import Callable, Iterator
 from urllib.parse import quote
 
-from swarm import wire
-from swarm.digest import Digest, parse
-from swarm.geometry import geometry
-from swarm.metainfo import info_hash, sealed_info
+from swarm.blob.digest import Digest, parse
+from swarm.blob.geometry import geometry
+from swarm.blob.metainfo import info_hash, sealed_info
+from swarm.protocol import wire
 
 MIB = 1024 * 1024
 CONNECTIONS = 64

@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from swarm.geometry import MIB
+from swarm.blob.geometry import MIB
 
 _LOOPS = 3_000_000
 _HASHED = 64 * MIB

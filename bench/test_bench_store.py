@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from swarm.digest import Digest, parse
-from swarm.geometry import geometry
-from swarm.hashing import digest_of as read_digest
-from swarm.hashing import sums
-from swarm.store import Store
+from swarm.blob.digest import Digest, parse
+from swarm.blob.geometry import geometry
+from swarm.storage.hashing import digest_of as read_digest
+from swarm.storage.hashing import sums
+from swarm.storage.store import Store
 from tests.parts.data import blob, digest_of
 from tests.parts.storing import content, hashes_of
 

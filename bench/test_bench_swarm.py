@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from swarm import hashing, wire
-from swarm.board import Board
-from swarm.digest import parse
-from swarm.geometry import geometry
-from swarm.metainfo import info_hash, sealed_info, window_info
+from swarm.blob.digest import parse
+from swarm.blob.geometry import geometry
+from swarm.blob.metainfo import info_hash, sealed_info, window_info
+from swarm.protocol import wire
+from swarm.protocol.board import Board
+from swarm.storage import hashing
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB

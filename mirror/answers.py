@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from swarm.errors import SourceBroken, SourceBusy, SourceError, SourceRefused
+from swarm.blob.errors import SourceBroken, SourceBusy, SourceError, SourceRefused
 
 LONGEST_WAIT = 3600.0
 """Seconds: an upstream that asks for a longer pause gets this one. Its header must not disable us for a day."""

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from cachetools import LRUCache, TLRUCache
 
-from swarm.errors import SourceBroken, SourceRefused
+from swarm.blob.errors import SourceBroken, SourceRefused
 
 TOKEN_LIFE = 60.0
 """Seconds a token lives if the realm does not say (docs/spec/auth/token.md, `expires_in`)."""

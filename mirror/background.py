@@ -7,9 +7,9 @@ import contextlib
 
 from mirror.blobs import Blob, Swarm
 from mirror.metrics import FrontMetrics
-from swarm.digest import Digest
-from swarm.errors import SwarmError
-from swarm.source import Source
+from swarm.blob.digest import Digest
+from swarm.blob.errors import SwarmError
+from swarm.upstream.source import Source
 
 WORKERS = 8
 """Read-aheads under way at once on this node; more are left out, not queued: a late read-ahead is worth nothing."""

@@ -1,6 +1,6 @@
 """What the front end needs from the swarm below it: only shapes.
 
-`swarm.engine.Swarm` fulfils them, and so does the small real swarm of the tests, which reads files.
+`swarm.node.Swarm` fulfils them, and so does the small real swarm of the tests, which reads files.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from swarm.digest import Digest
-from swarm.names import Meaning, Resolved
-from swarm.source import Source
+from swarm.blob.digest import Digest
+from swarm.tracking.tags import Meaning, Resolved
+from swarm.upstream.source import Source
 
 
 class Span(Protocol):

@@ -22,9 +22,9 @@ from mirror.account import ACCOUNT, Account
 from mirror.blobs import Blob, Span, Swarm
 from mirror.ranges import Asked, RangeUnsatisfiable, Resolved, resolve
 from mirror.sending import send_spans
-from swarm.digest import Digest
-from swarm.errors import BlobUnavailable, SourceBusy, SourceRefused, StoreFull, SwarmError
-from swarm.source import Source
+from swarm.blob.digest import Digest
+from swarm.blob.errors import BlobUnavailable, SourceBusy, SourceRefused, StoreFull, SwarmError
+from swarm.upstream.source import Source
 
 log = logging.getLogger("shoal.mirror")
 

@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 
 import click
 
-from swarm.errors import SwarmError
-from swarm.logs import configure, redact
+from swarm.base.logs import configure, redact
+from swarm.blob.errors import SwarmError
 
 STOP_WITHIN = 9.0
 """Seconds after SIGTERM at which the process ends whatever is still under way: inside the 10 s that are promised."""

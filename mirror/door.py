@@ -17,9 +17,9 @@ from pathlib import Path
 import msgspec
 
 from mirror.access import Accepted, Standing, fingerprint
-from swarm.disk import write_whole
-from swarm.errors import SourceBroken, SourceBusy, SourceRefused
-from swarm.source import Source
+from swarm.blob.errors import SourceBroken, SourceBusy, SourceRefused
+from swarm.storage.disk import write_whole
+from swarm.upstream.source import Source
 
 TTL = 300.0
 """Seconds for which an accepted URL opens the door: about the life of a registry token or a short signature."""

@@ -21,7 +21,7 @@ from mirror.guard import Guard, Ticket
 from mirror.registries import Registries, RegistriesInvalid, Registry, Tls, place_of
 from mirror.transport import Transport, translated
 from mirror.urlrules import UrlRules
-from swarm.errors import SourceBroken, SourceBusy, SourceRefused
+from swarm.blob.errors import SourceBroken, SourceBusy, SourceRefused
 
 LOG = logging.getLogger("shoal.mirror")
 

@@ -17,7 +17,7 @@ from cachetools import LRUCache
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from mirror.limits import Breaker, Bucket, Limits, backoff
-from swarm.errors import SourceBroken, SourceBusy, SourceError
+from swarm.blob.errors import SourceBroken, SourceBusy, SourceError
 
 _HOSTS = 1024
 """Hosts whose state is kept: names come from clients, so there must be a bound."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from mirror.blobs import Names
 from mirror.upstream import Upstream
-from swarm.errors import SourceBroken
-from swarm.names import Meaning
+from swarm.blob.errors import SourceBroken
+from swarm.tracking.tags import Meaning
 
 ASK_DEADLINE = 5.0
 """Seconds for upstream to say what a tag means (token, redirect and answer across an ocean take 1-2). After that

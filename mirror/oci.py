@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
-from swarm import digest as digests
+from swarm.blob import digest as digests
 
 DEFAULT_REGISTRY = "docker.io"
 """The registry that a request means which names none (containerd sends no `ns` to docker.io's mirrors of old)."""

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mirror.passthrough import ranged
-from swarm.errors import SourceBroken, SourceError, StoreFull
-from swarm.source import Source
+from swarm.blob.errors import SourceBroken, SourceError, StoreFull
+from swarm.upstream.source import Source
 
 BLOCK = 256 * 1024
 """Bytes that are asked from upstream at least: four of overlaybd's reads, or one of its background reads."""

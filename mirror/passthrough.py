@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import cast
 
-from swarm.digest import Digest, hex_of
-from swarm.errors import BlobCorrupt, SourceBroken
-from swarm.source import Body, Source
+from swarm.blob.digest import Digest, hex_of
+from swarm.blob.errors import BlobCorrupt, SourceBroken
+from swarm.upstream.source import Body, Source
 
 HELD_BACK = 64 * 1024
 """Bytes of a whole blob that wait until its sha256 matched, so that a wrong body is never a complete one."""

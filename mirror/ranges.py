@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from swarm.errors import SwarmError
+from swarm.blob.errors import SwarmError
 
 _ONE = re.compile(r"(\d{0,19})\s*-\s*(\d{0,19})", re.ASCII)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from swarm.digest import Digest
+from swarm.blob.digest import Digest
 
 FIRST_AHEAD = 512 * 1024
 """Bytes ahead of a run when it is recognised: two pieces."""

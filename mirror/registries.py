@@ -13,7 +13,7 @@ from pathlib import Path
 from yarl import URL
 
 from mirror.limits import Limits
-from swarm.errors import SourceRefused
+from swarm.blob.errors import SourceRefused
 
 DOCKER_HUB = "docker.io"
 _HUB_NAMES = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})

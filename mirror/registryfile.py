@@ -18,7 +18,7 @@ from mirror.registries import (
     Tls,
     canonical,
 )
-from swarm.flags import parse_duration
+from swarm.base.flags import parse_duration
 
 
 class _Entry(msgspec.Struct, forbid_unknown_fields=True, rename="kebab"):

@@ -32,11 +32,11 @@ from mirror.transport import Deadlines
 from mirror.upstream import Upstream
 from mirror.urlrules import UrlRules, named_hosts
 from mirror.v2 import RegistryFront
-from swarm.engine import Swarm
-from swarm.errors import SwarmError
-from swarm.flags import Endpoint
-from swarm.heap import give_back, settle
-from swarm.scheduling import batch
+from swarm.base.flags import Endpoint
+from swarm.base.heap import give_back, settle
+from swarm.base.scheduling import batch
+from swarm.blob.errors import SwarmError
+from swarm.node import Swarm
 
 log = logging.getLogger("shoal.mirror")
 

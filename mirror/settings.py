@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from swarm.flags import (
+from swarm.base.flags import (
     COUNT,
     DURATION,
     ENDPOINT,

@@ -1,4 +1,4 @@
-"""What upstream sends: a Source that gives Bodies (swarm/source.py), and answers that are only handed on."""
+"""What upstream sends: a Source that gives Bodies (swarm/upstream/source.py), and answers that are only handed on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from mirror.answers import Place, place
 from mirror.exchange import Answer, Exchanges, Target, bounded
 from mirror.transport import translated
-from swarm.digest import Digest
-from swarm.errors import SourceBroken
+from swarm.blob.digest import Digest
+from swarm.blob.errors import SourceBroken
 
 UNSIZED_LIMIT = 4 << 20
 """Bytes of a body without Content-Length that are read into memory to learn its size. Manifests come so; blobs
@@ -21,7 +21,7 @@ EMPTY = Digest("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7
 
 
 class UpstreamBody:
-    """A Body (swarm/source.py) with what else is known about it."""
+    """A Body (swarm/upstream/source.py) with what else is known about it."""
 
     def __init__(self, answer: Answer, at: Place, total: int, stop: int | None, read: bytes | None) -> None:
         self._answer = answer
@@ -71,7 +71,7 @@ class UpstreamBody:
 
 
 class UpstreamSource:
-    """A Source (swarm/source.py): one blob, manifest or URL."""
+    """A Source (swarm/upstream/source.py): one blob, manifest or URL."""
 
     def __init__(self, exchanges: Exchanges, target: Target, digest: Digest | None, *, ranges: bool = True) -> None:
         self._exchanges = exchanges
@@ -85,7 +85,7 @@ class UpstreamSource:
         return self._target.name
 
     def open(self, start: int, stop: int | None) -> AbstractAsyncContextManager[UpstreamBody]:
-        """Ask for bytes [start, stop). See swarm/source.py."""
+        """Ask for bytes [start, stop). See swarm/upstream/source.py."""
         return self._open(start, stop)
 
     @contextlib.asynccontextmanager

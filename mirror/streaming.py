@@ -21,9 +21,9 @@ from mirror.readahead import Readahead
 from mirror.sending import send_spans
 from mirror.upstream import Upstream
 from mirror.urls import UrlInvalid, Wanted
-from swarm.digest import Digest
-from swarm.errors import BlobUnavailable, SourceBusy, SourceError, StoreFull, SwarmError
-from swarm.source import Source
+from swarm.blob.digest import Digest
+from swarm.blob.errors import BlobUnavailable, SourceBusy, SourceError, StoreFull, SwarmError
+from swarm.upstream.source import Source
 
 _CORRELATION = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 

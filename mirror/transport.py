@@ -21,7 +21,7 @@ from yarl import URL
 
 from mirror.addresses import AddressRules
 from mirror.registries import Forbidden, place_of
-from swarm.errors import SourceBroken, SourceRefused
+from swarm.blob.errors import SourceBroken, SourceRefused
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from mirror.registries import Forbidden, Registries
 from mirror.sources import Passed, UpstreamSource
 from mirror.transport import Deadlines, Transport
 from mirror.urlrules import UrlRules
-from swarm.digest import Digest, parse
-from swarm.errors import DigestInvalid
-from swarm.names import Meaning
+from swarm.blob.digest import Digest, parse
+from swarm.blob.errors import DigestInvalid
+from swarm.tracking.tags import Meaning
 
 MANIFEST_TYPES = (
     "application/vnd.oci.image.index.v1+json",

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlsplit
 
-from swarm.digest import Digest, from_hex
+from swarm.blob.digest import Digest, from_hex
 
 PREFIXES = ("/blobs/", "/dadip2p/", "/accelerator/")
 """Where overlaybd and DADI put the URL behind: Peerd's address, DADI's own, and its accelerator's."""

@@ -17,9 +17,9 @@ from mirror.oci import Refusal, Route
 from mirror.ranges import parse as parse_range
 from mirror.sending import read_span
 from mirror.upstream import Upstream
-from swarm import digest as digests
-from swarm.digest import Digest
-from swarm.errors import (
+from swarm.blob import digest as digests
+from swarm.blob.digest import Digest
+from swarm.blob.errors import (
     BlobUnavailable,
     DigestInvalid,
     SourceBusy,
@@ -28,7 +28,7 @@ from swarm.errors import (
     StoreFull,
     SwarmError,
 )
-from swarm.source import Source
+from swarm.upstream.source import Source
 
 
 @dataclass

@@ -9,10 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from swarm.board import LEASE, LONE_AGAIN, MAX_GENERATIONS, MIN_PROGRESS, PATIENCE, SILENCE, Board, Failure
-from swarm.digest import parse
-from swarm.errors import BadHashes
-from swarm.geometry import MIB, geometry
+from swarm.blob.digest import parse
+from swarm.blob.errors import BadHashes
+from swarm.blob.geometry import MIB, geometry
+from swarm.protocol.board import LEASE, LONE_AGAIN, MAX_GENERATIONS, MIN_PROGRESS, PATIENCE, SILENCE, Board, Failure
 
 DIGEST = parse("sha256:" + "ab" * 32)
 SIZE = 3 * MIB + 5

@@ -10,10 +10,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from swarm import wire
-from swarm.boards import BoardLink, LocalBoard, RemoteBoard
-from swarm.geometry import MIB
-from swarm.trackers import Link
+from swarm.blob.geometry import MIB
+from swarm.protocol import wire
+from swarm.tracking.boards import BoardLink, LocalBoard, RemoteBoard
+from swarm.tracking.trackers import Link
 from tests.parts.talk import digest_of, hashes_of, town
 
 D = digest_of("blob")

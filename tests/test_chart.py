@@ -23,7 +23,7 @@ from aiohttp import web
 from mirror.commands.agent import agent
 from mirror.commands.containerd import ContainerdSettings
 from mirror.settings import MirrorSettings
-from swarm.flags import Setting, settings_of
+from swarm.base.flags import Setting, settings_of
 from tracker.command import TrackerFlags, tracker
 
 CHART = Path(__file__).parents[1] / "charts" / "shoal"

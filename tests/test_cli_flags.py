@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from mirror.commands.containerd import parse_host, parse_mirror
 from mirror.settings import TagTtl, parse_pattern, parse_registry, parse_tag_ttl
-from swarm import flags
-from swarm.flags import Endpoint
+from swarm.base import flags
+from swarm.base.flags import Endpoint
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from swarm.content import BLOBS, Content
-from swarm.digest import Digest, hex_of, parse
-from swarm.hashcache import HashCache
-from swarm.hashing import Hasher
-from swarm.sidecar import Stamp
+from swarm.blob.digest import Digest, hex_of, parse
+from swarm.storage.content import BLOBS, Content
+from swarm.storage.hashcache import HashCache
+from swarm.storage.hashing import Hasher
+from swarm.storage.sidecar import Stamp
 from tests.parts.data import blob, digest_of
 from tests.parts.storing import hashes_of
 

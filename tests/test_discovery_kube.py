@@ -17,7 +17,7 @@ import pytest
 import trustme
 from kubernetes.aio.config import incluster_config
 
-from swarm import wire
+from swarm.protocol import wire
 from tests.parts.kubeapi import TOKEN, KubeApi, kube_api, node, pod
 from tests.parts.procs import Process, free_port, python
 from tracker import kube

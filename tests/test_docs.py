@@ -17,7 +17,7 @@ from mirror.commands.containerd import ContainerdSettings
 from mirror.commands.status import StatusSettings
 from mirror.commands.up import UpSettings
 from mirror.settings import MirrorSettings
-from swarm.flags import Setting, settings_of
+from swarm.base.flags import Setting, settings_of
 from tracker.command import TrackerFlags
 
 PROJECT = Path(__file__).parent.parent

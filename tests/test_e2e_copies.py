@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from swarm.geometry import FIRST_WINDOW, PLAIN_WINDOW, piece_length
+from swarm.blob.geometry import FIRST_WINDOW, PLAIN_WINDOW, piece_length
 from tests.parts.cluster import Agent, Cluster, cluster
 from tests.parts.counter import Counter
 from tests.parts.fetch import Fetched, assert_right

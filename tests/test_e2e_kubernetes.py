@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from swarm.geometry import FIRST_WINDOW
+from swarm.blob.geometry import FIRST_WINDOW
 from tests.parts.cluster import Cluster, cluster
 from tests.parts.counter import Counter
 from tests.parts.fetch import assert_right

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from swarm.trackers import rendezvous
+from swarm.tracking.trackers import rendezvous
 from tests.parts.cluster import Agent, Cluster, Tracker, cluster
 from tests.parts.counter import Counter
 from tests.parts.fetch import assert_right

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.geometry import FIRST_WINDOW, MAX_WINDOWS, geometry
+from swarm.blob.geometry import FIRST_WINDOW, MAX_WINDOWS, geometry
 
 GIB = 1024**3
 sizes = st.one_of(st.integers(0, 20 * 1024**2), st.integers(0, 100 * GIB))

@@ -12,7 +12,7 @@ from aiohttp.http_exceptions import BadStatusLine
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.logs import Formatter, configure, redact, redact_fields
+from swarm.base.logs import Formatter, configure, redact, redact_fields
 
 SECRET = "s3cr3tV4lue0123"  # what no line may hold
 

@@ -7,10 +7,10 @@ import hashlib
 import bencodepy
 import pytest
 
-from swarm.digest import Digest, parse
-from swarm.errors import BadHashes, DigestInvalid
-from swarm.geometry import geometry
-from swarm.metainfo import FILLER, info_hash, sealed_info, torrent_file, window_info
+from swarm.blob.digest import Digest, parse
+from swarm.blob.errors import BadHashes, DigestInvalid
+from swarm.blob.geometry import geometry
+from swarm.blob.metainfo import FILLER, info_hash, sealed_info, torrent_file, window_info
 
 DIGEST = parse("sha256:" + "ab" * 32)
 CUT = geometry(5 * 1024**2)

@@ -15,10 +15,11 @@ from prometheus_client import CollectorRegistry
 from mirror.guard import Guard
 from mirror.metrics import FrontMetrics
 from mirror.settings import TagTtl
-from swarm import arrivals, wire
-from swarm import fetch as fetching
-from swarm.geometry import MIB, geometry
+from swarm.blob.geometry import MIB, geometry
+from swarm.fetch import fetch as fetching
 from swarm.metrics import SwarmMetrics
+from swarm.peer import arrivals
+from swarm.protocol import wire
 from tests.parts.cluster import Cluster, cluster
 from tests.parts.counter import Counter, Rule
 from tests.parts.fetch import fetch

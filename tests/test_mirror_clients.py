@@ -14,8 +14,8 @@ import pytest
 from aiohttp.http_exceptions import HttpProcessingError
 
 from mirror import bodies
-from swarm.digest import Digest
-from swarm.errors import BlobCorrupt, BlobUnavailable, SourceBroken, StoreFull
+from swarm.blob.digest import Digest
+from swarm.blob.errors import BlobCorrupt, BlobUnavailable, SourceBroken, StoreFull
 from tests.parts import data
 from tests.parts.counter import Counter, Rule
 from tests.parts.front import Agent, FileSwarm, agent, file_agent

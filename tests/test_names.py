@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from swarm import names as module
-from swarm import wire
-from swarm.errors import SourceBroken, SourceBusy, SourceError, SourceRefused
-from swarm.names import Meaning, Names, Resolved
-from swarm.trackers import Link, Trackers
+from swarm.blob.errors import SourceBroken, SourceBusy, SourceError, SourceRefused
+from swarm.protocol import wire
+from swarm.tracking import tags as module
+from swarm.tracking.tags import Meaning, Names, Resolved
+from swarm.tracking.trackers import Link, Trackers
 from tests.parts.talk import digest_of
 
 OLD, NEW = digest_of("old"), digest_of("new")

@@ -8,8 +8,8 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from swarm import wire
-from swarm.geometry import MIB, geometry
+from swarm.blob.geometry import MIB, geometry
+from swarm.protocol import wire
 from tests.parts.browser import Browser, browser
 from tests.parts.cluster import cluster
 from tests.parts.counter import Counter

@@ -14,8 +14,8 @@ import aiohttp
 import jsonschema
 import pytest
 
-from swarm import wire
-from swarm.geometry import MIB, geometry
+from swarm.blob.geometry import MIB, geometry
+from swarm.protocol import wire
 from tests.parts.fleet import Zoned, pullers
 from tests.parts.talk import Town, digest_of, hashes_of, town
 from tracker import live

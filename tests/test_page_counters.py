@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from swarm import wire
-from swarm.trackers import TELL_EVERY, Link, Trackers
+from swarm.protocol import wire
+from swarm.tracking.trackers import TELL_EVERY, Link, Trackers
 from tests.parts.talk import town
 
 

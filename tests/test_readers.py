@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 
-from swarm.readers import MOST_PREFERRED, Reader, Readers
-from swarm.source import Body, Source
+from swarm.fetch.readers import MOST_PREFERRED, Reader, Readers
+from swarm.upstream.source import Body, Source
 
 
 class Upstream:

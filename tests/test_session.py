@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from swarm import session as sessions
-from swarm.digest import parse
-from swarm.geometry import geometry
-from swarm.metainfo import sealed_info
-from swarm.peers import LoopbackAnnounce, PeerAddress
-from swarm.session import Session, Torrent
+from swarm.blob.digest import parse
+from swarm.blob.geometry import geometry
+from swarm.blob.metainfo import sealed_info
+from swarm.peer import session as sessions
+from swarm.peer.peers import LoopbackAnnounce, PeerAddress
+from swarm.peer.session import Session, Torrent
 from tests.parts.data import blob, digest_of
 from tests.parts.storing import hashes_of
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from swarm.board import MAX_CLAIMS, Board
-from swarm.geometry import MIB
+from swarm.blob.geometry import MIB
+from swarm.protocol.board import MAX_CLAIMS, Board
 from tests.parts.counter import Counter
 from tests.parts.front import agent
 from tests.parts.registry import Blob, Registry

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from swarm.digest import Digest, hex_of, parse
-from swarm.errors import BadHashes, StoreFull, StoreUnusable
-from swarm.evict import cost
-from swarm.geometry import FIRST_WINDOW, geometry
-from swarm.sidecar import RECORD
-from swarm.store import Store
+from swarm.blob.digest import Digest, hex_of, parse
+from swarm.blob.errors import BadHashes, StoreFull, StoreUnusable
+from swarm.blob.geometry import FIRST_WINDOW, geometry
+from swarm.storage.evict import cost
+from swarm.storage.sidecar import RECORD
+from swarm.storage.store import Store
 from tests.parts.data import blob, digest_of
 from tests.parts.storing import content, hashes_of, pieces_of, put, taken
 

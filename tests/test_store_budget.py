@@ -14,14 +14,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from swarm.digest import Digest, parse
-from swarm.errors import StoreFull
-from swarm.evict import Candidate, choose, cost
-from swarm.geometry import geometry
-from swarm.held import Held
-from swarm.sidecar import HEADER, Stamp, decode_meta, encode_meta, log_header, log_records, log_removals, parse_log
-from swarm.staged import Staged
-from swarm.store import Store
+from swarm.blob.digest import Digest, parse
+from swarm.blob.errors import StoreFull
+from swarm.blob.geometry import geometry
+from swarm.storage.evict import Candidate, choose, cost
+from swarm.storage.held import Held
+from swarm.storage.sidecar import (
+    HEADER,
+    Stamp,
+    decode_meta,
+    encode_meta,
+    log_header,
+    log_records,
+    log_removals,
+    parse_log,
+)
+from swarm.storage.staged import Staged
+from swarm.storage.store import Store
 from tests.parts.data import blob, digest_of
 from tests.parts.storing import hashes_of, pieces_of, taken
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from swarm.digest import parse
-from swarm.errors import StoreFull
-from swarm.store import Store
+from swarm.blob.digest import parse
+from swarm.blob.errors import StoreFull
+from swarm.storage.store import Store
 from tests.parts.data import blob, digest_of
 from tests.parts.storing import content, fill, hashes_of, pieces_of, put, small_file_system
 

@@ -9,9 +9,9 @@ import signal
 import sys
 from pathlib import Path
 
-from swarm.digest import Digest, parse
-from swarm.geometry import geometry
-from swarm.store import Store
+from swarm.blob.digest import Digest, parse
+from swarm.blob.geometry import geometry
+from swarm.storage.store import Store
 from tests.parts.data import blob, digest_of
 from tests.parts.storing import hashes_of, pieces_of, taken
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from swarm.geometry import geometry
-from swarm.sidecar import HEADER, RECORD
+from swarm.blob.geometry import geometry
+from swarm.storage.sidecar import HEADER, RECORD
 from tests.parts.blobserver import BlobServer, blob_server
 from tests.parts.cluster import Agent, Cluster, cluster
 from tests.parts.counter import Rule

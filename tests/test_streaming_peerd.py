@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from mirror.readahead import FIRST_AHEAD
-from swarm.store import Store
+from swarm.storage.store import Store
 from tests.parts.blobserver import BlobServer, blob_server
 from tests.parts.cluster import Agent, Cluster, cluster
 from tests.parts.counter import Counter, Rule
@@ -215,7 +215,7 @@ async def test_disk_full(server: BlobServer, small_disk: Path, monkeypatch: pyte
     """Peerd: the chunk stays unusable after space is freed. Here: right meanwhile (passed through), and kept again
     as soon as there is room."""
     # what is left to others is more than this disk has
-    monkeypatch.setattr("swarm.engine.Store", partial(Store, reserve_free=0))
+    monkeypatch.setattr("swarm.node.Store", partial(Store, reserve_free=0))
     url, _ = server.add(6 * MIB, 970)
     content = held(server, url)
     async with lone_agent(small_disk) as running:

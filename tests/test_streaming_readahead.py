@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.readahead import FIRST_AHEAD, MOST_AHEAD, Follower, Readahead
-from swarm.digest import from_hex
+from swarm.blob.digest import from_hex
 
 KIB, MIB = 1024, 1024 * 1024
 STEP = 64 * KIB

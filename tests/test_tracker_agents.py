@@ -9,9 +9,9 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from swarm import board as boards
-from swarm import wire
-from swarm.geometry import MIB
+from swarm.blob.geometry import MIB
+from swarm.protocol import board as boards
+from swarm.protocol import wire
 from tests.parts.talk import Refusal, Town, digest_of, town, until, whole_of
 from tracker import cluster as clusters
 from tracker.discovery import OnChange, Reason

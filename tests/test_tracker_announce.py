@@ -15,9 +15,9 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm import wire
-from swarm.geometry import MIB, geometry
-from swarm.metainfo import info_hash, sealed_info
+from swarm.blob.geometry import MIB, geometry
+from swarm.blob.metainfo import info_hash, sealed_info
+from swarm.protocol import wire
 from tests.parts.procs import free_port
 from tests.parts.talk import Talker, Town, digest_of, town, until, whole_of
 from tracker.announce import MAX_NUMWANT, Announce, Counts, Told, announce_answer, parse_announce, parse_scrape

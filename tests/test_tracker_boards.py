@@ -10,9 +10,9 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from swarm import board as boards
-from swarm import wire
-from swarm.geometry import MIB
+from swarm.blob.geometry import MIB
+from swarm.protocol import board as boards
+from swarm.protocol import wire
 from tests.parts.talk import Refusal, Talker, Town, digest_of, hashes_of, town, until
 from tracker import cluster
 from tracker.static import StaticDiscovery

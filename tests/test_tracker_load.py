@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from bench.crowd import RATE, Layer, crowd
-from swarm.geometry import MIB, geometry
-from swarm.metainfo import info_hash, sealed_info
+from swarm.blob.geometry import MIB, geometry
+from swarm.blob.metainfo import info_hash, sealed_info
 from tests.parts.cluster import cluster
 from tests.parts.talk import digest_of, whole_of
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from swarm import wire
+from swarm.protocol import wire
 from tests.parts.talk import digest_of, town, until
 from tracker import names as module
 from tracker.names import LEASE, PAUSE, Names

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from swarm.geometry import MIB
+from swarm.blob.geometry import MIB
 from tests.parts.talk import Town, digest_of, town
 from tracker.errors import TrackerError
 from tracker.report import AgentPage, BoardPage, BoardsPage, State

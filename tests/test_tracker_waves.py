@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from swarm import wire
-from swarm.board import Board
-from swarm.geometry import MIB, geometry
+from swarm.blob.geometry import MIB, geometry
+from swarm.protocol import wire
+from swarm.protocol.board import Board
 from tests.parts.talk import DEADLINE, Talker, digest_of, town, until, whole_of
 from tracker import swarms
 from tracker.swarms import STEP, Swarm

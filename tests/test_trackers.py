@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm import trackers, wire
-from swarm.errors import TrackerError
-from swarm.flags import tracker_urls
-from swarm.trackers import Link, Trackers, rendezvous
+from swarm.base.flags import tracker_urls
+from swarm.blob.errors import TrackerError
+from swarm.protocol import wire
+from swarm.tracking import trackers
+from swarm.tracking.trackers import Link, Trackers, rendezvous
 from tests.parts.procs import free_port
 from tests.parts.talk import Town, digest_of, town
 

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from mirror.guard import Guard
 from mirror.limits import Limits
-from swarm.errors import SourceBroken, SourceBusy
+from swarm.blob.errors import SourceBroken, SourceBusy
 
 
 class Clock:

@@ -16,8 +16,8 @@ from mirror.registries import Registries, Tls, tls_in
 from mirror.registries import Registry as Registry_
 from mirror.sources import UpstreamSource
 from mirror.upstream import Upstream
-from swarm.digest import parse
-from swarm.errors import SourceBroken, SourceRefused
+from swarm.blob.digest import parse
+from swarm.blob.errors import SourceBroken, SourceRefused
 from tests.parts import data, tokenserver
 from tests.parts.registry import Registry, registry
 from tests.parts.tokenserver import TokenServer

@@ -19,7 +19,7 @@ from mirror.registryfile import load, parse
 from mirror.serve import registries_of
 from mirror.settings import MirrorSettings, TagTtl
 from mirror.urlrules import UrlRules, named_hosts
-from swarm.errors import SourceBroken, SourceBusy, SourceError
+from swarm.blob.errors import SourceBroken, SourceBusy, SourceError
 
 # ---------------------------------------------------------------------- addresses
 

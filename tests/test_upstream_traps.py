@@ -21,8 +21,8 @@ from mirror.sources import UpstreamSource
 from mirror.transport import Deadlines, Transport, translated
 from mirror.upstream import Upstream
 from mirror.urlrules import UrlRules
-from swarm.digest import parse
-from swarm.errors import SourceBroken, SourceBusy, SourceError, SourceRefused
+from swarm.blob.digest import parse
+from swarm.blob.errors import SourceBroken, SourceBusy, SourceError, SourceRefused
 from tests.parts import data
 
 REPOSITORY = "team/app"

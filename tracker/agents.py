@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
-from swarm import wire
-from swarm.flags import Endpoint
+from swarm.base.flags import Endpoint
+from swarm.protocol import wire
 from tracker.announce import Told
 
 RETIRED = 4

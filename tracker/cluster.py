@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from random import Random
 
-from swarm import wire
-from swarm.board import Blame, Failure
-from swarm.digest import Digest, parse
+from swarm.blob.digest import Digest, parse
+from swarm.protocol import wire
+from swarm.protocol.board import Blame, Failure
 from tracker.agents import Agent, Agents, key_of
 from tracker.alarm import Alarm
 from tracker.announce import Announce, Counts, Told

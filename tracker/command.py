@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from swarm import logs
-from swarm.flags import (
+from swarm.base import logs
+from swarm.base.flags import (
     DURATION,
     ENDPOINT,
     LOG_FORMAT,

@@ -8,7 +8,7 @@ from typing import cast
 
 from msgspec import UNSET
 
-from swarm.board import Participant
+from swarm.protocol.board import Participant
 from tracker import views
 from tracker.agents import Agent
 from tracker.ask import Ask

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
-from swarm.flags import tracker_urls
+from swarm.base.flags import tracker_urls
 from tracker.ask import Ask
 from tracker.views import AgentsView, AgentView, AnyView, ClusterView, Replica, SearchView, SwarmsView, SwarmView
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from swarm.heap import settle
+from swarm.base.heap import settle
 from tracker.discovery import Discovery
 from tracker.server import TrackerServer
 from tracker.settings import TrackerSettings

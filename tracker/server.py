@@ -17,9 +17,9 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
 
-from swarm import wire
-from swarm.digest import parse
-from swarm.metainfo import torrent_file
+from swarm.blob.digest import parse
+from swarm.blob.metainfo import torrent_file
+from swarm.protocol import wire
 from tracker import announce, report
 from tracker.cluster import Cluster
 from tracker.discovery import Discovery

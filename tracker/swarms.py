@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from swarm import wire
-from swarm.board import Board
-from swarm.digest import Digest
-from swarm.geometry import geometry
-from swarm.metainfo import info_hash, sealed_info
+from swarm.blob.digest import Digest
+from swarm.blob.geometry import geometry
+from swarm.blob.metainfo import info_hash, sealed_info
+from swarm.protocol import wire
+from swarm.protocol.board import Board
 from tracker.announce import Told
 from tracker.handout import Pool
 

@@ -1,4 +1,4 @@
-"""What agents say, verb by verb: each takes the body of a `POST /v1/<verb>` and answers as swarm.wire says.
+"""What agents say, verb by verb: each takes the body of a `POST /v1/<verb>` and answers as swarm.protocol.wire says.
 
 Here is all the waiting: a poll sleeps on a future that the cluster's state completes, with a
 timer of its own, and is cancelled when its connection closes.
@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import msgspec
 
-from swarm import wire
-from swarm.digest import parse
+from swarm.blob.digest import parse
+from swarm.protocol import wire
 from tracker.agents import Agent, key_of
 from tracker.cluster import Cluster
 from tracker.discovery import canonical

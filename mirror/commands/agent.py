@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from mirror.settings import MirrorSettings
-from swarm import logs
-from swarm.flags import options
+from swarm.base import logs
+from swarm.base.flags import options
 
 
 @click.command()

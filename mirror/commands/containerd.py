@@ -12,7 +12,7 @@ import click
 
 from mirror import containerd as setup
 from mirror.settings import parse_registry
-from swarm.flags import PATH, Flag, options, setting
+from swarm.base.flags import PATH, Flag, options, setting
 
 
 def parse_mirror(text: str) -> str:

@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from swarm.flags import TRACKER, options, setting, tracker_urls
+from swarm.base.flags import TRACKER, options, setting, tracker_urls
 
 ANSWER_WITHIN = 5.0
 """Seconds for a tracker to answer one question."""

@@ -14,8 +14,8 @@ from typing import Any
 import click
 
 from mirror.settings import MirrorSettings
-from swarm import logs
-from swarm.flags import ENDPOINT, ENVIRONMENT, NETWORK, Endpoint, options, setting, settings_of
+from swarm.base import logs
+from swarm.base.flags import ENDPOINT, ENVIRONMENT, NETWORK, Endpoint, options, setting, settings_of
 
 STOP_WITHIN = 8.0
 """Seconds in which the children must have ended after SIGTERM; then SIGKILL, still inside our own 10 s."""

@@ -10,7 +10,7 @@ import socket
 import sys
 from typing import Any
 
-from swarm import trackers
+from swarm.tracking import trackers
 
 
 def main() -> None:

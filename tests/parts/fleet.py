@@ -1,4 +1,4 @@
-"""Many agents of one tracker that pull blobs without bytes: they say by swarm.wire what real ones would say."""
+"""Many agents of one tracker that pull blobs without bytes: they say by swarm.protocol.wire what agents say."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from swarm import wire
-from swarm.geometry import geometry
+from swarm.blob.geometry import geometry
+from swarm.protocol import wire
 from tests.parts.talk import Talker, Town, digest_of
 from tracker.static import StaticDiscovery
 

@@ -21,11 +21,11 @@ from mirror.serve import front_of, listening, running
 from mirror.settings import MirrorSettings
 from mirror.upstream import Upstream
 from mirror.urlrules import UrlRules
-from swarm.digest import Digest, parse
-from swarm.errors import BlobUnavailable, SourceBroken, SourceBusy, SourceError, SwarmError
-from swarm.flags import Endpoint
-from swarm.names import Meaning, Resolved
-from swarm.source import Source
+from swarm.base.flags import Endpoint
+from swarm.blob.digest import Digest, parse
+from swarm.blob.errors import BlobUnavailable, SourceBroken, SourceBusy, SourceError, SwarmError
+from swarm.tracking.tags import Meaning, Resolved
+from swarm.upstream.source import Source
 from tests.parts.procs import free_port
 
 
@@ -130,7 +130,7 @@ class FileNames:
     known: dict[str, Meaning] = field(default_factory=dict)
 
     async def resolve(self, name: str, ttl: float, ask: Callable[[], Awaitable[Meaning]]) -> Resolved:
-        """As swarm.names, without a cluster and without time."""
+        """As swarm.tracking.tags, without a cluster and without time."""
         try:
             self.known[name] = await ask()
         except (SourceBusy, SourceBroken):

@@ -18,11 +18,11 @@ from typing import TypeVar
 
 import aiohttp
 
-from swarm import wire
-from swarm.digest import parse
-from swarm.geometry import Window, geometry
-from swarm.metainfo import window_info
-from swarm.session import Session, Torrent
+from swarm.blob.digest import parse
+from swarm.blob.geometry import Window, geometry
+from swarm.blob.metainfo import window_info
+from swarm.peer.session import Session, Torrent
+from swarm.protocol import wire
 from tests.parts import data
 from tests.parts.procs import Process, python
 

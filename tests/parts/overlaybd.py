@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from yarl import URL
 
-from swarm.geometry import geometry
+from swarm.blob.geometry import geometry
 
 AT_ONCE = 16
 """Requests under way on one node."""

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from swarm.digest import Digest, parse
-from swarm.geometry import geometry
-from swarm.store import Store
+from swarm.blob.digest import Digest, parse
+from swarm.blob.geometry import geometry
+from swarm.storage.store import Store
 from tests.parts.data import digest_of
 
 

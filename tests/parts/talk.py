@@ -1,4 +1,4 @@
-"""A tracker in this process, and agents that say by hand what swarm.wire lets an agent say."""
+"""A tracker in this process, and agents that say by hand what swarm.protocol.wire lets an agent say."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import aiohttp
 from yarl import URL
 
-from swarm import wire
-from swarm.digest import Digest, parse
-from swarm.geometry import geometry
+from swarm.blob.digest import Digest, parse
+from swarm.blob.geometry import geometry
+from swarm.protocol import wire
 from tracker.discovery import Discovery
 from tracker.server import TrackerServer
 from tracker.settings import TrackerSettings

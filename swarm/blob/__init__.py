@@ -1,0 +1,1 @@
+"""What a blob is: digest, layout, torrent, errors. Pure."""

@@ -1,0 +1,1 @@
+"""One blob on its way in."""

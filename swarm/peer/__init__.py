@@ -1,0 +1,1 @@
+"""libtorrent, and everything that is said to other agents."""

@@ -1,0 +1,1 @@
+"""What agents and trackers say to each other, and the board that answers. Pure."""

@@ -1,0 +1,325 @@
+"""What agents and trackers say to each other: JSON over HTTP, as values both sides import.
+
+Every request is `POST /v1/<verb>` with one of the structs below; the answer is 200 with the struct
+named beside it. A refusal is `Problem` with 400 (malformed), 403 (no member), 404, 409 (another
+tracker incarnation: join again) or 503. `bytes` travel as base64. Unknown fields are ignored, so
+either side may be newer. Piece hashes are 20 bytes each, concatenated in order.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+MAX_BODY = 16 * 1024 * 1024
+"""Bytes of the largest request or answer: the hashes of 800,000 pieces."""
+
+MAX_WAIT = 25.0
+"""Seconds for which a tracker holds a long-poll at most."""
+
+
+class Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of all messages."""
+
+
+class Me(Wire, frozen=True, kw_only=True):
+    """Who speaks. The tracker takes the IP address from the connection."""
+
+    node: str
+    """Node name, for people."""
+    port: int
+    """Swarm port (BitTorrent)."""
+    session: str
+    """Random text, new at each start of the agent."""
+
+
+class Problem(Wire, frozen=True, kw_only=True):
+    """Why a request was refused."""
+
+    code: str
+    message: str
+
+
+class Held(Wire, frozen=True, kw_only=True):
+    """A complete blob that an agent offers."""
+
+    digest: str
+    size: int
+
+
+class Name(Wire, frozen=True, kw_only=True):
+    """A mutable name (registry/repository:tag) and what it last meant."""
+
+    name: str
+    digest: str
+    media_type: str
+    size: int
+    age: float
+    """Seconds since upstream said so."""
+
+
+# -- POST /v1/agent -> AgentAnswer: the agent's channel, a long-poll ------------------------------
+
+
+class AgentPoll(Me, frozen=True, kw_only=True):
+    """The agent is alive, and what changed in what it holds since its last answered poll.
+
+    *full*: *add* and *names* are everything. The tracker answers at once when it has something to
+    say, else after *wait* seconds. An agent opens the next poll as soon as one is answered, and at
+    once (closing the old one) when its holdings change.
+    """
+
+    full: bool = False
+    add: tuple[Held, ...] = ()
+    remove: tuple[str, ...] = ()
+    names: tuple[Name, ...] = ()
+    wait: float = 0.0
+    stats: dict[str, float] = {}
+    """Counters for the page: store_bytes, store_budget, upstream_bytes, peer_bytes_in, peer_bytes_out ..."""
+
+
+class Backoff(Wire, frozen=True, kw_only=True):
+    """No agent should ask this upstream host for *seconds* (Retry-After, shared cluster-wide)."""
+
+    host: str
+    seconds: float
+
+
+class AgentAnswer(Wire, frozen=True, kw_only=True):
+    """*resend*: the tracker does not know this session: poll again with full=True."""
+
+    resend: bool = False
+    need: tuple[str, ...] = ()
+    """Digests among those held whose piece hashes the tracker lacks: send a Whole for each."""
+    suspect: tuple[str, ...] = ()
+    """Digests whose copy on this agent others found corrupt: check the file again."""
+    quarantined: float = 0.0
+    """Seconds for which this agent gets no claims, and is handed to nobody as a peer."""
+    backoff: tuple[Backoff, ...] = ()
+    you: str = ""
+    """The address under which the tracker knows the agent: "ip:port"."""
+
+
+# -- POST /v1/board -> BoardAnswer: join, long-poll -----------------------------------------------
+
+
+class BoardPoll(Me, frozen=True, kw_only=True):
+    """Take part in a board. Answered at once if the board is newer than *since*, or if the claims
+    that the tracker has for this agent are not *claims*; else when that happens, or after *wait* s."""
+
+    digest: str
+    incarnation: str = ""
+    """Of the last answer; another one means that the tracker forgot: since and generation are void."""
+    generation: int = 0
+    since: int = 0
+    wait: float = 0.0
+    size: int | None = None
+    want: int = 0
+    """Claims to hold at once, in total. 0: cannot go upstream."""
+    prefer: tuple[int, ...] = ()
+    only_preferred: bool = False
+    """True: claims on the preferred windows only (a reader of ranges)."""
+    claims: tuple[int, ...] = ()
+    """Windows that the agent is bringing in now."""
+    have: bytes = b""
+    """Bitmap of the windows it holds: little-endian, bit w of the integer is window w."""
+    stalled: tuple[int, ...] = ()
+    """Published windows that no peer delivers: please let me bring them in."""
+    turns: int = 0
+    """Windows that it would fetch at once from a lone holder, by claim. 0: it has the blob, or reads ranges of it."""
+    beside: int = 0
+    """How many other blobs it has enter the cluster at the same time: they share upstream."""
+
+
+class Peer(Wire, frozen=True, kw_only=True, array_like=True, omit_defaults=False):
+    """Somebody to fetch from."""
+
+    ip: str
+    port: int
+
+
+class BoardAnswer(Wire, frozen=True, kw_only=True):
+    """A View of the board (swarm.protocol.board) plus whom to fetch from."""
+
+    incarnation: str
+    version: int
+    generation: int
+    serial: int = 0
+    """Counts the answers that a tracker made: one with a lower serial shows an older state."""
+    size: int | None = None
+    sealed: bool = False
+    published: dict[int, bytes] = {}
+    claims: tuple[int, ...] = ()
+    hope: bool = True
+    poisoned: bool = False
+    holders: int = 0
+    peers: tuple[Peer, ...] = ()
+    lone: Peer | None = None
+    """The only agent that holds the blob: *claims* are on windows to fetch from it, and *peers* are the others."""
+    spread: bytes | None = None
+    """Bitmap of the windows that *peers* hold, where not all that are published do; None: they do."""
+
+
+# -- POST /v1/publish -> BoardAnswer (without waiting) --------------------------------------------
+
+
+class Publish(Me, frozen=True, kw_only=True):
+    """The hashes of a window that this agent brought in and now offers."""
+
+    digest: str
+    incarnation: str
+    generation: int
+    size: int
+    window: int
+    hashes: bytes
+    since: int = 0
+
+
+# -- POST /v1/progress -> BoardAnswer (claims only; published is empty) ---------------------------
+
+
+class Progress(Me, frozen=True, kw_only=True):
+    """Bytes that arrived in the windows claimed; sent about once a second while bytes move."""
+
+    digest: str
+    incarnation: str
+    generation: int = 0
+    """Of *have*."""
+    done: dict[int, int]
+    have: bytes = b""
+
+
+# -- POST /v1/release -> BoardAnswer ---------------------------------------------------------------
+
+
+class Release(Me, frozen=True, kw_only=True):
+    """Claims given back. *failure*: a swarm.protocol.board.Failure value."""
+
+    digest: str
+    incarnation: str
+    windows: tuple[int, ...]
+    failure: str
+    retry_after: float | None = None
+
+
+# -- POST /v1/seal, /v1/reject, /v1/leave -> Ok ----------------------------------------------------
+
+
+class Seal(Me, frozen=True, kw_only=True):
+    """The whole blob is here and its sha256 matched."""
+
+    digest: str
+    incarnation: str
+    generation: int
+
+
+class Reject(Me, frozen=True, kw_only=True):
+    """The sha256 of the bytes that this generation describes is wrong."""
+
+    digest: str
+    incarnation: str
+    generation: int
+    reason: str = ""
+
+
+class Leave(Me, frozen=True, kw_only=True):
+    """No longer interested in this board."""
+
+    digest: str
+
+
+class Whole(Me, frozen=True, kw_only=True):
+    """POST /v1/whole -> Ok: size and all hashes of a blob that this agent holds, sha256 checked."""
+
+    digest: str
+    size: int
+    hashes: bytes
+
+
+class Corrupt(Me, frozen=True, kw_only=True):
+    """POST /v1/corrupt -> Ok: a peer sent pieces that do not match their hash."""
+
+    digest: str
+    peer_ip: str
+    peer_port: int = 0
+    """0: unknown (an incoming connection)."""
+
+
+class Gone(Me, frozen=True, kw_only=True):
+    """POST /v1/gone -> Ok: the agent stops; forget it at once."""
+
+
+class Ok(Wire, frozen=True, kw_only=True):
+    """Done."""
+
+
+# -- POST /v1/name -> NameAnswer: tags, resolved once per cluster --------------------------------
+
+
+class NameLookup(Me, frozen=True, kw_only=True):
+    """What does *name* mean? If nobody asked upstream within *ttl* seconds, one agent is told to
+    (`resolve`); the others wait up to *wait* seconds for its answer."""
+
+    name: str
+    ttl: float
+    wait: float = 0.0
+
+
+class NameAnswer(Wire, frozen=True, kw_only=True):
+    """*known* may be older than the ttl: then it is the last known one, for when upstream is down."""
+
+    known: Name | None = None
+    fresh: bool = False
+    resolve: bool = False
+    """You ask upstream, and answer with NameTold or NameFailed within 5 s."""
+
+
+class NameTold(Me, frozen=True, kw_only=True):
+    """POST /v1/name/told -> Ok: upstream says that *name* means *digest*."""
+
+    name: str
+    digest: str
+    media_type: str
+    size: int
+
+
+class NameFailed(Me, frozen=True, kw_only=True):
+    """POST /v1/name/failed -> Ok: upstream did not say. The others stop waiting."""
+
+    name: str
+    gone: bool = False
+    """True: upstream answered that the name does not exist."""
+
+
+class BackoffTold(Me, frozen=True, kw_only=True):
+    """POST /v1/backoff -> Ok: an upstream asked this agent to wait."""
+
+    host: str
+    seconds: float
+
+
+M = TypeVar("M", bound=Wire)
+
+
+def encode(message: Wire) -> bytes:
+    """JSON of *message*."""
+    return msgspec.json.encode(message)
+
+
+def decode(body: bytes, kind: type[M]) -> M:
+    """The *kind* that *body* spells. Raises ValueError with one line that says what is wrong."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise ValueError(str(error)) from None
+
+
+def bitmap(windows: int) -> bytes:
+    """The bytes of a window bitmap."""
+    return windows.to_bytes((windows.bit_length() + 7) // 8, "little")
+
+
+def from_bitmap(data: bytes) -> int:
+    """The integer of a window bitmap."""
+    return int.from_bytes(data, "little")

@@ -1,0 +1,1 @@
+"""The trackers as an agent sees them."""

@@ -1,0 +1,320 @@
+"""The trackers as this agent sees them: found by URL or DNS, spoken to over HTTP (swarm.protocol.wire).
+
+One long-poll per tracker, the agent's channel, tells it what this node holds and keeps both sides
+aware of each other. A tracker is *up* while its channel answers, so no request ever waits for a
+dead one. A digest belongs to the tracker that wins rendezvous hashing among those that are up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import random
+import secrets
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypedDict, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from swarm.base.flags import tracker_urls
+from swarm.blob.errors import NotAMember, TrackerError, TrackerRefused
+from swarm.protocol import wire
+
+log = logging.getLogger("shoal.swarm")
+
+TELL_EVERY = 5.0
+"""Seconds between two tellings of the counters while something is fetched: the page draws them."""
+
+CALL_DEADLINE = 2.0
+"""Seconds for an answer to anything but a long-poll: then the next tracker is asked."""
+
+LAST_DEADLINE = 8.0
+"""The same for the only tracker that is up: without it every agent goes upstream alone, so a slow one is better."""
+
+_ALIVE = (1, 1, 2)
+"""Seconds without a word, seconds between probes, probes: a long-poll to a tracker whose node vanished without closing
+its connections ends after three seconds, not after 25. The kernels do it, at one small packet a second."""
+
+_CONNECT_DEADLINE = 1.0
+_RESOLVE_EVERY = 5.0
+_RESOLVE_DEADLINE = 3.0
+_RETRY_FIRST, _RETRY_LONGEST = 0.1, 2.0
+
+A = TypeVar("A", bound=wire.Wire)
+
+
+class Holdings(Protocol):
+    """What the agent tells its trackers about itself."""
+
+    def held_blobs(self) -> Iterable[wire.Held]:
+        """All complete blobs."""
+
+    def known_names(self) -> Iterable[wire.Name]:
+        """All known meanings of tags."""
+
+    def stats(self) -> dict[str, float]:
+        """Counters for the tracker's page."""
+
+    async def on_answer(self, link: Link, answer: wire.AgentAnswer) -> None:
+        """A tracker said something on the agent's channel."""
+
+
+@dataclass(eq=False)
+class Link:
+    """One tracker."""
+
+    url: str
+    """Base URL without a slash at the end."""
+    http: aiohttp.ClientSession
+    up: bool = False
+    changes: dict[str, int | None] = field(default_factory=dict)
+    """Digest -> size (None: no longer held) that the tracker has not been told yet."""
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    full: bool = True
+    patience: float = LAST_DEADLINE
+    """Seconds for an answer, beside what it is told to wait."""
+    wait: float = 0.0
+    """Seconds for which the open poll may be held."""
+
+    async def call(self, path: str, message: wire.Wire, kind: type[A], wait: float = 0.0) -> A:
+        """POST *message*; the answer. *wait*: seconds that the tracker may hold it. Raises TrackerError."""
+        timeout = aiohttp.ClientTimeout(total=wait + self.patience, sock_connect=_CONNECT_DEADLINE)
+        try:
+            async with self.http.post(
+                self.url + path, data=wire.encode(message), timeout=timeout, headers=_JSON
+            ) as response:
+                body = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise TrackerError(f"tracker {self.url}: {type(error).__name__}") from None
+        try:
+            if response.status == 200:
+                return wire.decode(body, kind)
+            problem = wire.decode(body, wire.Problem)
+        except ValueError as error:
+            raise TrackerError(f"tracker {self.url}: {response.status}, {error}") from None
+        if response.status == 403:
+            raise NotAMember(f"tracker {self.url}: {problem.message}")
+        if response.status < 500:
+            raise TrackerRefused(f"tracker {self.url}: {problem.message}")
+        raise TrackerError(f"tracker {self.url}: {problem.message}")
+
+
+_JSON = {"Content-Type": "application/json"}
+
+
+def rendezvous(digest: str, urls: Iterable[str]) -> list[str]:
+    """*urls* in the order in which they are responsible for *digest* (highest random weight)."""
+    return sorted(urls, key=lambda url: hashlib.blake2b(f"{url}\n{digest}".encode(), digest_size=8).digest())
+
+
+class Me(TypedDict):
+    """The fields of wire.Me."""
+
+    node: str
+    port: int
+    session: str
+
+
+class Trackers:
+    """All trackers of the cluster. *urls*: see SwarmSettings.trackers."""
+
+    def __init__(self, urls: Iterable[str], name: str, holdings: Holdings) -> None:
+        self.name = name
+        self.port = 0
+        self.session = secrets.token_hex(8)
+        self.address = ""
+        """`ip:port` under which trackers know this agent and hand it to others; "" until one has said so."""
+        self._urls = tuple(urls)
+        self._holdings = holdings
+        self._links: dict[str, Link] = {}
+        self._channels: dict[str, asyncio.Task[None]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._http: aiohttp.ClientSession | None = None
+        self._listeners: set[Callable[[], None]] = set()
+        self.ready = asyncio.Event()
+        """Set once some tracker is up."""
+
+    def me(self) -> Me:
+        """How this agent names itself in every message."""
+        return {"node": self.name, "port": self.port, "session": self.session}
+
+    async def start(self, port: int) -> None:
+        """Begin to look for trackers. *port*: this agent's swarm port."""
+        self.port = port
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0, socket_factory=_socket)
+        self._http = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        for url in self._urls:
+            if url.startswith("dns+"):
+                self._tasks.append(asyncio.create_task(self._follow(url)))
+            else:
+                self._add(url.rstrip("/"))
+
+    async def close(self) -> None:
+        """Say goodbye to every tracker that is up, and stop."""
+        tasks = [*self._tasks, *self._channels.values()]
+        for task in tasks:
+            task.cancel()
+        gone = wire.Gone(**self.me())
+        ups = [link for link in self._links.values() if link.up]
+        for link in self._links.values():
+            link.up = False
+        await asyncio.gather(*(link.call("/v1/gone", gone, wire.Ok) for link in ups), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._http is not None:
+            await self._http.close()
+
+    def links(self) -> list[Link]:
+        """All trackers, up or not."""
+        return list(self._links.values())
+
+    def up(self) -> list[Link]:
+        """The trackers that answer."""
+        return [link for link in self._links.values() if link.up]
+
+    def pick(self, digest: str) -> Link | None:
+        """The tracker responsible for *digest* now; None: none is up."""
+        ups = {link.url: link for link in self.up()}
+        order = rendezvous(digest, ups)
+        return ups[order[0]] if order else None
+
+    def on_change(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call *listener* when a tracker comes up or goes down; returns how to stop that."""
+        self._listeners.add(listener)
+        return lambda: self._listeners.discard(listener)
+
+    def failed(self, link: Link) -> None:
+        """A call to *link* did not come back: it is down until its channel answers again."""
+        if link.up:
+            log.warning("tracker-down", extra={"fields": {"tracker": link.url}})
+            link.up = False
+            channel = self._channels.get(link.url)
+            if channel is not None:
+                channel.cancel()
+                self._channels[link.url] = asyncio.create_task(self._channel(link))
+            self._changed()
+
+    def tell(self, digest: str, size: int | None) -> None:
+        """This node holds *digest* now (or, *size* None, no longer)."""
+        for link in self._links.values():
+            link.changes[digest] = size
+            link.news.set()
+
+    def stir(self) -> None:
+        """Something begins to move: tell the counters now, where that is not already done every TELL_EVERY seconds."""
+        for link in self._links.values():
+            if link.wait > TELL_EVERY:
+                link.news.set()
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        ups = self.up()
+        (self.ready.set if ups else self.ready.clear)()
+        for link in self._links.values():
+            link.patience = CALL_DEADLINE if len(ups) > 1 else LAST_DEADLINE
+        for listener in list(self._listeners):
+            listener()
+
+    def _add(self, url: str) -> None:
+        assert self._http is not None
+        link = self._links[url] = Link(url, self._http)
+        self._channels[url] = asyncio.create_task(self._channel(link))
+
+    async def _follow(self, url: str) -> None:
+        parts = urlsplit(url.removeprefix("dns+"))
+        host, port = parts.hostname or "", parts.port or 6969
+        loop = asyncio.get_running_loop()
+        followed: set[str] = set()
+        while True:
+            found: set[str] | None = None
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_RESOLVE_DEADLINE):
+                    infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                found = set(tracker_urls(url, (str(info[4][0]) for info in infos)))
+            if found is not None:
+                for gone in [known for known in followed - found if not self._links[known].up]:
+                    self._channels.pop(gone).cancel()
+                    del self._links[gone]
+                    followed.discard(gone)
+                for new in found - self._links.keys():
+                    self._add(new)
+                    followed.add(new)
+            await asyncio.sleep(_RESOLVE_EVERY * random.uniform(0.8, 1.2))
+
+    async def _channel(self, link: Link) -> None:
+        pause = _RETRY_FIRST
+        link.full = True
+        while True:
+            try:
+                await self._poll(link)
+                pause = _RETRY_FIRST
+            except TrackerError as error:
+                if link.up:
+                    link.up = False
+                    log.warning("tracker-down", extra={"fields": {"tracker": link.url, "error": str(error)}})
+                    self._changed()
+                link.full = True
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(_RETRY_LONGEST, pause * 2)
+
+    async def _poll(self, link: Link) -> None:
+        full, link.full = link.full, False
+        changes, link.changes = link.changes, {}
+        link.news.clear()
+        if full:
+            add = tuple(self._holdings.held_blobs())
+            remove: tuple[str, ...] = ()
+        else:
+            add = tuple(wire.Held(digest=d, size=s) for d, s in changes.items() if s is not None)
+            remove = tuple(d for d, s in changes.items() if s is None)
+        stats = self._holdings.stats()
+        longest = TELL_EVERY if stats.get("fetches") else wire.MAX_WAIT
+        wait = link.wait = longest if link.up and not full and not add and not remove else 0.0
+        poll = wire.AgentPoll(
+            **self.me(),
+            full=full,
+            add=add,
+            remove=remove,
+            names=tuple(self._holdings.known_names()) if full else (),
+            wait=wait,
+            stats=stats,
+        )
+        call = asyncio.ensure_future(link.call("/v1/agent", poll, wire.AgentAnswer, wait))
+        news = asyncio.ensure_future(link.news.wait())
+        try:
+            await asyncio.wait((call, news) if wait else (call,), return_when=asyncio.FIRST_COMPLETED)
+            if not call.done():
+                return
+            try:
+                answer = call.result()
+            except TrackerError:
+                link.changes = {**changes, **link.changes}
+                raise
+        finally:
+            for task in (call, news):
+                if not task.done():
+                    task.cancel()
+            await asyncio.gather(call, news, return_exceptions=True)
+        if answer.resend:
+            link.full = True
+        self.address = answer.you or self.address
+        if not link.up and not answer.resend:
+            link.up = True
+            log.info("tracker-up", extra={"fields": {"tracker": link.url}})
+            self._changed()
+        await self._holdings.on_answer(link, answer)
+
+
+def _socket(address: Any) -> socket.socket:
+    """A TCP socket that notices when the other side is gone."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in zip((socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT), _ALIVE, strict=True):
+        made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made

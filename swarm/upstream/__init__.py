@@ -1,0 +1,1 @@
+"""Windows of a blob from a Source."""
