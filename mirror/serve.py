@@ -13,25 +13,26 @@ from dataclasses import replace
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from mirror import blobs, registryfile
-from mirror.access import Accepted
-from mirror.addresses import AddressRules
-from mirror.app import Front, make_app, make_site
-from mirror.background import Background
-from mirror.bodies import Bodies
-from mirror.dockerconfig import DockerConfig, DockerConfigInvalid
-from mirror.door import Door
-from mirror.guard import Guard
-from mirror.limits import Limits
+from mirror.front import blobs
+from mirror.front.access import Accepted
+from mirror.front.app import Front, make_app, make_site
+from mirror.front.background import Background
+from mirror.front.bodies import Bodies
+from mirror.front.door import Door
+from mirror.front.opaque import OpaqueCache
+from mirror.front.streaming import StreamingFront
+from mirror.front.v2 import RegistryFront
 from mirror.metrics import FrontMetrics, watch_loop
-from mirror.opaque import OpaqueCache
-from mirror.registries import Registries, RegistriesInvalid
 from mirror.settings import MirrorSettings
-from mirror.streaming import StreamingFront
-from mirror.transport import Deadlines
-from mirror.upstream import Upstream
-from mirror.urlrules import UrlRules, named_hosts
-from mirror.v2 import RegistryFront
+from mirror.upstream import registryfile
+from mirror.upstream.addresses import AddressRules
+from mirror.upstream.client import Upstream
+from mirror.upstream.dockerconfig import DockerConfig, DockerConfigInvalid
+from mirror.upstream.guard import Guard
+from mirror.upstream.limits import Limits
+from mirror.upstream.registries import Registries, RegistriesInvalid
+from mirror.upstream.transport import Deadlines
+from mirror.upstream.urlrules import UrlRules, named_hosts
 from swarm.base.flags import Endpoint
 from swarm.base.heap import give_back, settle
 from swarm.base.scheduling import batch

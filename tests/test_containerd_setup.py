@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror import containerd, criconfig, hoststoml
-from mirror.hoststoml import Certificates, HostsInvalid, with_mirror, without_mirror
+from mirror.setup import containerd, criconfig, hoststoml
+from mirror.setup.hoststoml import Certificates, HostsInvalid, with_mirror, without_mirror
 from tests.parts.containerd import containerd as real_containerd
 from tests.parts.procs import PartFailed
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from mirror.guard import Guard
 from mirror.metrics import FrontMetrics
 from mirror.settings import TagTtl
+from mirror.upstream.guard import Guard
 from swarm.blob.geometry import MIB, geometry
 from swarm.fetch import fetch as fetching
 from swarm.metrics import SwarmMetrics

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from aiohttp.http_exceptions import HttpProcessingError
 
-from mirror import bodies
+from mirror.front import bodies
 from swarm.blob.digest import Digest
 from swarm.blob.errors import BlobCorrupt, BlobUnavailable, SourceBroken, StoreFull
 from tests.parts import data

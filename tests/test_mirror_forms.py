@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror import manifests, oci
-from mirror.access import Accepted, Standing, fingerprint
-from mirror.oci import Refusal, Route
+from mirror.front import manifests, oci
+from mirror.front.access import Accepted, Standing, fingerprint
+from mirror.front.oci import Refusal, Route
 
 HEX = "0123456789abcdef" * 4
 DIGEST = f"sha256:{HEX}"

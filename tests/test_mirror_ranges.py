@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.ranges import Asked, RangeUnsatisfiable, Resolved, parse, resolve
+from mirror.front.ranges import Asked, RangeUnsatisfiable, Resolved, parse, resolve
 
 WHOLE = None
 

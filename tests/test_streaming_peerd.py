@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from mirror.readahead import FIRST_AHEAD
+from mirror.front.readahead import FIRST_AHEAD
 from swarm.storage.store import Store
 from tests.parts.blobserver import BlobServer, blob_server
 from tests.parts.cluster import Agent, Cluster, cluster

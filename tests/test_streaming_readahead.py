@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.readahead import FIRST_AHEAD, MOST_AHEAD, Follower, Readahead
+from mirror.front.readahead import FIRST_AHEAD, MOST_AHEAD, Follower, Readahead
 from swarm.blob.digest import from_hex
 
 KIB, MIB = 1024, 1024 * 1024

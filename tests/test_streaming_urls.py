@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.urls import UrlInvalid, Wanted, digest_of, parse
+from mirror.front.urls import UrlInvalid, Wanted, digest_of, parse
 
 HEX = "0123456789abcdef" * 4
 OTHER = "f" * 64

@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack
 import pytest
 from prometheus_client import CollectorRegistry
 
-from mirror.guard import Guard
-from mirror.limits import Limits
+from mirror.upstream.guard import Guard
+from mirror.upstream.limits import Limits
 from swarm.blob.errors import SourceBroken, SourceBusy
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import trustme
 
-from mirror.auth import Credential
-from mirror.registries import Registries, Tls, tls_in
-from mirror.registries import Registry as Registry_
-from mirror.sources import UpstreamSource
-from mirror.upstream import Upstream
+from mirror.upstream.auth import Credential
+from mirror.upstream.client import Upstream
+from mirror.upstream.registries import Registries, Tls, tls_in
+from mirror.upstream.registries import Registry as Registry_
+from mirror.upstream.sources import UpstreamSource
 from swarm.blob.digest import parse
 from swarm.blob.errors import SourceBroken, SourceRefused
 from tests.parts import data, tokenserver

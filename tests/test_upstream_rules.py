@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from mirror.addresses import AddressRules, networks
-from mirror.answers import LONGEST_WAIT, place, refusal, retry_after
-from mirror.auth import Challenge, challenges, token_of
-from mirror.limits import SHORTEST, Breaker, Bucket, Limits, backoff
-from mirror.registries import Forbidden, Registries, RegistriesInvalid, canonical, is_loopback, matches
-from mirror.registryfile import load, parse
 from mirror.serve import registries_of
 from mirror.settings import MirrorSettings, TagTtl
-from mirror.urlrules import UrlRules, named_hosts
+from mirror.upstream.addresses import AddressRules, networks
+from mirror.upstream.answers import LONGEST_WAIT, place, refusal, retry_after
+from mirror.upstream.auth import Challenge, challenges, token_of
+from mirror.upstream.limits import SHORTEST, Breaker, Bucket, Limits, backoff
+from mirror.upstream.registries import Forbidden, Registries, RegistriesInvalid, canonical, is_loopback, matches
+from mirror.upstream.registryfile import load, parse
+from mirror.upstream.urlrules import UrlRules, named_hosts
 from swarm.blob.errors import SourceBroken, SourceBusy, SourceError
 
 # ---------------------------------------------------------------------- addresses

@@ -14,13 +14,13 @@ import pytest
 from aiohttp import client_exceptions, http_exceptions, web
 from yarl import URL
 
-from mirror.addresses import AddressRules
-from mirror.auth import Credential
-from mirror.registries import Forbidden, Registries
-from mirror.sources import UpstreamSource
-from mirror.transport import Deadlines, Transport, translated
-from mirror.upstream import Upstream
-from mirror.urlrules import UrlRules
+from mirror.upstream.addresses import AddressRules
+from mirror.upstream.auth import Credential
+from mirror.upstream.client import Upstream
+from mirror.upstream.registries import Forbidden, Registries
+from mirror.upstream.sources import UpstreamSource
+from mirror.upstream.transport import Deadlines, Transport, translated
+from mirror.upstream.urlrules import UrlRules
 from swarm.blob.digest import parse
 from swarm.blob.errors import SourceBroken, SourceBusy, SourceError, SourceRefused
 from tests.parts import data

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import click
 
-from mirror import containerd as setup
 from mirror.settings import parse_registry
+from mirror.setup import containerd as setup
 from swarm.base.flags import PATH, Flag, options, setting
 
 

@@ -341,7 +341,7 @@ class Board:
         pause = retry_after or 0.0
         who.refused = failure is Failure.REFUSED or pause > PATIENCE
         bar = _BARS[failure.value] * 2 ** min(who.failures - 1, 4)
-        # A longer pause is kept by the agent itself, for all blobs of that upstream (mirror/guard.py).
+        # A longer pause is kept by the agent itself, for all blobs of that upstream (mirror/upstream/guard.py).
         self._bar(agent, who, now + min(_LONGEST_BAR, max(bar, min(pause, PATIENCE))))
 
     def revoke(self, agent: str, but: Collection[int] = ()) -> None:

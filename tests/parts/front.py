@@ -15,12 +15,12 @@ from multidict import CIMultiDictProxy
 from prometheus_client import CollectorRegistry
 from yarl import URL
 
-from mirror.app import Front, make_app
+from mirror.front.app import Front, make_app
 from mirror.metrics import FrontMetrics
 from mirror.serve import front_of, listening, running
 from mirror.settings import MirrorSettings
-from mirror.upstream import Upstream
-from mirror.urlrules import UrlRules
+from mirror.upstream.client import Upstream
+from mirror.upstream.urlrules import UrlRules
 from swarm.base.flags import Endpoint
 from swarm.blob.digest import Digest, parse
 from swarm.blob.errors import BlobUnavailable, SourceBroken, SourceBusy, SourceError, SwarmError

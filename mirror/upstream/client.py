@@ -13,15 +13,15 @@ from typing import Self
 
 from yarl import URL
 
-from mirror.addresses import AddressRules
-from mirror.answers import refusal
-from mirror.auth import Credentials, NoCredentials
-from mirror.exchange import Exchanges, Target, bounded, usable_url
-from mirror.guard import Guard
-from mirror.registries import Forbidden, Registries
-from mirror.sources import Passed, UpstreamSource
-from mirror.transport import Deadlines, Transport
-from mirror.urlrules import UrlRules
+from mirror.upstream.addresses import AddressRules
+from mirror.upstream.answers import refusal
+from mirror.upstream.auth import Credentials, NoCredentials
+from mirror.upstream.exchange import Exchanges, Target, bounded, usable_url
+from mirror.upstream.guard import Guard
+from mirror.upstream.registries import Forbidden, Registries
+from mirror.upstream.sources import Passed, UpstreamSource
+from mirror.upstream.transport import Deadlines, Transport
+from mirror.upstream.urlrules import UrlRules
 from swarm.blob.digest import Digest, parse
 from swarm.blob.errors import DigestInvalid
 from swarm.tracking.tags import Meaning

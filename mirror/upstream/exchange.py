@@ -1,5 +1,5 @@
 """How upstream is asked: one request with all that it takes — authorization, redirects, a signed URL that ran
-out — under the guard's eyes. What an answer means is decided in mirror/answers.py."""
+out — under the guard's eyes. What an answer means is decided in mirror/upstream/answers.py."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import aiohttp
 from cachetools import TTLCache
 from yarl import URL
 
-from mirror.answers import refusal
-from mirror.auth import Authorizer, Credentials, Grant, challenges
-from mirror.guard import Guard, Ticket
-from mirror.registries import Registries, RegistriesInvalid, Registry, Tls, place_of
-from mirror.transport import Transport, translated
-from mirror.urlrules import UrlRules
+from mirror.upstream.answers import refusal
+from mirror.upstream.auth import Authorizer, Credentials, Grant, challenges
+from mirror.upstream.guard import Guard, Ticket
+from mirror.upstream.registries import Registries, RegistriesInvalid, Registry, Tls, place_of
+from mirror.upstream.transport import Transport, translated
+from mirror.upstream.urlrules import UrlRules
 from swarm.blob.errors import SourceBroken, SourceBusy, SourceRefused
 
 LOG = logging.getLogger("shoal.mirror")

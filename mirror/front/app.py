@@ -11,13 +11,13 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from mirror.account import ACCOUNT, Account
-from mirror.bodies import Cut
+from mirror.front.account import ACCOUNT, Account
+from mirror.front.bodies import Cut
+from mirror.front.oci import Refusal
+from mirror.front.streaming import StreamingFront
+from mirror.front.urls import PREFIXES
+from mirror.front.v2 import RegistryFront
 from mirror.metrics import FrontMetrics
-from mirror.oci import Refusal
-from mirror.streaming import StreamingFront
-from mirror.urls import PREFIXES
-from mirror.v2 import RegistryFront
 
 log = logging.getLogger("shoal.mirror")
 

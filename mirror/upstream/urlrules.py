@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from yarl import URL
 
-from mirror.registries import DOCKER_HUB, matches, place_of
+from mirror.upstream.registries import DOCKER_HUB, matches, place_of
 
 KNOWN = (
     # registries

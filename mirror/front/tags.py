@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from mirror.blobs import Names
-from mirror.upstream import Upstream
+from mirror.front.blobs import Names
+from mirror.upstream.client import Upstream
 from swarm.blob.errors import SourceBroken
 from swarm.tracking.tags import Meaning
 

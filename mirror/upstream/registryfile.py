@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 from yarl import URL
 
-from mirror.registries import (
+from mirror.upstream.registries import (
     DOCKER_HUB,
     HUB_URL,
     Forbidden,

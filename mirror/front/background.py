@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from mirror.blobs import Blob, Swarm
+from mirror.front.blobs import Blob, Swarm
 from mirror.metrics import FrontMetrics
 from swarm.blob.digest import Digest
 from swarm.blob.errors import SwarmError

@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 from aiohttp import web
 
-from mirror.blobs import Span
+from mirror.front.blobs import Span
 
 SMALL = 64 * 1024
 """Bytes. Below, one read and one write cost less than turning the transport over to sendfile and back."""

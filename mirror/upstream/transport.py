@@ -19,8 +19,8 @@ from typing import Self
 import aiohttp
 from yarl import URL
 
-from mirror.addresses import AddressRules
-from mirror.registries import Forbidden, place_of
+from mirror.upstream.addresses import AddressRules
+from mirror.upstream.registries import Forbidden, place_of
 from swarm.blob.errors import SourceBroken, SourceRefused
 
 
@@ -102,7 +102,7 @@ class Transport:
         self._rules = rules
         self._deadlines = deadlines
         connector = aiohttp.TCPConnector(
-            limit=0,  # mirror/guard.py bounds requests per host, and can say which wait; the pool could not
+            limit=0,  # mirror/upstream/guard.py bounds requests per host, and can say which wait; the pool could not
             limit_per_host=0,
             keepalive_timeout=30.0,
             ttl_dns_cache=30,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from cachetools import LRUCache
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from mirror.limits import Breaker, Bucket, Limits, backoff
+from mirror.upstream.limits import Breaker, Bucket, Limits, backoff
 from swarm.blob.errors import SourceBroken, SourceBusy, SourceError
 
 _HOSTS = 1024

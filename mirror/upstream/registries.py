@@ -12,7 +12,7 @@ from pathlib import Path
 
 from yarl import URL
 
-from mirror.limits import Limits
+from mirror.upstream.limits import Limits
 from swarm.blob.errors import SourceRefused
 
 DOCKER_HUB = "docker.io"

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from mirror import criconfig, hoststoml
+from mirror.setup import criconfig, hoststoml
 
 DEFAULT_CERTS = Path("/etc/containerd/certs.d")
 DEFAULT_CONFIG = Path("/etc/containerd/config.toml")

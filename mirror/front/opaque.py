@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mirror.passthrough import ranged
+from mirror.front.passthrough import ranged
 from swarm.blob.errors import SourceBroken, SourceError, StoreFull
 from swarm.upstream.source import Source
 

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from mirror import manifests, names, oci, passthrough
-from mirror.access import Accepted, Standing
-from mirror.account import ACCOUNT
-from mirror.bodies import Bodies, complete, is_known
+from mirror.front import manifests, oci, passthrough
+from mirror.front import tags as names
+from mirror.front.access import Accepted, Standing
+from mirror.front.account import ACCOUNT
+from mirror.front.bodies import Bodies, complete, is_known
+from mirror.front.oci import Refusal, Route
+from mirror.front.ranges import parse as parse_range
+from mirror.front.sending import read_span
 from mirror.metrics import FrontMetrics
-from mirror.oci import Refusal, Route
-from mirror.ranges import parse as parse_range
-from mirror.sending import read_span
-from mirror.upstream import Upstream
+from mirror.upstream.client import Upstream
 from swarm.blob import digest as digests
 from swarm.blob.digest import Digest
 from swarm.blob.errors import (

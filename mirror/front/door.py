@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from mirror.access import Accepted, Standing, fingerprint
+from mirror.front.access import Accepted, Standing, fingerprint
 from swarm.blob.errors import SourceBroken, SourceBusy, SourceRefused
 from swarm.storage.disk import write_whole
 from swarm.upstream.source import Source

@@ -16,12 +16,12 @@ from typing import Any, cast
 
 from aiohttp import web
 
-from mirror import passthrough
-from mirror.access import Accepted, Standing
-from mirror.account import ACCOUNT, Account
-from mirror.blobs import Blob, Span, Swarm
-from mirror.ranges import Asked, RangeUnsatisfiable, Resolved, resolve
-from mirror.sending import send_spans
+from mirror.front import passthrough
+from mirror.front.access import Accepted, Standing
+from mirror.front.account import ACCOUNT, Account
+from mirror.front.blobs import Blob, Span, Swarm
+from mirror.front.ranges import Asked, RangeUnsatisfiable, Resolved, resolve
+from mirror.front.sending import send_spans
 from swarm.blob.digest import Digest
 from swarm.blob.errors import BlobUnavailable, SourceBusy, SourceRefused, StoreFull, SwarmError
 from swarm.upstream.source import Source

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from mirror import bodies, urls
-from mirror.account import ACCOUNT
-from mirror.background import Background
-from mirror.bodies import Bodies, complete, head_of, send_chunks, unsatisfiable
-from mirror.door import Door, Opened
-from mirror.oci import Refusal
-from mirror.opaque import OpaqueCache
-from mirror.ranges import Asked, RangeUnsatisfiable, resolve
-from mirror.ranges import parse as parse_range
-from mirror.readahead import Readahead
-from mirror.sending import send_spans
-from mirror.upstream import Upstream
-from mirror.urls import UrlInvalid, Wanted
+from mirror.front import bodies, urls
+from mirror.front.account import ACCOUNT
+from mirror.front.background import Background
+from mirror.front.bodies import Bodies, complete, head_of, send_chunks, unsatisfiable
+from mirror.front.door import Door, Opened
+from mirror.front.oci import Refusal
+from mirror.front.opaque import OpaqueCache
+from mirror.front.ranges import Asked, RangeUnsatisfiable, resolve
+from mirror.front.ranges import parse as parse_range
+from mirror.front.readahead import Readahead
+from mirror.front.sending import send_spans
+from mirror.front.urls import UrlInvalid, Wanted
+from mirror.upstream.client import Upstream
 from swarm.blob.digest import Digest
 from swarm.blob.errors import BlobUnavailable, SourceBusy, SourceError, StoreFull, SwarmError
 from swarm.upstream.source import Source

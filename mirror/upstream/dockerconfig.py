@@ -21,8 +21,8 @@ from pathlib import Path
 
 from cachetools import TTLCache
 
-from mirror.auth import Credential
-from mirror.registries import DOCKER_HUB, Forbidden, canonical
+from mirror.upstream.auth import Credential
+from mirror.upstream.registries import DOCKER_HUB, Forbidden, canonical
 
 LOG = logging.getLogger("shoal.mirror")
 
@@ -173,7 +173,7 @@ def find(configs: Sequence[Config], host: str, repository: str) -> Credential | 
 
 
 class DockerConfig:
-    """Credentials (mirror/auth.py) from files; also a mounted Secret, whose files change by a swapped symlink."""
+    """Credentials (mirror/upstream/auth.py) from files; also a mounted Secret, changed by a swapped symlink."""
 
     def __init__(self, paths: Sequence[Path], clock: Callable[[], float] = time.monotonic) -> None:
         self._paths = tuple(paths)

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
-from mirror.answers import Place, place
-from mirror.exchange import Answer, Exchanges, Target, bounded
-from mirror.transport import translated
+from mirror.upstream.answers import Place, place
+from mirror.upstream.exchange import Answer, Exchanges, Target, bounded
+from mirror.upstream.transport import translated
 from swarm.blob.digest import Digest
 from swarm.blob.errors import SourceBroken
 

@@ -1,0 +1,1 @@
+"""What clients ask: the registry API and streaming reads."""

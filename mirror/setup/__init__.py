@@ -1,0 +1,1 @@
+"""containerd's files, with and without this agent."""

@@ -1,0 +1,1 @@
+"""What registries and blob stores are asked, and with which credentials."""
