@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, settings
 
 from tests.parts import procs
 from tests.parts.counter import Counter, counter
@@ -38,6 +39,11 @@ WIDTH = 300
 BLOCKED = 0.1
 """Seconds of processor time in one callback above which the loop counts as blocked. Processor time of the loop's
 own thread, not the clock's: a busy machine of CI takes the processor away for longer than that."""
+
+
+# No timed assertions, Hypothesis's own included: on two busy cores they speak of the machine.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_configure(config: pytest.Config) -> None:

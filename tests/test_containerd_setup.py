@@ -230,7 +230,7 @@ def test_a_run_that_was_cut_off_anywhere_can_be_completed_and_undone(certs: Path
     """A real process is killed at its n-th rename, mkdir or unlink; every file is old or new, never half."""
     before = _tree(certs)
     script = (
-        "import os, sys; from pathlib import Path; from mirror import containerd\n"
+        "import os, sys; from pathlib import Path; from mirror.setup import containerd\n"
         "left = int(sys.argv[2])\n"
         "def hook(event, args):\n"
         "    global left\n"

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 import aiodns
 import pytest
 
-from tracker.backoff import Backoff
-from tracker.dns import DnsDiscovery, NameUnresolved, addresses
-from tracker.static import StaticDiscovery
+from tracker.members.backoff import Backoff
+from tracker.members.dns import DnsDiscovery, NameUnresolved, addresses
+from tracker.members.static import StaticDiscovery
 
 
 class Names:

@@ -20,11 +20,11 @@ from kubernetes.aio.config import incluster_config
 from swarm.protocol import wire
 from tests.parts.kubeapi import TOKEN, KubeApi, kube_api, node, pod
 from tests.parts.procs import Process, free_port, python
-from tracker import kube
-from tracker.backoff import Backoff
-from tracker.discovery import DiscoveryError, Reason
-from tracker.events import Events
-from tracker.pods import KubernetesDiscovery
+from tracker.members import kube
+from tracker.members.backoff import Backoff
+from tracker.members.discovery import DiscoveryError, Reason
+from tracker.members.events import Events
+from tracker.members.pods import KubernetesDiscovery
 
 QUICK = Backoff(first=0.01, longest=0.05)
 

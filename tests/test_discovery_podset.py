@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.parts.kubeapi import node, pod
-from tracker.backoff import Backoff
-from tracker.discovery import Reason, canonical
-from tracker.events import Limiter, PodEvent
-from tracker.podset import Node, NodeZones, Pod, PodSet, member
-from tracker.reflector import PATIENCE, STEADY, ApiError, Course
+from tracker.members.backoff import Backoff
+from tracker.members.discovery import Reason, canonical
+from tracker.members.events import Limiter, PodEvent
+from tracker.members.podset import Node, NodeZones, Pod, PodSet, member
+from tracker.members.reflector import PATIENCE, STEADY, ApiError, Course
 
 READY = [{"type": "Initialized", "status": "True"}, {"type": "Ready", "status": "True"}]
 

@@ -28,8 +28,8 @@ from tests.parts.liar import liar
 from tests.parts.registry import Blob, Registry
 from tests.parts.talk import Refusal, digest_of, town, until
 from tests.test_e2e_failures import pull_until_right, rot
+from tracker.members.static import StaticDiscovery
 from tracker.metrics import Metrics
-from tracker.static import StaticDiscovery
 
 KIB = 1024
 

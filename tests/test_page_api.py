@@ -18,9 +18,9 @@ from swarm.blob.geometry import MIB, geometry
 from swarm.protocol import wire
 from tests.parts.fleet import Zoned, pullers
 from tests.parts.talk import Town, digest_of, hashes_of, town
-from tracker import live
-from tracker.gate import Visitor
-from tracker.patch import apply
+from tracker.members.gate import Visitor
+from tracker.page import live
+from tracker.page.patch import apply
 
 SIZE = 12 * MIB
 
@@ -197,7 +197,7 @@ async def test_5000_agents(here: Town, record_property: Any) -> None:
 
 def test_the_files_of_the_page_ask_nobody_else() -> None:
     """No address of another host, nothing inline, nothing set as HTML."""
-    for path in sorted(Path("tracker/page").iterdir()):
+    for path in sorted(Path("tracker/page/static").iterdir()):
         text = path.read_text()
         for word in ("https://", "//cdn", "innerHTML", "style=", "eval(", "javascript:"):
             assert word not in text, (path.name, word)

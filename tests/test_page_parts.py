@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.parts.talk import digest_of
-from tracker import views
-from tracker.ask import MAX_LIMIT, Ask, parse_ask
 from tracker.errors import Malformed, Unknown
-from tracker.history import MOST, STEP, STEPS, History, growth, merge
-from tracker.merge import agents, swarms
-from tracker.merge import merge as merge_views
-from tracker.patch import apply, diff
+from tracker.page import views
+from tracker.page.ask import MAX_LIMIT, Ask, parse_ask
+from tracker.page.merge import agents, swarms
+from tracker.page.merge import merge as merge_views
+from tracker.page.patch import apply, diff
+from tracker.state.history import MOST, STEP, STEPS, History, growth, merge
 
 # -- the hour ---------------------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ from swarm.blob.geometry import MIB
 from swarm.protocol import board as boards
 from swarm.protocol import wire
 from tests.parts.talk import Refusal, Town, digest_of, town, until, whole_of
-from tracker import cluster as clusters
-from tracker.discovery import OnChange, Reason
+from tracker.members.discovery import OnChange, Reason
+from tracker.state import cluster as clusters
 
 D = digest_of("blob")
 SIZE = 3 * MIB

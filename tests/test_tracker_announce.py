@@ -20,8 +20,8 @@ from swarm.blob.metainfo import info_hash, sealed_info
 from swarm.protocol import wire
 from tests.parts.procs import free_port
 from tests.parts.talk import Talker, Town, digest_of, town, until, whole_of
-from tracker.announce import MAX_NUMWANT, Announce, Counts, Told, announce_answer, parse_announce, parse_scrape
 from tracker.errors import Malformed
+from tracker.state.announce import MAX_NUMWANT, Announce, Counts, Told, announce_answer, parse_announce, parse_scrape
 
 D = digest_of("blob")
 SIZE = 3 * MIB

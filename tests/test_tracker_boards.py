@@ -14,9 +14,9 @@ from swarm.blob.geometry import MIB
 from swarm.protocol import board as boards
 from swarm.protocol import wire
 from tests.parts.talk import Refusal, Talker, Town, digest_of, hashes_of, town, until
-from tracker import cluster
-from tracker.static import StaticDiscovery
-from tracker.swarms import Raw
+from tracker.members.static import StaticDiscovery
+from tracker.state import cluster
+from tracker.state.swarms import Raw
 
 D = digest_of("blob")
 SIZE = 3 * MIB
@@ -419,7 +419,7 @@ async def test_hashes_that_cannot_be_are_refused(here: Town) -> None:
 
 
 def test_the_answer_that_is_encoded_in_parts_is_a_board_answer() -> None:
-    """tracker.swarms.Raw has the fields of wire.BoardAnswer, one of them encoded beforehand."""
+    """tracker.state.swarms.Raw has the fields of wire.BoardAnswer, one of them encoded beforehand."""
     published = {3: b"abc"}
     peers = (wire.Peer(ip="::1", port=1),)
     raw = Raw(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracker.handout import Pool
+from tracker.state.handout import Pool
 
 
 def pool(holders: dict[str, int], seekers: dict[str, int]) -> Pool:

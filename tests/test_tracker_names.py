@@ -8,8 +8,8 @@ import pytest
 
 from swarm.protocol import wire
 from tests.parts.talk import digest_of, town, until
-from tracker import names as module
-from tracker.names import LEASE, PAUSE, Names
+from tracker.state import tags as module
+from tracker.state.tags import LEASE, PAUSE, Names
 
 OLD, NEW = digest_of("old"), digest_of("new")
 NAME = "registry.example/app:latest"

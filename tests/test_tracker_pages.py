@@ -14,10 +14,10 @@ import pytest_asyncio
 from swarm.blob.geometry import MIB
 from tests.parts.talk import Town, digest_of, town
 from tracker.errors import TrackerError
-from tracker.report import AgentPage, BoardPage, BoardsPage, State
-from tracker.server import TrackerServer
+from tracker.http.server import TrackerServer
+from tracker.members.static import StaticDiscovery
+from tracker.page.report import AgentPage, BoardPage, BoardsPage, State
 from tracker.settings import TrackerSettings
-from tracker.static import StaticDiscovery
 
 D = digest_of("blob")
 SIZE = 3 * MIB

@@ -11,8 +11,8 @@ from swarm.blob.geometry import MIB, geometry
 from swarm.protocol import wire
 from swarm.protocol.board import Board
 from tests.parts.talk import DEADLINE, Talker, digest_of, town, until, whole_of
-from tracker import swarms
-from tracker.swarms import STEP, Swarm
+from tracker.state import swarms
+from tracker.state.swarms import STEP, Swarm
 
 D = digest_of("waves")
 SIZE = 12 * MIB

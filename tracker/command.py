@@ -24,8 +24,8 @@ from swarm.base.flags import (
     options,
     setting,
 )
-from tracker.discovery import Discovery, DiscoveryError
 from tracker.errors import TrackerError
+from tracker.members.discovery import Discovery, DiscoveryError
 from tracker.settings import TrackerSettings
 
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -177,8 +177,8 @@ def _discovery(flags: TrackerFlags) -> Discovery:
     """The kind of membership that was asked for; each kind is loaded only then (kubernetes costs 30 MB)."""
     match flags.discovery:
         case "kubernetes":
-            from tracker.events import Events
-            from tracker.pods import KubernetesDiscovery
+            from tracker.members.events import Events
+            from tracker.members.pods import KubernetesDiscovery
 
             return KubernetesDiscovery(
                 flags.namespace or _own_namespace(),
@@ -188,11 +188,11 @@ def _discovery(flags: TrackerFlags) -> Discovery:
                 events=Events(),
             )
         case "dns":
-            from tracker.dns import DnsDiscovery
+            from tracker.members.dns import DnsDiscovery
 
             return DnsDiscovery(flags.member_name)
         case _:
-            from tracker.static import StaticDiscovery
+            from tracker.members.static import StaticDiscovery
 
             return StaticDiscovery(flags.member)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from swarm.base.heap import settle
-from tracker.discovery import Discovery
-from tracker.server import TrackerServer
+from tracker.http.server import TrackerServer
+from tracker.members.discovery import Discovery
 from tracker.settings import TrackerSettings
 
 

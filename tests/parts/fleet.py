@@ -10,7 +10,7 @@ from typing import Any
 from swarm.blob.geometry import geometry
 from swarm.protocol import wire
 from tests.parts.talk import Talker, Town, digest_of
-from tracker.static import StaticDiscovery
+from tracker.members.static import StaticDiscovery
 
 ZONES = ("eu-west-1a", "eu-west-1b", "eu-west-1c")
 

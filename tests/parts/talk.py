@@ -14,10 +14,10 @@ from yarl import URL
 from swarm.blob.digest import Digest, parse
 from swarm.blob.geometry import geometry
 from swarm.protocol import wire
-from tracker.discovery import Discovery
-from tracker.server import TrackerServer
+from tracker.http.server import TrackerServer
+from tracker.members.discovery import Discovery
+from tracker.members.static import StaticDiscovery
 from tracker.settings import TrackerSettings
-from tracker.static import StaticDiscovery
 
 A = TypeVar("A", bound=wire.Wire)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from tracker.discovery import Discovery, canonical
+from tracker.members.discovery import Discovery, canonical
 
 _MOST = 65_536
 

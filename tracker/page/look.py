@@ -1,4 +1,4 @@
-"""Views of what this tracker alone knows (tracker.views), read from the cluster's state. No I/O, changes nothing."""
+"""Views of what this tracker alone knows (tracker.page.views), read from the state. No I/O, changes nothing."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import cast
 from msgspec import UNSET
 
 from swarm.protocol.board import Participant
-from tracker import views
-from tracker.agents import Agent
-from tracker.ask import Ask
-from tracker.cluster import Cluster
 from tracker.errors import Unknown
-from tracker.history import STEP, STEPS
-from tracker.report import board_state
-from tracker.swarms import Swarm
-from tracker.trust import Entry
+from tracker.page import views
+from tracker.page.ask import Ask
+from tracker.page.report import board_state
+from tracker.state.agents import Agent
+from tracker.state.cluster import Cluster
+from tracker.state.history import STEP, STEPS
+from tracker.state.swarms import Swarm
+from tracker.state.trust import Entry
 
 ACTIVE = 8
 """Swarms shown beside the cluster's figures."""

@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import aiodns
 
-from tracker.backoff import USUAL, Backoff
-from tracker.discovery import OnChange, Reason, canonical
+from tracker.members.backoff import USUAL, Backoff
+from tracker.members.discovery import OnChange, Reason, canonical
 
 log = logging.getLogger("shoal.tracker")
 

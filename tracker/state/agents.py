@@ -9,7 +9,7 @@ from ipaddress import ip_address
 
 from swarm.base.flags import Endpoint
 from swarm.protocol import wire
-from tracker.announce import Told
+from tracker.state.announce import Told
 
 RETIRED = 4
 """Earlier sessions remembered per agent, so that a late request of a dead process is not taken for its successor."""

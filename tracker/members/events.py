@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from tracker.discovery import Reason
-from tracker.podset import Member
-from tracker.reflector import ApiError
+from tracker.members.discovery import Reason
+from tracker.members.podset import Member
+from tracker.members.reflector import ApiError
 
 log = logging.getLogger("shoal.tracker")
 

@@ -18,18 +18,18 @@ from random import Random
 from swarm.blob.digest import Digest, parse
 from swarm.protocol import wire
 from swarm.protocol.board import Blame, Failure
-from tracker.agents import Agent, Agents, key_of
-from tracker.alarm import Alarm
-from tracker.announce import Announce, Counts, Told
-from tracker.discovery import Reason
 from tracker.errors import Malformed, Outdated, Unknown, Unready
-from tracker.gate import Gate, Visitor
-from tracker.history import History, growth
+from tracker.members.discovery import Reason
+from tracker.members.gate import Gate, Visitor
 from tracker.metrics import Metrics
-from tracker.names import Names
 from tracker.settings import TrackerSettings
-from tracker.swarms import Announcer, Raw, Swarm, Swarms
-from tracker.trust import Backoffs, Trust
+from tracker.state.agents import Agent, Agents, key_of
+from tracker.state.alarm import Alarm
+from tracker.state.announce import Announce, Counts, Told
+from tracker.state.history import History, growth
+from tracker.state.swarms import Announcer, Raw, Swarm, Swarms
+from tracker.state.tags import Names
+from tracker.state.trust import Backoffs, Trust
 
 log = logging.getLogger("shoal.tracker")
 

@@ -20,8 +20,8 @@ from swarm.blob.geometry import geometry
 from swarm.blob.metainfo import info_hash, sealed_info
 from swarm.protocol import wire
 from swarm.protocol.board import Board
-from tracker.announce import Told
-from tracker.handout import Pool
+from tracker.state.announce import Told
+from tracker.state.handout import Pool
 
 WAKE_COST = 0.000_2
 """Seconds of one core that answering one waiting agent takes (tests/test_tracker_load.py); half go into waves."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from tracker.backoff import USUAL, Backoff
-from tracker.discovery import OnChange, Reason, canonical
-from tracker.events import Events
-from tracker.kube import connect
-from tracker.podset import Member, Node, NodeZones, Pod, PodSet
-from tracker.reflector import Reflector
+from tracker.members.backoff import USUAL, Backoff
+from tracker.members.discovery import OnChange, Reason, canonical
+from tracker.members.events import Events
+from tracker.members.kube import connect
+from tracker.members.podset import Member, Node, NodeZones, Pod, PodSet
+from tracker.members.reflector import Reflector
 
 
 class KubernetesDiscovery:

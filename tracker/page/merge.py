@@ -14,11 +14,11 @@ from typing import TypeVar
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from tracker import views
-from tracker.ask import Ask
-from tracker.history import Steps
-from tracker.history import merge as merge_steps
-from tracker.look import ACTIVE, BLAME, FOUND, order_of
+from tracker.page import views
+from tracker.page.ask import Ask
+from tracker.page.look import ACTIVE, BLAME, FOUND, order_of
+from tracker.state.history import Steps
+from tracker.state.history import merge as merge_steps
 
 V = TypeVar("V", bound=views.AnyView)
 

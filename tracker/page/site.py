@@ -15,16 +15,16 @@ from urllib.parse import parse_qs
 import msgspec
 from aiohttp import web
 
-from tracker import report
-from tracker.ask import ROOT, Ask, parse_ask
 from tracker.errors import Malformed, Unknown
-from tracker.live import Live
-from tracker.replicas import KINDS
+from tracker.page import report
+from tracker.page.ask import ROOT, Ask, parse_ask
+from tracker.page.live import Live
+from tracker.page.replicas import KINDS
 
 WRITE_WITHIN = 10.0
 """Seconds for a listener to take an event; then its connection is closed, and the browser asks again."""
 
-_FILES = Path(__file__).with_name("page")
+_FILES = Path(__file__).with_name("static")
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "

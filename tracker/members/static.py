@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
-from tracker.discovery import OnChange, Reason, canonical
+from tracker.members.discovery import OnChange, Reason, canonical
 
 Network = IPv4Network | IPv6Network
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from tracker.discovery import canonical
+from tracker.members.discovery import canonical
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
 """Well-known label of a node (kubernetes.io/docs/reference/labels-annotations-taints)."""

@@ -1,7 +1,7 @@
 """What the page shows, as values: the JSON of `GET /api/v1/cluster...`, described by `/api/v1/schema`.
 
 Nothing in a view is null, and what changes one by one is an object by key, with its order beside it, so
-that changes travel as small merge patches (tracker.patch). Times are seconds since the epoch on the
+that changes travel as small merge patches (tracker.page.patch). Times are seconds since the epoch on the
 tracker's clock, so that a view changes only when something happened; sizes are bytes, rates bytes per second.
 """
 

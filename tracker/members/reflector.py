@@ -19,8 +19,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from tracker.backoff import USUAL, Backoff
-from tracker.podset import Meta
+from tracker.members.backoff import USUAL, Backoff
+from tracker.members.podset import Meta
 
 log = logging.getLogger("shoal.tracker")
 

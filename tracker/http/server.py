@@ -20,17 +20,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, g
 from swarm.blob.digest import parse
 from swarm.blob.metainfo import torrent_file
 from swarm.protocol import wire
-from tracker import announce, report
-from tracker.cluster import Cluster
-from tracker.discovery import Discovery
 from tracker.errors import Malformed, NotAMember, Refused, TrackerError, Unknown, Unready
-from tracker.gate import Gate, Visitor
-from tracker.live import Live
+from tracker.http.v1 import Verbs
+from tracker.members.discovery import Discovery
+from tracker.members.gate import Gate, Visitor
 from tracker.metrics import Metrics
-from tracker.page import Page
-from tracker.replicas import Replicas
+from tracker.page import report
+from tracker.page.live import Live
+from tracker.page.replicas import Replicas
+from tracker.page.site import Page
 from tracker.settings import TrackerSettings
-from tracker.v1 import Verbs
+from tracker.state import announce
+from tracker.state.cluster import Cluster
 
 log = logging.getLogger("shoal.tracker")
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import msgspec
 
-from tracker.ask import Ask
-from tracker.cluster import Cluster
 from tracker.errors import Unknown, Unready
-from tracker.look import Look
-from tracker.merge import merge
-from tracker.patch import diff
-from tracker.replicas import Part, Replicas
-from tracker.views import AnyView, ClusterView, Replica
+from tracker.page.ask import Ask
+from tracker.page.look import Look
+from tracker.page.merge import merge
+from tracker.page.patch import diff
+from tracker.page.replicas import Part, Replicas
+from tracker.page.views import AnyView, ClusterView, Replica
+from tracker.state.cluster import Cluster
 
 log = logging.getLogger("shoal.tracker")
 

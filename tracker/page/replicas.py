@@ -16,8 +16,8 @@ import aiohttp
 import msgspec
 
 from swarm.base.flags import tracker_urls
-from tracker.ask import Ask
-from tracker.views import AgentsView, AgentView, AnyView, ClusterView, Replica, SearchView, SwarmsView, SwarmView
+from tracker.page.ask import Ask
+from tracker.page.views import AgentsView, AgentView, AnyView, ClusterView, Replica, SearchView, SwarmsView, SwarmView
 
 ASK_WITHIN = 1.0
 """Seconds for another tracker to answer: it has all of it in memory."""

@@ -14,13 +14,13 @@ import msgspec
 
 from swarm.blob.digest import parse
 from swarm.protocol import wire
-from tracker.agents import Agent, key_of
-from tracker.cluster import Cluster
-from tracker.discovery import canonical
 from tracker.errors import Malformed, Outdated, Unready
-from tracker.gate import Visitor
-from tracker.names import Verdict
-from tracker.swarms import Swarm
+from tracker.members.discovery import canonical
+from tracker.members.gate import Visitor
+from tracker.state.agents import Agent, key_of
+from tracker.state.cluster import Cluster
+from tracker.state.swarms import Swarm
+from tracker.state.tags import Verdict
 
 M = TypeVar("M", bound=wire.Wire)
 Verb = Callable[[Visitor, bytes], Awaitable[bytes]]

@@ -11,9 +11,9 @@ from collections import Counter
 
 import msgspec
 
-from tracker.agents import Agent
-from tracker.cluster import Cluster
-from tracker.swarms import Swarm
+from tracker.state.agents import Agent
+from tracker.state.cluster import Cluster
+from tracker.state.swarms import Swarm
 
 MAX_PAGE = 500
 """Entries on one page at most."""

@@ -19,9 +19,9 @@ import aiohttp
 from kubernetes.aio import client, config
 from kubernetes.aio.config.config_exception import ConfigException
 
-from tracker.discovery import DiscoveryError
-from tracker.events import PodEvent
-from tracker.reflector import ApiError
+from tracker.members.discovery import DiscoveryError
+from tracker.members.events import PodEvent
+from tracker.members.reflector import ApiError
 
 CONNECT = 10.0
 """Seconds for the first bytes of an answer's head; an API server under load takes a few."""
@@ -76,7 +76,7 @@ class Kube:
 
 
 class Collection:
-    """One collection of the API, as a tracker.reflector.Api."""
+    """One collection of the API, as a tracker.members.reflector.Api."""
 
     def __init__(
         self, call: Call, where: dict[str, str], renew: Callable[[], Awaitable[None]], *, accept: str = ""

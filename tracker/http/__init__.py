@@ -1,0 +1,1 @@
+"""What agents and BitTorrent clients ask a tracker."""

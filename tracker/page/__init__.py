@@ -1,0 +1,1 @@
+"""What people ask a tracker: the page, its data and its API."""

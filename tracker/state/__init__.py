@@ -1,0 +1,1 @@
+"""What a tracker knows of the cluster. No I/O."""
