@@ -1,4 +1,4 @@
-"""The best possible time of a pull by a group (DESIGN.md, "The best possible time"). Pure.
+"""The best possible time of a pull by a group (docs/design.md, "The best possible time"). Pure.
 
 Units are the caller's, but consistent: bytes and bytes per second give seconds. All bounds are
 fluid: bytes flow like water, every node knows everything, headers weigh nothing. Nothing real

@@ -22,7 +22,7 @@ class SwarmSettings:
     """Bytes the store may take. 20 GiB holds the images of a usual node twice."""
 
     listen: tuple[str, int] = ("0.0.0.0", 6881)
-    """IP and port of the BitTorrent listener (DESIGN.md, Ports)."""
+    """IP and port of the BitTorrent listener (docs/design.md, Ports)."""
 
     trackers: tuple[str, ...] = ()
     """URLs, `http://host:port` or `dns+http://name:port` (every address of the name is a tracker)."""

@@ -156,7 +156,7 @@ def test_no_setting_is_accepted_and_dropped(kind: type[Any], folder: str, own: s
     assert unread == []
 
 
-@pytest.mark.parametrize("path", ["README.md", "mirror/clients.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("path", ["README.md", "docs/clients.md", "CHANGELOG.md"])
 def test_links_and_files_named_are_there(path: str) -> None:
     """Relative links of the documentation."""
     text = (PROJECT / path).read_text(encoding="utf-8")

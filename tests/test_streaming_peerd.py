@@ -1,4 +1,4 @@
-"""The table of CONTRACT.md, "What Peerd does, measured", row by row: what Shoal does in the same case."""
+"""The table of docs/contract.md, "What Peerd does, measured", row by row: what Shoal does in the same case."""
 
 from __future__ import annotations
 

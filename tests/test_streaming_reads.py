@@ -1,4 +1,4 @@
-"""Range readers at Peerd's addresses: exact bytes, upstream's door, opaque files (CONTRACT.md, "Streaming")."""
+"""Range readers at Peerd's addresses: exact bytes, upstream's door, opaque files (docs/contract.md, "Streaming")."""
 
 from __future__ import annotations
 

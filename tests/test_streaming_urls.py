@@ -1,4 +1,4 @@
-"""Streaming paths: the URL behind the prefix, and the digest that it names (CONTRACT.md, "Streaming")."""
+"""Streaming paths: the URL behind the prefix, and the digest that it names (docs/contract.md, "Streaming")."""
 
 from __future__ import annotations
 

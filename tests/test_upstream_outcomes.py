@@ -1,4 +1,4 @@
-"""Upstreams that misbehave (CONTRACT.md, "Upstream traps"), seen by the client of a whole agent in front of them."""
+"""Upstreams that misbehave (docs/contract.md, "Upstream traps"), as a whole agent's client sees them."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def test_a_file_says_what_is_special(tmp_path: Path) -> None:
 
 def test_the_file_in_the_guide_is_one(tmp_path: Path) -> None:
     """With files where it names some."""
-    guide = (Path(__file__).parent.parent / "mirror/clients.md").read_text()
+    guide = (Path(__file__).parent.parent / "docs/clients.md").read_text()
     text = guide.rpartition("```toml\n")[2].partition("```")[0]
     for name in ("example.pem", "me.crt", "me.key"):
         (tmp_path / name).touch()

@@ -1,4 +1,4 @@
-"""Upstreams that misbehave, each with the outcome that a reader should get (CONTRACT.md, "Upstream traps")."""
+"""Upstreams that misbehave, each with the outcome that a reader should get (docs/contract.md, "Upstream traps")."""
 
 from __future__ import annotations
 

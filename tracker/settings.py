@@ -10,7 +10,7 @@ class TrackerSettings:
     """Everything the tracker is told; `shoal tracker` fills it from flags."""
 
     listen: tuple[str, int] = ("127.0.0.1", 6969)
-    """IP and port of the HTTP listener (DESIGN.md, Ports)."""
+    """IP and port of the HTTP listener (docs/design.md, Ports)."""
 
     peers: int = 50
     """Peers handed out per answer: enough for a well-connected swarm, few enough for one packet or two."""

@@ -30,7 +30,7 @@ log = logging.getLogger("shoal.mirror")
 
 BEGUN_FOR = 600.0
 """Seconds for which a blob that was once answered must go on being answered: a layer takes no longer to pull, and
-containerd's parallel fetcher gives the whole pull up over one 404 (CONTRACT.md)."""
+containerd's parallel fetcher gives the whole pull up over one 404 (docs/contract.md)."""
 
 PERSIST = 20.0
 """Seconds to try again for a blob that was begun, before the answer is 503. Below the 30 s of a range reader."""

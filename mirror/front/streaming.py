@@ -1,4 +1,4 @@
-"""Ranges of files for lazy readers (overlaybd and others) at Peerd's and DADI's addresses: CONTRACT.md, "Streaming"."""
+"""Ranges of files for lazy readers (overlaybd and others) at their addresses (docs/contract.md, "Streaming")."""
 
 from __future__ import annotations
 

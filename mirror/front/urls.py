@@ -1,4 +1,4 @@
-"""Streaming paths: which URL a reader means, and which digest that URL names (CONTRACT.md, "Streaming"). Pure."""
+"""Streaming paths: which URL a reader means, and which digest that URL names (docs/contract.md, "Streaming"). Pure."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class Registry:
 def canonical(ns: str | None) -> str:
     """The registry that *ns* means, in the one spelling we use. Raises Forbidden if it is no host name.
 
-    No `ns` means Docker Hub (CONTRACT.md); all of Docker Hub's names mean `docker.io`.
+    No `ns` means Docker Hub (docs/contract.md); all of Docker Hub's names mean `docker.io`.
     """
     host = (ns or DOCKER_HUB).lower()
     if len(host) > _LONGEST_NAME or not _HOST.fullmatch(host) or ".." in host:

@@ -1,6 +1,6 @@
 """Pieces that peers sent: read back from the file and checked before they count.
 
-libtorrent's word that a piece has come does not mean that the file has its bytes (ENGINE.md). So each is read back and
+libtorrent's word that a piece came does not mean that the file has its bytes (docs/engine.md). Each is read back and
 its SHA-1 compared with what the board says; the few that are behind are asked from libtorrent itself, and written here.
 """
 

@@ -1,7 +1,7 @@
 """libtorrent in asyncio: add and remove torrents, hear of verified pieces and of bad peers.
 
 The only file that imports libtorrent. Alerts wake the loop through a socket; every alert is copied
-into plain values before the next batch is popped (ENGINE.md). Calls that would wait for
+into plain values before the next batch is popped (docs/engine.md). Calls that would wait for
 libtorrent's network thread are not used.
 """
 
@@ -63,7 +63,7 @@ class Torrent:
     name: str
     """Name in the info dictionary: the digest."""
     on_piece: Callable[[int], None]
-    """A piece arrived and its hash matched. Its bytes may not be in the file yet (ENGINE.md)."""
+    """A piece arrived and its hash matched. Its bytes may not be in the file yet (docs/engine.md)."""
     on_bad_piece: Callable[[int], None]
     """A piece arrived and its hash did not match."""
     on_error: Callable[[str], None]

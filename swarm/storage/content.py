@@ -30,7 +30,7 @@ from swarm.storage.watch import Watch
 log = logging.getLogger("shoal.swarm")
 
 BLOBS = Path("blobs/sha256")
-"""Where blobs are below containerd's content directory (CONTRACT.md, "Content store")."""
+"""Where blobs are below containerd's content directory (docs/contract.md, "Content store")."""
 
 CHECKS = 3
 """How often a file is read again that changes while it is read: containerd sets its times after the rename."""

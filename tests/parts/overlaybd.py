@@ -1,4 +1,4 @@
-"""What overlaybd sends over one image (CONTRACT.md, "Streaming"), replayed: which ranges, in which order and number."""
+"""What overlaybd sends over one image (docs/contract.md, "Streaming"): which ranges, in which order and number."""
 
 from __future__ import annotations
 

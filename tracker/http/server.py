@@ -1,7 +1,7 @@
 """The tracker's HTTP face: announces, the agents' protocol, JSON, metrics, the page. Translates, decides nothing.
 
 It stands on aiohttp's low-level server with one look-up per request instead of a router: a tracker
-answers thousands of small requests per second. Every answer is one write (ENGINE.md: a second one
+answers thousands of small requests per second. Every answer is one write (docs/engine.md: a second one
 would wait for a delayed ACK), which aiohttp does for answers that are complete; it sets TCP_NODELAY.
 """
 

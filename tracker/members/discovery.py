@@ -2,7 +2,7 @@
 
 A membership is a value that changes: `run` keeps it true and calls *on_change* after every change;
 the questions are answered at any time from what is known, without I/O. Whoever is no member may
-not announce, publish, claim or join (DESIGN.md, P9).
+not announce, publish, claim or join (docs/design.md, P9).
 """
 
 from __future__ import annotations
