@@ -85,7 +85,13 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
         swarm.on_backoff = upstream.guard.hold
         stack.push_async_callback(swarm.close)
         front = front_of(settings, swarm, upstream, metrics, stack)
-        site = make_site(metrics, lambda: swarm.ready, lambda: {**swarm.status(), "requests": front.under_way})
+        listens = asyncio.Event()
+
+        def ready() -> bool:
+            """This node's work can be done: the mirror listens and the store is open. Trackers are not asked for."""
+            return listens.is_set() and swarm.ready
+
+        site = make_site(metrics, ready, lambda: {**swarm.status(), "requests": front.under_way})
         # Probes are answered while the store is still being read; the mirror listens once it can serve.
         await stack.enter_async_context(listening(site, settings.metrics_listen, grace=0.5))
         await swarm.start()
@@ -93,6 +99,8 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
         lag = asyncio.create_task(watch_loop(metrics))
         stack.callback(lag.cancel)
         await stack.enter_async_context(listening(make_app(front), settings.listen, grace=GRACE))
+        listens.set()
+        stack.callback(listens.clear)  # first of all when the agent stops: no new requests come here
         log.info("mirror-listening", extra={"fields": {"address": str(settings.listen)}})
         settle()
         yield front

@@ -133,6 +133,7 @@ class Swarm:
         self._seeds: dict[Digest, Torrent] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._quarantined = 0.0
+        self._was_member = not settings.trackers
         self._closing = False
         self._context: Context | None = None
 
@@ -168,7 +169,8 @@ class Swarm:
             on_full=self._make_way,
         )
         await self._seed_all()  # before anybody hears of them: a peer that dials too early is turned away
-        self._trackers.on_change(lambda: self.metrics.tracker_up.set(len(self._trackers.up())))
+        self._membership()
+        self._trackers.on_change(self._membership)
         await self._trackers.start(port)
         self._spawn(self._count_sent())
         log.info("swarm-listening", extra={"fields": {"ip": self.settings.listen[0], "port": port}})
@@ -249,8 +251,13 @@ class Swarm:
 
     @property
     def ready(self) -> bool:
-        """Whether requests can be served: store open and a tracker found (or none configured)."""
-        return self._context is not None and (not self.settings.trackers or self._trackers.ready.is_set())
+        """Whether requests can be served by this node alone: store and swarm port are open, and it is not closing."""
+        return self._context is not None and not self._closing
+
+    @property
+    def member(self) -> bool:
+        """Whether this agent is a member of the cluster: some tracker takes it, or none is configured."""
+        return not self.settings.trackers or self._trackers.ready.is_set()
 
     async def wait_ready(self) -> None:
         """Until a tracker is up; at once where none is configured."""
@@ -262,7 +269,9 @@ class Swarm:
         return {
             "name": self.settings.name,
             "swarm": {"ip": self.settings.listen[0], "port": self.port},
+            "member": self.member,
             "trackers": {link.url: link.up for link in self._trackers.links()},
+            "refused": {link.url: link.refused for link in self._trackers.links() if link.refused},
             "store": {"bytes": self._store.used, "budget": self._store.budget},
             "held": sum(1 for _ in self.held_blobs()),
             "fetches": [fetch.status() for fetch in self._fetches.values()],
@@ -321,6 +330,16 @@ class Swarm:
             self.on_backoff(backoff.host, backoff.seconds)
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _membership(self) -> None:
+        """Trackers came or went: membership is a condition of its own, beside readiness."""
+        self.metrics.tracker_up.set(len(self._trackers.up()))
+        if self.member != self._was_member and not self._closing:
+            log.log(
+                logging.INFO if self.member else logging.WARNING, "cluster-joined" if self.member else "cluster-left"
+            )
+        self._was_member = self.member
+        self.metrics.member.set(self.member)
 
     async def _held(self, digest: Digest) -> Held | None:
         held = await self._store.get_checked(digest)

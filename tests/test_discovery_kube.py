@@ -129,14 +129,13 @@ async def test_pods_come_change_and_go_by_watch_events(api: KubeApi, tmp_path: P
 @pytest.mark.parametrize(
     "state",
     [
-        pod("a", "10.0.0.1", ready=False),
         pod("a", "10.0.0.1", phase="Failed"),
         pod("a", "10.0.0.1", phase="Succeeded"),
         pod("a", "10.0.0.1", phase="Pending"),
         pod("a", "10.0.0.1", terminating=True),
         pod("a"),
     ],
-    ids=["not ready", "failed", "succeeded", "pending", "terminating", "no address"],
+    ids=["failed", "succeeded", "pending", "terminating", "no address"],
 )
 async def test_a_pod_that_cannot_serve_is_out_with_the_event_that_says_so(
     api: KubeApi, tmp_path: Path, state: dict[str, object]
@@ -410,8 +409,8 @@ async def test_without_permission_events_are_off_and_said_once(
     assert [record.message for record in caplog.records].count("events_denied") == 1
 
 
-async def test_a_tracker_admits_exactly_the_ready_pods(api: KubeApi, tmp_path: Path) -> None:
-    """The whole process: 403 before the pod is ready, 200 while it is, 403 from the event on that says otherwise."""
+async def test_a_tracker_admits_exactly_the_running_pods(api: KubeApi, tmp_path: Path) -> None:
+    """The whole process: 403 before the pod runs, 200 while it does, 403 from the event on that says otherwise."""
     port = free_port()
     config = api.kubeconfig(tmp_path / "kubeconfig")
     process = Process(

@@ -19,8 +19,6 @@ from tracker.members.events import Limiter, PodEvent
 from tracker.members.podset import Node, NodeZones, Pod, PodSet, member
 from tracker.members.reflector import PATIENCE, STEADY, ApiError, Course
 
-READY = [{"type": "Initialized", "status": "True"}, {"type": "Ready", "status": "True"}]
-
 
 def read(item: dict[str, Any]) -> Pod:
     """The pod as it comes out of the API's JSON."""
@@ -34,20 +32,18 @@ def read(item: dict[str, Any]) -> Pod:
         (pod("a", "10.0.0.1", "fd00::1"), ("10.0.0.1", "fd00::1")),
         (pod("a", "fd00:0:0:0::1"), ("fd00::1",)),
         (pod("a", "10.0.0.1", "10.0.0.1"), ("10.0.0.1",)),
-        ({**pod("a"), "status": {"phase": "Running", "podIP": "10.0.0.1", "conditions": READY}}, ("10.0.0.1",)),
-        (pod("a", "10.0.0.1", ready=False), None),
+        ({**pod("a"), "status": {"phase": "Running", "podIP": "10.0.0.1"}}, ("10.0.0.1",)),
+        (pod("a", "10.0.0.1", ready=False), ("10.0.0.1",)),
         (pod("a", "10.0.0.1", phase="Pending"), None),
         (pod("a", "10.0.0.1", phase="Unknown"), None),
         (pod("a", "10.0.0.1", terminating=True), None),
         (pod("a", "nonsense"), None),
         (pod("a"), None),
         ({"metadata": {"name": "a"}}, None),
-        ({"metadata": {"name": "a", "labels": None}, "status": {"phase": "Running", "conditions": None}}, None),
+        ({"metadata": {"name": "a", "labels": None}, "status": {"phase": "Running", "podIPs": None}}, None),
     ],
 )
-def test_a_pod_counts_while_running_ready_and_not_terminating(
-    item: dict[str, Any], ips: tuple[str, ...] | None
-) -> None:
+def test_a_pod_counts_while_running_and_not_terminating(item: dict[str, Any], ips: tuple[str, ...] | None) -> None:
     found = member(read(item))
     assert (found.ips if found else None) == ips
 
@@ -68,7 +64,8 @@ def test_what_does_not_matter_is_no_change() -> None:
     pods = PodSet()
     assert pods.put(read(pod("a", "10.0.0.1")))
     assert not pods.put(read(pod("a", "10.0.0.1", labels={"app": "shoal-agent", "more": "x"})))
-    assert not pods.put(read(pod("b", "10.0.0.2", ready=False)))
+    assert not pods.put(read(pod("a", "10.0.0.1", ready=False)))
+    assert not pods.put(read(pod("b", "10.0.0.2", phase="Pending")))
     assert not pods.drop(read(pod("b", "10.0.0.2")))
     assert not pods.replace([read(pod("a", "10.0.0.1"))])
 

@@ -56,7 +56,7 @@ class TrackerFlags:
     discovery: str = setting(
         "static",
         DISCOVERY,
-        "How members are found: kubernetes (ready pods), dns (addresses of a name) or static (--member).",
+        "How members are found: kubernetes (running pods), dns (addresses of a name) or static (--member).",
         unit="kind",
         reason="Static needs nothing around it; the chart says kubernetes.",
     )

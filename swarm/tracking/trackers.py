@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from swarm.base.flags import tracker_urls
+from swarm.base.seldom import Seldom
 from swarm.blob.errors import NotAMember, TrackerError, TrackerRefused
 from swarm.protocol import wire
 
@@ -72,6 +73,8 @@ class Link:
     """Base URL without a slash at the end."""
     http: aiohttp.ClientSession
     up: bool = False
+    refused: str = ""
+    """Why the tracker does not take this agent, in its own words; "" where it takes it, or does not answer."""
     changes: dict[str, int | None] = field(default_factory=dict)
     """Digest -> size (None: no longer held) that the tracker has not been told yet."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -136,8 +139,9 @@ class Trackers:
         self._tasks: list[asyncio.Task[None]] = []
         self._http: aiohttp.ClientSession | None = None
         self._listeners: set[Callable[[], None]] = set()
+        self._seldom = Seldom()
         self.ready = asyncio.Event()
-        """Set once some tracker is up."""
+        """Set while some tracker is up: this agent is a member of the cluster."""
 
     def me(self) -> Me:
         """How this agent names itself in every message."""
@@ -254,6 +258,7 @@ class Trackers:
                 await self._poll(link)
                 pause = _RETRY_FIRST
             except TrackerError as error:
+                self._trouble(link, error)
                 if link.up:
                     link.up = False
                     log.warning("tracker-down", extra={"fields": {"tracker": link.url, "error": str(error)}})
@@ -261,6 +266,14 @@ class Trackers:
                 link.full = True
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(_RETRY_LONGEST, pause * 2)
+
+    def _trouble(self, link: Link, error: TrackerError) -> None:
+        """Say that a tracker refuses, or does not answer: an agent that is alone looks healthy otherwise."""
+        link.refused = str(error) if isinstance(error, TrackerRefused) else ""
+        before = self._seldom.due((link.url, type(error)), asyncio.get_running_loop().time())
+        if before is not None:
+            fields = {"tracker": link.url, "reason": str(error), "session": self.session, "held_back": before}
+            log.warning("tracker-refuses" if link.refused else "tracker-silent", extra={"fields": fields})
 
     async def _poll(self, link: Link) -> None:
         full, link.full = link.full, False
@@ -303,8 +316,11 @@ class Trackers:
         if answer.resend:
             link.full = True
         self.address = answer.you or self.address
+        link.refused = ""
         if not link.up and not answer.resend:
             link.up = True
+            for kind in (TrackerError, TrackerRefused, NotAMember):
+                self._seldom.forget((link.url, kind))
             log.info("tracker-up", extra={"fields": {"tracker": link.url}})
             self._changed()
         await self._holdings.on_answer(link, answer)

@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
 
+from swarm.base.seldom import Seldom
 from swarm.blob.digest import parse
 from swarm.blob.metainfo import torrent_file
 from swarm.protocol import wire
@@ -56,6 +57,7 @@ class TrackerServer:
         self._verbs = Verbs(self.cluster).verbs
         self._live = Live(self.cluster, Replicas(settings.replicas, self.cluster.incarnation), lambda: self.ready)
         self._page = Page(self._live)
+        self._seldom = Seldom()
         self._counted: dict[tuple[str, int], Counter] = {}
         self._runner: web.ServerRunner | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -177,14 +179,10 @@ class TrackerServer:
                 raise Unknown(f"no such verb: {verb[:40]}")
             if request.method != "POST":
                 return _text("method not allowed\n", 405, {"Allow": "POST"})
-            if not self.ready:
-                raise Unready("this tracker stops" if self.cluster.stopping else "members are not known yet")
-            visitor = self._gate.visitor(request.remote or "")
-            if not visitor.member:
-                self.metrics.strangers.inc()
-                raise NotAMember(f"{visitor.ip} is no member")
+            visitor = self._visitor(request)
             return web.Response(body=await speak(visitor, await request.read()), content_type="application/json")
         except Refused as refused:
+            self._tell_refusal(request, refused)
             status, problem = refused.status, wire.Problem(code=refused.code, message=str(refused))
         except ValueError as error:  # DigestInvalid, BadHashes
             status, problem = 400, wire.Problem(code="malformed", message=str(error))
@@ -199,6 +197,14 @@ class TrackerServer:
         if status == 503:
             response.force_close()
         return response
+
+    def _tell_refusal(self, request: web.BaseRequest, refused: Refused) -> None:
+        """Name who was refused and why: once a minute per address and kind, or an agent stays away unseen."""
+        remote = request.remote or ""
+        before = self._seldom.due((remote, refused.code), self.cluster.now())
+        if before is not None:
+            fields = {"from": remote, "code": refused.code, "reason": str(refused)[:200], "held_back": before}
+            log.warning("agent.refused", extra={"fields": fields})
 
     def _count(self, verb: str, status: int) -> None:
         counter = self._counted.get((verb, status))
@@ -215,7 +221,7 @@ class TrackerServer:
             counts, peers = self.cluster.announce(asked, visitor)
             body = announce.announce_answer(asked, counts, peers, self._settings.interval)
         except Refused as refused:
-            return self._failure_reason(refused)
+            return self._failure_reason(request, refused)
         self._announces("ok").inc()
         return web.Response(body=body, content_type="text/plain")
 
@@ -227,22 +233,23 @@ class TrackerServer:
                 if (swarm := self.cluster.swarms.by_info_hash(info_hash)) is not None:
                     files[info_hash] = self.cluster.counts(swarm)
         except Refused as refused:
-            return self._failure_reason(refused)
+            return self._failure_reason(request, refused)
         self._announces("ok").inc()
         return web.Response(body=announce.scrape_answer(files), content_type="text/plain")
 
     def _visitor(self, request: web.BaseRequest) -> Visitor:
         if not self.ready:
-            raise Unready("this tracker is not ready")
+            raise Unready("this tracker stops" if self.cluster.stopping else "members are not known yet")
         visitor = self._gate.visitor(request.remote or "")
         if not visitor.member:
             self.metrics.strangers.inc()
             raise NotAMember(f"{visitor.ip} is no member")
         return visitor
 
-    def _failure_reason(self, refused: Refused) -> web.Response:
+    def _failure_reason(self, request: web.BaseRequest, refused: Refused) -> web.Response:
         """BEP 3: clients read the reason only from an answer with status 200."""
         self._announces(refused.code).inc()
+        self._tell_refusal(request, refused)
         return web.Response(body=announce.failure(str(refused)), content_type="text/plain")
 
     def _announces(self, outcome: str) -> Counter:

@@ -1,7 +1,7 @@
 """Members by a DNS name: every A and AAAA record of it, for clusters without API access and plain machines.
 
-For a headless Service the records are its ready pods, so this follows a cluster with some seconds
-of delay and without any permission.
+The records of a headless Service that publishes addresses which are not ready are its pods, so this
+follows a cluster with some seconds of delay and without any permission.
 """
 
 from __future__ import annotations

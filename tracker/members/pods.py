@@ -1,4 +1,4 @@
-"""Members from the Kubernetes API: the ready pods behind a label selector, and the zones of their nodes."""
+"""Members from the Kubernetes API: the running pods behind a label selector, and the zones of their nodes."""
 
 from __future__ import annotations
 

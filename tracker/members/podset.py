@@ -1,7 +1,8 @@
 """Which pods are members: events of the Kubernetes API in, a set of IP addresses out. Pure.
 
-A pod counts while it is Running, Ready and not terminating. Anything else (deleted, terminating,
-failed, not ready, another IP) takes it out with the very event that says so.
+A pod counts while it is Running and not terminating. Anything else (deleted, terminating, failed,
+another IP) takes it out with the very event that says so. Whether it is Ready does not matter: an
+agent becomes Ready by itself, and one slow probe must not throw it out of the cluster.
 """
 
 from __future__ import annotations
@@ -31,11 +32,6 @@ class PodIP(msgspec.Struct, frozen=True):
     ip: str = ""
 
 
-class Condition(msgspec.Struct, frozen=True):
-    type: str = ""
-    status: str = ""
-
-
 class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
     node_name: str = ""
 
@@ -44,7 +40,6 @@ class PodStatus(msgspec.Struct, frozen=True):
     phase: str = ""
     pod_ip: str = msgspec.field(name="podIP", default="")
     pod_ips: tuple[PodIP, ...] | None = msgspec.field(name="podIPs", default=None)
-    conditions: tuple[Condition, ...] | None = None
 
 
 class Pod(msgspec.Struct, frozen=True):
@@ -76,8 +71,6 @@ def member(pod: Pod) -> Member | None:
     """The member that *pod* is now, if it is one."""
     status = pod.status
     if pod.metadata.deletion_timestamp is not None or status.phase != "Running":
-        return None
-    if not any(condition.type == "Ready" and condition.status == "True" for condition in status.conditions or ()):
         return None
     texts = [entry.ip for entry in status.pod_ips or ()] or [status.pod_ip]
     ips = []

@@ -130,7 +130,7 @@ class Cluster:
         for agent in self.agents.all():
             visitor = gate.visitor(agent.ip)
             if not visitor.member:
-                self.forget(agent, "no-member", replaced=True)
+                self.forget(agent, "no-member")  # its process may live on, and be a member again
             elif visitor.zone != agent.zone:
                 agent.zone = visitor.zone
                 for digest in agent.boards | agent.held:
