@@ -221,7 +221,7 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def within_the_budget(self) -> None:
         assert self.store.used <= BUDGET
-        self.run(self.store._emptied())
+        self.run(self.store.emptied())
         assert taken(self.root) <= self.store.used
 
     @invariant()

@@ -7,7 +7,6 @@ their directory: whatever way the process ends, the disk space is free again.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import tempfile
 from collections import OrderedDict
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from mirror.front.passthrough import ranged
 from swarm.blob.errors import SourceBroken, SourceError, StoreFull
+from swarm.storage.errnos import translate
 from swarm.upstream.source import Source
 
 BLOCK = 256 * 1024
@@ -224,6 +224,4 @@ def _write(fd: int, chunk: bytes, offset: int) -> None:
             written = os.pwrite(fd, view, offset)
             view, offset = view[written:], offset + written
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StoreFull(f"cannot write: {error.strerror}") from None
-        raise
+        raise translate(error) from None

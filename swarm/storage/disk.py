@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swarm.blob.digest import Digest, from_hex, hex_of
-from swarm.blob.errors import DigestInvalid, StoreFull, StoreUnusable
+from swarm.blob.errors import DigestInvalid, StoreUnusable
 from swarm.blob.geometry import geometry
+from swarm.storage.errnos import translate
 from swarm.storage.hashing import ShortFile, Sums, piece_hashes, sums
 from swarm.storage.sidecar import Meta, Stamp, decode_meta, encode_meta, log_header, log_records, parse_log, stamp_of
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # <linux/falloc.h>
 _NO_PUNCH = {errno.EOPNOTSUPP, errno.ENOSYS}
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -81,13 +81,6 @@ class FoundPartial:
     allocated: int
     pieces: dict[int, bytes]
     used: float
-
-
-def translate(error: OSError) -> Exception:
-    """StoreFull for an error that means "this cannot be stored now", else *error* itself."""
-    if error.errno in _FULL:
-        return StoreFull(f"cannot store: {os.strerror(error.errno or 0)}")
-    return error
 
 
 def prepare(layout: Layout) -> int:

@@ -12,6 +12,7 @@ from typing import Protocol
 from swarm.blob.digest import Digest
 from swarm.blob.geometry import Geometry, geometry
 from swarm.storage import disk
+from swarm.storage.errnos import translate
 from swarm.storage.held import Held, OpenFile
 from swarm.storage.sidecar import HEADER, RECORD, Stamp, log_records, log_removals, stamp_of
 
@@ -178,4 +179,4 @@ def _pwrite(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
     try:
         disk.write_at(fd, data, offset)
     except OSError as error:
-        raise disk.translate(error) from None
+        raise translate(error) from None

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from functools import partial
 
-from swarm.blob.errors import SourceBroken, SourceError, StoreFull
+from swarm.blob.errors import SourceBroken, SourceError
 from swarm.blob.geometry import Geometry, Window
+from swarm.storage.errnos import translate
 from swarm.storage.staged import Staged
 from swarm.upstream.source import Body, Source
 
@@ -50,9 +50,7 @@ def write_pieces(fd: int, pieces: list[list[memoryview]], offset: int) -> list[b
             if written < total:
                 chunks = [memoryview(b"".join(chunks))[written - total :]]
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StoreFull(f"cannot write: {error.strerror}") from None
-        raise
+        raise translate(error) from None
     return sums
 
 
