@@ -1,0 +1,1 @@
+"""Who is who, by key: certificates of agents and trackers, and the TLS contexts made of them."""
