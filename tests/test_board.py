@@ -12,7 +12,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from swarm.blob.digest import parse
 from swarm.blob.errors import BadHashes
 from swarm.blob.geometry import MIB, geometry
-from swarm.protocol.board import LEASE, LONE_AGAIN, MAX_GENERATIONS, MIN_PROGRESS, PATIENCE, SILENCE, Board, Failure
+from swarm.protocol.board import (
+    LEASE,
+    LONE_AGAIN,
+    LONGEST_WAIT,
+    MAX_GENERATIONS,
+    PATIENCE,
+    SILENCE,
+    SLOWEST,
+    Board,
+    Failure,
+)
 
 DIGEST = parse("sha256:" + "ab" * 32)
 SIZE = 3 * MIB + 5
@@ -206,17 +216,97 @@ def test_a_claim_without_progress_goes_to_somebody_else_when_its_lease_ends() ->
     assert board.claims_of("b") == (0,)
 
 
-def test_progress_renews_the_lease_and_a_crawl_does_not() -> None:
+def test_a_claim_is_alive_while_its_bytes_grow_however_slowly() -> None:
     board = Board(DIGEST, max_claims=1)
     board.join("a", 0.0, want=1, size=SIZE)
     board.join("b", 0.0, want=1)
     board.assign(0.0)
-    board.progress("a", 4.0, {0: MIN_PROGRESS})
-    board.assign(LEASE)
-    assert board.claims_of("a") == (0,)
-    board.progress("a", 8.0, {0: MIN_PROGRESS + 1})
-    board.assign(4.0 + LEASE)
+    for second in range(4, 40, 4):
+        board.progress("a", float(second), {0: second * 20_000})
+        board.assign(float(second))
+        assert board.claims_of("a") == (0,)
+    board.progress("a", 40.0, {0: 36 * 20_000})
+    board.assign(36.0 + LEASE)
+    assert board.claims_of("b") == (0,), "the same number again is no progress"
+
+
+def test_made_up_progress_beyond_the_end_of_the_window_keeps_nothing() -> None:
+    board = Board(DIGEST, max_claims=1)
+    board.join("a", 0.0, want=1, size=SIZE)
+    board.join("b", 0.0, want=1)
+    board.assign(0.0)
+    board.progress("a", 1.0, {0: 10**12})
+    board.progress("a", 4.0, {0: 2 * 10**12})
+    board.assign(1.0 + LEASE)
     assert board.claims_of("b") == (0,)
+
+
+def test_a_byte_at_a_time_does_not_keep_a_claim_for_ever() -> None:
+    board = Board(DIGEST, max_claims=1)
+    board.join("a", 0.0, want=1, size=SIZE)
+    board.join("b", 0.0, want=1)
+    board.assign(0.0)
+    for second in range(1, 1000):
+        board.join("b", float(second), want=1)
+        board.progress("a", float(second), {0: second})
+        board.assign(float(second))
+        if board.claims_of("b"):
+            break
+    assert second <= LONGEST_WAIT + board.window_length(0) / SLOWEST + 1
+
+
+def test_who_is_much_slower_than_the_others_loses_the_claim() -> None:
+    board = Board(DIGEST, max_claims=2)
+    for name in "ab":
+        board.join(name, 0.0, want=1, size=SIZE)
+    board.assign(0.0)
+    assert (board.claims_of("a"), board.claims_of("b")) == ((0,), (1,))
+    assert publish(board, "b", 1.0, 1)
+    for second in range(1, 6):
+        board.progress("a", float(second), {0: second * 10_000})
+        assert board.claims_of("a") == (0,)
+    board.assign(5.0)
+    assert 0 not in board.claims_of("a")
+    assert 0 in board.claims_of("b")
+
+
+def test_where_all_are_slow_nobody_loses_a_claim() -> None:
+    board = Board(DIGEST, max_claims=2)
+    for name in "ab":
+        board.join(name, 0.0, want=1, size=SIZE)
+    board.assign(0.0)
+    for second in range(1, 30):
+        for window, name in enumerate("ab"):
+            board.progress(name, float(second), {window: second * (10_000 + 9_000 * window)})
+        board.assign(float(second))
+    assert (board.claims_of("a"), board.claims_of("b")) == ((0,), (1,))
+
+
+@pytest.mark.parametrize(("timeout", "kept"), [(10.0, 10), (30.0, 30), (10_000.0, LONGEST_WAIT), (0.0, LEASE)])
+def test_a_claim_lives_while_upstream_has_not_had_its_time(timeout: float, kept: float) -> None:
+    board = Board(DIGEST, max_claims=1)
+    board.join("a", 0.0, want=1, size=SIZE)
+    board.join("b", 0.0, want=1)
+    board.assign(0.0)
+    second = 0
+    while board.claims_of("a"):
+        second += 1
+        board.join("b", float(second), want=1)
+        board.progress("a", float(second), {}, waiting={0: second - 0.5}, timeout=timeout)
+        board.assign(float(second))
+    assert kept <= second <= kept + LEASE
+
+
+def test_who_waits_for_upstream_in_vain_where_others_do_not_loses_the_claim() -> None:
+    board = Board(DIGEST, max_claims=2)
+    for name in "ab":
+        board.join(name, 0.0, want=1, size=SIZE)
+    board.assign(0.0)
+    assert publish(board, "b", 1.0, 1)
+    board.progress("a", 4.0, {}, waiting={0: 4.0}, timeout=30.0)
+    board.progress("a", 6.0, {}, waiting={0: 6.0}, timeout=30.0)
+    board.assign(6.0)
+    assert 0 in board.claims_of("b")
 
 
 def test_a_crawling_agent_keeps_its_claim_if_nobody_else_could_take_it() -> None:
@@ -550,12 +640,12 @@ def test_what_the_lone_holder_itself_says_that_it_holds_is_not_spread() -> None:
 def test_a_window_that_waits_its_turn_behind_another_of_the_same_agent_is_no_stalled_claim() -> None:
     """The holder sends "a" one window after the other: for longer than a lease, but it never stands still."""
     board = sought("a", "b")
-    board.progress("a", 4.0, {0: MIN_PROGRESS})
+    board.progress("a", 4.0, {0: 70_000})
     board.assign(6.0)
     assert (board.lone, board.claims_of("a")) == ("", ()), "of b nothing has come"
 
     board = sought("a")
-    board.progress("a", 4.0, {0: MIN_PROGRESS})
+    board.progress("a", 4.0, {0: 70_000})
     board.assign(6.0)
     publish(board, "a", 8.0, 0)
     board.assign(12.0)

@@ -89,9 +89,9 @@ async def test_what_an_agent_no_longer_holds_is_not_handed_out(here: Town) -> No
     assert not answer.sealed  # nobody has it whole: it comes from upstream again
     assert (answer.peers, answer.claims, answer.spread) == ((), (0, 1, 2), b"")
     await a.poll(full=True, add=held("blob"))
-    assert (await b.board(D, want=4)).holders == 1
+    assert (await b.board(D, want=4)).copies == 1
     await a.poll(full=True)
-    assert (await b.board(D, want=4)).holders == 0
+    assert (await b.board(D, want=4)).copies == 0
 
 
 async def test_a_corrupt_copy_is_withdrawn_until_its_agent_has_checked_it(
@@ -125,7 +125,7 @@ async def test_an_agent_found_corrupt_again_and_again_is_quarantined(here: Town)
         await b.say("corrupt", wire.Corrupt(**b.me, digest=D, peer_ip="::ffff:127.0.0.1", peer_port=1001), wire.Ok)
         answer = await a.poll(add=held("blob"))
     assert answer.quarantined > 0
-    assert (await b.board(D)).holders == 0
+    assert (await b.board(D)).copies == 0
 
 
 async def test_when_it_is_not_clear_which_of_several_is_corrupt_all_check_and_all_stay(here: Town) -> None:
@@ -135,7 +135,7 @@ async def test_when_it_is_not_clear_which_of_several_is_corrupt_all_check_and_al
         await agent.whole(D, SIZE)
     await agents[0].say("corrupt", wire.Corrupt(**agents[0].me, digest=D, peer_ip="127.0.0.1"), wire.Ok)
     assert [bool((await agent.poll()).suspect) for agent in agents] == [False, True, True]
-    assert (await agents[0].board(D)).holders == 3
+    assert (await agents[0].board(D)).copies == 3
 
 
 async def test_nobody_can_accuse_who_does_not_take_part(here: Town) -> None:

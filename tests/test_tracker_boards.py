@@ -60,6 +60,33 @@ async def test_a_publication_wakes_who_waits_and_names_the_publisher_as_a_peer(h
     assert answer.peers == (wire.Peer(ip="127.0.0.2", port=1001),)
 
 
+async def test_an_agent_is_told_who_holds_what_it_lacks_and_where_its_windows_are_given_away(here: Town) -> None:
+    a, b = here.agent("a", 1001, "127.0.0.2"), here.agent("b", 1002, "127.0.0.3")
+    a.me["lane"] = 7001
+    await a.board(D, want=1)
+    await a.publish(D, SIZE, 0)
+    holder = wire.Peer(ip="127.0.0.2", port=1001, lane=7001)
+    answer = await b.board(D)
+    assert (answer.holders, answer.peers) == ({0: (holder,)}, (holder,))
+    assert (await b.board(D, have=b"\x01")).holders == {}
+    a.me["lane"] = 7002
+    await a.board(D, want=1)
+    told = (await here.agent("c", 1003).board(D)).holders[0]
+    assert told == (wire.Peer(ip="127.0.0.3", port=1002), wire.Peer(ip="127.0.0.2", port=1001, lane=7002))
+
+
+async def test_an_answer_without_the_news_does_not_move_the_cursor_of_the_news(here: Town) -> None:
+    a, b = here.agent("a", 1001, "127.0.0.2"), here.agent("b", 1002, "127.0.0.3")
+    await a.board(D, want=2, size=SIZE)
+    await b.board(D, want=2)
+    await b.publish(D, SIZE, 2)
+    said = {**a.me, "digest": D, "incarnation": a.seen[D].incarnation}
+    released = await a.say("release", wire.Release(**said, windows=(0,), failure="busy"), wire.BoardAnswer)
+    told = await a.say("progress", wire.Progress(**said, done={0: 1}), wire.BoardAnswer)
+    assert [(answer.version, answer.published) for answer in (released, told)] == [(0, {}), (0, {})]
+    assert (await a.board(D, want=2)).published == {2: hashes_of(SIZE, 2)}
+
+
 async def test_an_agent_hears_only_what_is_newer_than_it_knows(here: Town) -> None:
     a, b = here.agent("a", 1001), here.agent("b", 1002)
     await a.board(D, want=1)
@@ -280,7 +307,7 @@ async def test_a_sealed_blob_has_holders(here: Town) -> None:
     await a.seal(D)
     answer = await waiting
     assert answer.sealed
-    assert answer.holders == 1
+    assert answer.copies == 1
     assert answer.peers == (wire.Peer(ip="127.0.0.2", port=1001),)
 
 
@@ -424,13 +451,13 @@ def test_the_answer_that_is_encoded_in_parts_is_a_board_answer() -> None:
     peers = (wire.Peer(ip="::1", port=1),)
     raw = Raw(
         incarnation="i", version=2, generation=1, serial=5, size=7, claims=(1,), hope=False, poisoned=True,
-        holders=3, sealed=True, peers=peers, published=msgspec.Raw(msgspec.json.encode(published)),
+        copies=3, holders={4: peers}, sealed=True, peers=peers, published=msgspec.Raw(msgspec.json.encode(published)),
         lone=peers[0], spread=b"s",
     )  # fmt: skip
     answer = wire.decode(msgspec.json.encode(raw), wire.BoardAnswer)
     assert answer == wire.BoardAnswer(
         incarnation="i", version=2, generation=1, serial=5, size=7, claims=(1,), hope=False, poisoned=True,
-        holders=3, sealed=True, peers=peers, published=published, lone=peers[0], spread=b"s",
+        copies=3, holders={4: peers}, sealed=True, peers=peers, published=published, lone=peers[0], spread=b"s",
     )  # fmt: skip
     assert [field.name for field in msgspec.structs.fields(Raw)] == [
         field.name for field in msgspec.structs.fields(wire.BoardAnswer)

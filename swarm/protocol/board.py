@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
+from statistics import median
+from types import MappingProxyType
 
 from swarm.blob.digest import Digest
 from swarm.blob.errors import BadHashes
@@ -30,8 +32,17 @@ from swarm.blob.metainfo import check_hashes
 LEASE = 5.0
 """Seconds that a claim lives without progress (promise P2)."""
 
-MIN_PROGRESS = 64 * 1024
-"""Bytes that count as progress within one lease: less is a crawl. The end of the window counts too."""
+LONGEST_WAIT = 60.0
+"""Seconds without a byte from upstream that are believed, whatever an agent says of its timeout."""
+
+LAGGING = 4.0
+"""Who is so many times slower than the other claimants of the board loses the claim, if somebody else would take it."""
+
+SLOWEST = 8 * 1024
+"""Bytes per second below which nobody brings a window in: a claim that lives on beyond it is made up."""
+
+PACES = 16
+"""Finished claims whose pace is remembered, to compare those under way with."""
 
 MAX_CLAIMS = 8
 """Claims that may be out at once on one board: as many upstream connections."""
@@ -108,8 +119,12 @@ class Claim:
     deadline: float
     done: int = 0
     """Bytes that have arrived."""
-    paid: int = 0
-    """Bytes at the last renewal of the lease."""
+    moved: float = 0.0
+    """When the last of them came; 0: none has."""
+
+    def pace(self, now: float) -> float:
+        """Bytes per second since it was granted."""
+        return self.done / max(0.001, now - self.since)
 
 
 @dataclass(slots=True)
@@ -193,6 +208,10 @@ class Board:
     _stalled: set[str] = field(default_factory=set)
     _deaf: set[str] = field(default_factory=set)
     """Holders that deliver to nobody: most who fetch have said so, and they have not spoken since."""
+    _paces: list[tuple[str, float]] = field(default_factory=list)
+    """Agent and bytes per second of the claims that were finished last."""
+    _gained: dict[str, int] = field(default_factory=dict)
+    """Agent -> windows that it holds since `take_gained` was called last."""
     _quiet_at: float | None = None
     """No participant is silent for too long before."""
     _lone_at: float = 0.0
@@ -229,7 +248,7 @@ class Board:
             self._learn(size)
         if generation is None or generation == self.generation:
             if agent not in self._deaf:
-                self._have(who, who.have | have & self._mask)  # polls may overtake publications: it only grows
+                self._have(agent, who, who.have | have & self._mask)  # polls may overtake publications: it only grows
             self._stall(agent, who, stalled)
         return who
 
@@ -237,13 +256,13 @@ class Board:
         """*agent* holds these windows of *generation* too, if it takes part."""
         who = self.participants.get(agent)
         if who is not None and generation == self.generation and agent not in self._deaf:
-            self._have(who, who.have | have & self._mask)
+            self._have(agent, who, who.have | have & self._mask)
 
     def distrust(self, agent: str) -> None:
         """What *agent* holds does not count any more."""
         self.holders.discard(agent)
         if (who := self.participants.get(agent)) is not None:
-            self._have(who, 0)
+            self._have(agent, who, 0)
 
     def hold_whole(self, agent: str) -> None:
         """*agent* says that it holds the whole blob, sha256 checked."""
@@ -291,13 +310,16 @@ class Board:
         if known is None or self.lone:
             who.brought += 1
         claim = self.claims.get(window)
+        if claim is not None and claim.agent == agent:
+            took = max(0.001, now - claim.since)
+            self._paces = [*self._paces, (agent, cut.windows[window].length / took)][-PACES:]
         if claim is not None and (known is None or claim.agent == agent):
             del self.claims[window]  # whoever else was bringing it in gets it from a peer now
             self._lone_delivers(agent, now)
         for name in list(self._stalled):
             other = self.participants[name]
             self._stall(name, other, other.stalled - {window})
-        self._have(who, who.have | 1 << window)
+        self._have(agent, who, who.have | 1 << window)
         who.failures = 0
         who.refused = False
         self._sort(agent, who)
@@ -310,17 +332,36 @@ class Board:
             return None
         return Blame(agent, f"published wrong hashes for window {window} of {self.digest}")
 
-    def progress(self, agent: str, now: float, done: dict[int, int]) -> None:
-        """*done*: window -> bytes that have arrived in it, for the claims of *agent*."""
+    def progress(
+        self,
+        agent: str,
+        now: float,
+        done: Mapping[int, int],
+        *,
+        waiting: Mapping[int, float] = MappingProxyType({}),
+        timeout: float = 0.0,
+    ) -> None:
+        """How far *agent* is with its claims. A lease goes on while bytes come, or while upstream has time to answer.
+
+        *done*: window -> bytes that have arrived. *waiting*: window -> seconds since upstream was asked, without a byte
+        so far. *timeout*: seconds that the agent gives upstream for the first byte.
+        """
         for window, arrived in done.items():
             claim = self.claims.get(window)
             if claim is None or claim.agent != agent:
                 continue
-            claim.done = max(claim.done, arrived)
-            if claim.done - claim.paid >= MIN_PROGRESS:
-                claim.paid = claim.done
-                claim.deadline = now + LEASE
+            arrived = min(arrived, self._length(window))
+            if arrived > claim.done:
+                claim.done, claim.moved = arrived, now
+                self._renew(claim, window, now)
                 self._lone_delivers(agent, now)
+        patience = min(timeout, LONGEST_WAIT)
+        for window, waited in waiting.items():
+            claim = self.claims.get(window)
+            # The agent's own clock says how long upstream was asked; ours, how long it may say so.
+            early = claim is not None and max(waited, now - claim.since) < patience
+            if claim is not None and early and claim.agent == agent and not claim.done:
+                self._renew(claim, window, now)
         if agent in self.participants:
             self.participants[agent].seen = now
 
@@ -421,7 +462,7 @@ class Board:
         """*agent* is no longer interested, or gone. Its claims are free at once."""
         who = self.participants.pop(agent, None)
         if who is not None:
-            self._have(who, 0)
+            self._have(agent, who, 0)
         self._barred.discard(agent)
         self._stalled.discard(agent)
         for place in (self._able, self._reading, self._turning, self._hopeful):
@@ -460,6 +501,29 @@ class Board:
                 break
             newer[window] = published.hashes
         return newer
+
+    def take_gained(self) -> dict[str, int]:
+        """Agent -> windows that it has come to hold since this was called last (bit w: window w)."""
+        gained, self._gained = self._gained, {}
+        return gained
+
+    def holds(self, agent: str, window: int) -> bool:
+        """Whether *agent* takes part and holds *window*."""
+        who = self.participants.get(agent)
+        return who is not None and bool(who.have >> window & 1)
+
+    def missing(self, agent: str) -> Iterator[int]:
+        """Published windows that *agent* lacks and wants, those that it needs first in front."""
+        who = self.participants.get(agent)
+        lacking = self._mask & ~who.have if who is not None else 0
+        if who is None or not lacking:
+            return
+        for window in who.prefer:
+            if lacking >> window & 1:
+                lacking &= ~(1 << window)
+                yield window
+        if not who.only_preferred:
+            yield from _bits(lacking)
 
     @property
     def window_count(self) -> int:
@@ -645,11 +709,13 @@ class Board:
         self.windows[window] = Published(hashes, agent, self.version)
         self._mask |= 1 << window
 
-    def _have(self, who: Participant, have: int) -> None:
+    def _have(self, agent: str, who: Participant, have: int) -> None:
         changed = moved = who.have ^ have
         watched = changed and (self.lone or self.orphaned)
         before = self.spread if watched else 0
         who.have = have
+        if changed & have:
+            self._gained[agent] = self._gained.get(agent, 0) | changed & have
         while moved:
             bit = moved & -moved
             moved ^= bit
@@ -709,12 +775,7 @@ class Board:
         missing = (1 << len(self._cut().windows)) - 1 & ~held
         for window in self.claims:
             missing &= ~(1 << window)
-        found: list[int] = []
-        while missing:
-            bit = missing & -missing
-            missing ^= bit
-            found.append(bit.bit_length() - 1)
-        return found
+        return [*_bits(missing)]
 
     def _choose(self, agent: str, able: list[str], open_windows: list[int]) -> int | None:
         who = self.participants[agent]
@@ -759,10 +820,6 @@ class Board:
             if self.lone:
                 self._lone_at = now + LONE_AGAIN
                 break
-            moved = claim.done > claim.paid
-            if moved and not self._rival(claim.agent):
-                claim.paid, claim.deadline = claim.done, now + LEASE
-                continue
             del self.claims[window]
             changed.add(claim.agent)
             if (who := self.participants.get(claim.agent)) is not None:
@@ -780,6 +837,33 @@ class Board:
             self._quiet_at = min((who.seen + SILENCE for who in self.participants.values()), default=None)
         return changed
 
+    def _renew(self, claim: Claim, window: int, now: float) -> None:
+        """Let the lease of *claim* go on, unless somebody else would have the window much sooner, or it is too old."""
+        oldest = claim.since + LONGEST_WAIT + self._length(window) / SLOWEST
+        if self._lags(claim, now):
+            claim.deadline = now
+        else:
+            claim.deadline = max(claim.deadline, min(now + LEASE, oldest))
+
+    def _lags(self, claim: Claim, now: float) -> bool:
+        """Whether *claim* is much slower than those of others, and somebody else would take it."""
+        if self.lone or now - claim.since < LEASE or not self._rival(claim.agent):
+            return False
+        paces = [pace for agent, pace in self._paces if agent != claim.agent]
+        paces += [
+            other.pace(now)
+            for other in self.claims.values()
+            if other.agent != claim.agent and now - other.since >= LEASE
+        ]
+        return bool(paces) and claim.pace(now) * LAGGING < median(paces)
+
+    def _length(self, window: int) -> int:
+        """Bytes of *window*; before the size is known, of the largest first one."""
+        if self.size is None:
+            return FIRST_WINDOW
+        windows = self._cut().windows
+        return windows[window].length if window < len(windows) else 0
+
     def _doubt_holders(self) -> None:
         """Where nobody gets what only holders of the whole blob have, they count no more: it comes from upstream.
 
@@ -795,7 +879,7 @@ class Board:
         if 2 * in_vain > len(seekers):
             self._deaf |= self.holders
             for agent in self.holders & self.participants.keys():
-                self._have(self.participants[agent], 0)
+                self._have(agent, self.participants[agent], 0)
 
     def _look_at_holders(self, now: float) -> set[str]:
         """Bring `lone` and `orphaned` up to date; returns the agents whose claims end by that."""
@@ -834,6 +918,14 @@ class Board:
                 blamed.setdefault(rejecter, Blame(rejecter, reason))
         self._rejected.clear()
         return list(blamed.values())
+
+
+def _bits(mask: int) -> Iterator[int]:
+    """The places of the bits that are set in *mask*, lowest first."""
+    while mask:
+        bit = mask & -mask
+        mask ^= bit
+        yield bit.bit_length() - 1
 
 
 def window_zero_range() -> tuple[int, int]:

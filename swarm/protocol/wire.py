@@ -32,6 +32,8 @@ class Me(Wire, frozen=True, kw_only=True):
     """Swarm port (BitTorrent)."""
     session: str
     """Random text, new at each start of the agent."""
+    lane: int = 0
+    """TCP port, on the same address, from which it gives windows away over HTTP; 0: none."""
 
 
 class Problem(Wire, frozen=True, kw_only=True):
@@ -137,6 +139,9 @@ class Peer(Wire, frozen=True, kw_only=True, array_like=True, omit_defaults=False
 
     ip: str
     port: int
+    """Swarm port (BitTorrent)."""
+    lane: int = 0
+    """TCP port for windows over HTTP; 0: none."""
 
 
 class BoardAnswer(Wire, frozen=True, kw_only=True):
@@ -144,6 +149,8 @@ class BoardAnswer(Wire, frozen=True, kw_only=True):
 
     incarnation: str
     version: int
+    """How far *published* tells the news of the board; the next poll says it as *since*.
+    0: this answer does not tell the news, and `since` stays where it is."""
     generation: int
     serial: int = 0
     """Counts the answers that a tracker made: one with a lower serial shows an older state."""
@@ -153,7 +160,11 @@ class BoardAnswer(Wire, frozen=True, kw_only=True):
     claims: tuple[int, ...] = ()
     hope: bool = True
     poisoned: bool = False
-    holders: int = 0
+    copies: int = 0
+    """How many agents hold the whole blob."""
+    holders: dict[int, tuple[Peer, ...]] = {}
+    """For some published windows that the asker lacks, most urgent first: who holds them, best first.
+    A window that is missing here has no holder with room to spare at the moment."""
     peers: tuple[Peer, ...] = ()
     lone: Peer | None = None
     """The only agent that holds the blob: *claims* are on windows to fetch from it, and *peers* are the others."""
@@ -176,21 +187,26 @@ class Publish(Me, frozen=True, kw_only=True):
     since: int = 0
 
 
-# -- POST /v1/progress -> BoardAnswer (claims only; published is empty) ---------------------------
+# -- POST /v1/progress -> BoardAnswer (claims only; published is empty, version 0) ----------------
 
 
 class Progress(Me, frozen=True, kw_only=True):
-    """Bytes that arrived in the windows claimed; sent about once a second while bytes move."""
+    """How far the claims are; sent about once a second while there are any."""
 
     digest: str
     incarnation: str
     generation: int = 0
     """Of *have*."""
     done: dict[int, int]
+    """Window -> bytes that have arrived, of a piece that is not complete as well."""
     have: bytes = b""
+    waiting: dict[int, float] = {}
+    """Window -> seconds since upstream was asked for it, where no byte has come yet."""
+    upstream_timeout: float = 0.0
+    """Seconds for which this agent waits for upstream's first byte; the tracker believes 60 at most."""
 
 
-# -- POST /v1/release -> BoardAnswer ---------------------------------------------------------------
+# -- POST /v1/release -> BoardAnswer (claims only, as of progress) ---------------------------------
 
 
 class Release(Me, frozen=True, kw_only=True):

@@ -139,14 +139,16 @@ class LocalBoard:
         return self._answer(message.since, message.generation)
 
     async def progress(self, message: wire.Progress) -> wire.BoardAnswer:
-        self._board.progress(_ME, time.monotonic(), message.done)
-        return self._answer(self._board.version, None)
+        self._board.progress(
+            _ME, time.monotonic(), message.done, waiting=message.waiting, timeout=message.upstream_timeout
+        )
+        return self._answer(None, None)
 
     async def release(self, message: wire.Release) -> wire.BoardAnswer:
         failure = Failure(message.failure)
         self._board.release(_ME, time.monotonic(), message.windows, failure, message.retry_after)
         self._changed.set()
-        return self._answer(self._board.version, None)
+        return self._answer(None, None)
 
     async def seal(self, message: wire.Seal) -> None:
         self._board.seal(_ME, message.generation)
@@ -159,13 +161,14 @@ class LocalBoard:
     async def leave(self, message: wire.Leave) -> None:
         self._board.leave(_ME)
 
-    def _answer(self, since: int, generation: int | None) -> wire.BoardAnswer:
+    def _answer(self, since: int | None, generation: int | None) -> wire.BoardAnswer:
+        """*since* None: without the news."""
         self._board.assign(time.monotonic())
-        view = self._board.view(_ME, since, generation)
+        view = self._board.view(_ME, self._board.version if since is None else since, generation)
         self._serial += 1
         return wire.BoardAnswer(
             incarnation=self._incarnation,
-            version=view.version,
+            version=view.version if since is not None else 0,
             generation=view.generation,
             serial=self._serial,
             size=view.size,

@@ -121,6 +121,7 @@ class Me(TypedDict):
     node: str
     port: int
     session: str
+    lane: int
 
 
 class Trackers:
@@ -129,6 +130,8 @@ class Trackers:
     def __init__(self, urls: Iterable[str], name: str, holdings: Holdings) -> None:
         self.name = name
         self.port = 0
+        self.lane = 0
+        """Port of this agent's window lane; 0: none. Trackers are told with whatever is said next."""
         self.session = secrets.token_hex(8)
         self.address = ""
         """`ip:port` under which trackers know this agent and hand it to others; "" until one has said so."""
@@ -145,7 +148,7 @@ class Trackers:
 
     def me(self) -> Me:
         """How this agent names itself in every message."""
-        return {"node": self.name, "port": self.port, "session": self.session}
+        return {"node": self.name, "port": self.port, "session": self.session, "lane": self.lane}
 
     async def start(self, port: int) -> None:
         """Begin to look for trackers. *port*: this agent's swarm port."""

@@ -214,8 +214,7 @@ class Verbs:
             raise Malformed(str(error)) from None
 
     def _claims_only(self, swarm: Swarm, agent: Agent) -> bytes:
-        board = swarm.board
-        return _encode(self._cluster.view(swarm, agent, board.version, board.generation))
+        return _encode(self._cluster.view(swarm, agent, 0, swarm.board.generation, news=False))
 
     def _still(self, agent: Agent) -> None:
         """After a wait: the tracker may stop, and the agent may have been forgotten."""

@@ -107,7 +107,7 @@ class Agents:
             zone=zone,
             since=now,
             seen=now,
-            peer=wire.Peer(ip=ip, port=me.port),
+            peer=wire.Peer(ip=ip, port=me.port, lane=me.lane),
             told=Told(ip_address(ip).packed, me.port),
         )
         self._agents[key] = agent

@@ -27,6 +27,7 @@ from tracker.state.agents import Agent, Agents, key_of
 from tracker.state.alarm import Alarm
 from tracker.state.announce import Announce, Counts, Told
 from tracker.state.history import History, growth
+from tracker.state.offers import NAMED, Asking
 from tracker.state.swarms import Announcer, Raw, Swarm, Swarms
 from tracker.state.tags import Names
 from tracker.state.trust import Backoffs, Trust
@@ -100,6 +101,10 @@ class Cluster:
             log.info("agent.joined", extra={"fields": {"agent": key, "name": agent.name, "zone": agent.zone}})
             self._note(agent.ip, Reason.JOINED, f"Joined as {agent.name}")
             self._watch_silence(agent, now + SILENCE)
+        if me.lane != agent.peer.lane:
+            if not 0 <= me.lane < 65536:
+                raise Malformed("lane must be a port, or 0")
+            agent.peer = wire.Peer(ip=agent.ip, port=agent.port, lane=me.lane)
         agent.seen = now
         return agent
 
@@ -294,8 +299,11 @@ class Cluster:
             return False
         return news
 
-    def view(self, swarm: Swarm, agent: Agent, since: int, generation: int | None) -> Raw:
-        """What *agent* is told of a board. *generation* None: it knows nothing of this incarnation."""
+    def view(self, swarm: Swarm, agent: Agent, since: int, generation: int | None, *, news: bool = True) -> Raw:
+        """What *agent* is told of a board. *generation* None: it knows nothing of this incarnation.
+
+        Without *news*: only what is so now, and nothing of what was published.
+        """
         board = swarm.board
         if generation != board.generation:
             since = 0
@@ -309,16 +317,17 @@ class Cluster:
         spread = board.spread_for(agent.key)
         return Raw(
             incarnation=swarm.incarnation,
-            version=board.version,
+            version=board.version if news else 0,
             generation=board.generation,
             serial=swarm.serial,
             size=board.size,
             sealed=board.sealed_for(agent.key) and not entering,
-            published=self.swarms.published_since(swarm, since),
+            published=self.swarms.published_since(swarm, since if news else board.version),
             claims=board.claims_of(agent.key),
             hope=hope,
             poisoned=board.poisoned,
-            holders=len(board.holders),
+            copies=len(board.holders),
+            holders=self._holders(swarm, agent) if news else {},
             peers=self.peers(swarm, agent, but=lone.key if lone is not None else ""),
             lone=lone.peer if lone is not None else None,
             spread=None if spread is None else wire.bitmap(spread),
@@ -337,6 +346,27 @@ class Cluster:
             elif (announcer := swarm.announcers.get(key)) is not None:
                 found.append(wire.Peer(ip=key.rpartition(":")[0].strip("[]"), port=announcer.told.port))
         return tuple(found)
+
+    def _holders(self, swarm: Swarm, agent: Agent) -> dict[int, tuple[wire.Peer, ...]]:
+        """Who holds what *agent* lacks of what is published."""
+        board = swarm.board
+        turn = board.has_turn(agent.key)
+        walled = self.settings.copy_per_zone and (board.has(agent.zone) or board.can_bring(agent.zone))
+        whole = () if turn else swarm.pool.pick_holders(agent.key, agent.zone, NAMED, self.chance, walled=walled)
+        asking = Asking(
+            agent.key, agent.zone, board.missing(agent.key), tuple(key for key in whole if key in self.agents)
+        )
+        lone = board.lone if turn else ""
+        known = self.agents.by_key.get
+
+        def holds(key: str, window: int) -> bool:
+            return key != lone and key in self.agents and board.holds(key, window)
+
+        named = swarm.offers.name(asking, self.now(), holds, self._zone_of)
+        return {
+            window: tuple(other.peer for key in keys if (other := known(key)) is not None)
+            for window, keys in named.items()
+        }
 
     def publish(self, agent: Agent, said: wire.Publish) -> Swarm:
         """Hashes of a window. Raises Outdated, BadHashes."""
@@ -375,7 +405,7 @@ class Cluster:
         now = self.now()
         board = swarm.board
         before = board.arrived(agent.key)
-        board.progress(agent.key, now, said.done)
+        board.progress(agent.key, now, said.done, waiting=said.waiting, timeout=said.upstream_timeout)
         swarm.count(max(0, board.arrived(agent.key) - before), now)
         if said.have and self._trusted(swarm, agent.key, now):
             board.hold(agent.key, wire.from_bitmap(said.have), said.generation)
@@ -465,6 +495,11 @@ class Cluster:
         else:
             near = self._near if self.settings.near_zone else None
             changed = board.assign(now, self._may_claim if self.trust.anybody else None, near)
+        for key, gained in board.take_gained().items():
+            for other in swarm.offers.gained(key, gained):
+                swarm.wake(other)
+        for other in swarm.offers.due(now):
+            swarm.wake(other)
         for key in changed:
             swarm.wake(key)
             if key in swarm.wishes and board.claims_of(key):
@@ -802,6 +837,7 @@ class Cluster:
         times = [swarm.board.next_deadline()]
         if swarm.quiet_until > now:
             times.append(swarm.quiet_until)
+        times.append(swarm.offers.wake_at)
         if swarm.announcers:
             times.append(next(iter(swarm.announcers.values())).until)
         if swarm.idle:

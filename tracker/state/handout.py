@@ -77,6 +77,11 @@ class Pool:
             chosen += spare[: limit - len(chosen)]
         return chosen
 
+    def pick_holders(self, asker: str, zone: str, limit: int, chance: Random, *, walled: bool = False) -> list[str]:
+        """At most *limit* who hold the whole blob, the own zone first. *walled*: none from outside."""
+        inside = self._holders.inside(zone, limit, asker, chance)
+        return inside if walled else [*inside, *self._holders.outside(zone, limit - len(inside), asker, chance)]
+
     def _tier(self, holder: bool) -> _Tier:
         return self._holders if holder else self._seekers
 

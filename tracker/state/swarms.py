@@ -22,6 +22,7 @@ from swarm.protocol import wire
 from swarm.protocol.board import Board
 from tracker.state.announce import Told
 from tracker.state.handout import Pool
+from tracker.state.offers import Offers
 
 WAKE_COST = 0.000_2
 """Seconds of one core that answering one waiting agent takes (tests/test_tracker_load.py); half go into waves."""
@@ -70,7 +71,8 @@ class Raw(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     claims: tuple[int, ...] = ()
     hope: bool = True
     poisoned: bool = False
-    holders: int = 0
+    copies: int = 0
+    holders: dict[int, tuple[wire.Peer, ...]] = {}
     peers: tuple[wire.Peer, ...] = ()
     lone: wire.Peer | None = None
     spread: bytes | None = None
@@ -84,6 +86,7 @@ class Swarm:
     incarnation: str
     used: float
     pool: Pool = field(default_factory=Pool)
+    offers: Offers = field(default_factory=Offers)
     waiters: dict[str, asyncio.Future[None]] = field(default_factory=dict)
     """Agent -> its open poll."""
     announcers: OrderedDict[str, Announcer] = field(default_factory=OrderedDict)
