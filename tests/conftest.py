@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import sys
@@ -46,10 +47,18 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
+BLOCKED_BY_TESTS = 0.3
+"""The same for every other test on a loop: its own code runs there, too, and two busy cores make it slower."""
+
+LAST_SECONDS = 2.0
+"""Seconds in which what was begun last may end by itself."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers."""
     for name, commands in TOOLS.items():
         config.addinivalue_line("markers", f"needs_{name}: is run only where {' and '.join(commands)} can be found")
+    config.addinivalue_line("markers", "busy_loop(reason): the test keeps the loop busy itself")
     config.addinivalue_line("markers", "needs_root: is run only as root")
 
 
@@ -92,16 +101,49 @@ async def upstream(origin: Registry, tmp_path: Path) -> AsyncIterator[Counter]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def _in_process_rules(request: pytest.FixtureRequest) -> None:
+    """Every test that runs on a loop keeps it calm, and leaves no task behind; `busy_loop` says why one may not."""
+    if asyncio.iscoroutinefunction(getattr(request.node, "obj", None)):
+        request.getfixturevalue("no_leaked_tasks")
+        if request.node.get_closest_marker("busy_loop") is None and "calm_loop" not in request.fixturenames:
+            request.getfixturevalue("fairly_calm_loop")
+
+
+@pytest_asyncio.fixture
+async def no_leaked_tasks() -> AsyncIterator[None]:
+    """Fails the test if tasks that it started still run after all its parts were stopped."""
+    yield
+    if not (tasks := asyncio.all_tasks() - {asyncio.current_task()}):
+        return
+    if not (left := (await asyncio.wait(tasks, timeout=LAST_SECONDS))[1]):
+        return  # a last write, or a connection that says goodbye
+    pytest.fail("tasks outlive the test:\n" + "\n".join(repr(task) for task in left), pytrace=False)
+
+
 @pytest.fixture
 def calm_loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fails the test if a callback keeps the loop's thread busy for more than BLOCKED seconds, or sleeps in it."""
+    with _watched_loop(monkeypatch, BLOCKED):
+        yield
+
+
+@pytest.fixture
+def fairly_calm_loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As `calm_loop`, with room for what the test itself does between two awaits: keys, layers, JSON."""
+    with _watched_loop(monkeypatch, BLOCKED_BY_TESTS):
+        yield
+
+
+@contextlib.contextmanager
+def _watched_loop(monkeypatch: pytest.MonkeyPatch, bound: float) -> Iterator[None]:
     blocked: list[str] = []
     run, sleep = asyncio.Handle._run, time.sleep
 
     def timed_run(handle: asyncio.Handle) -> None:
         begun = time.thread_time()
         run(handle)
-        if (spent := time.thread_time() - begun) > BLOCKED:
+        if (spent := time.thread_time() - begun) > bound:
             blocked.append(f"{spent * 1000:.0f} ms in {handle!r}")
 
     def told_sleep(seconds: float) -> None:

@@ -82,6 +82,7 @@ async def following(
                 await task
 
 
+@pytest.mark.busy_loop("it makes thousands of pods between two awaits")
 async def test_the_first_list_comes_in_pages_of_one_snapshot(api: KubeApi, tmp_path: Path) -> None:
     for i in range(25):
         await api.put("pods", pod(f"agent-{i:02}", f"10.0.0.{i}"))

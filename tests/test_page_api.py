@@ -144,6 +144,7 @@ async def test_a_missing_thing_appears(here: Town) -> None:
         assert kind == "view"
 
 
+@pytest.mark.busy_loop("it makes 5,000 agents between two awaits")
 async def test_5000_agents(here: Town, record_property: Any) -> None:
     """Each view stays small, in order and in pages; a second in which 200 agents moved is a small patch."""
     chance = Random(7)
