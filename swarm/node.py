@@ -11,7 +11,8 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -19,11 +20,12 @@ from swarm.blob.digest import Digest, parse
 from swarm.blob.errors import BadHashes, DigestInvalid, TrackerError
 from swarm.blob.geometry import geometry
 from swarm.blob.metainfo import sealed_info
-from swarm.fetch.fetch import Context, Fetch, Span
+from swarm.fetch.fetch import Context, Fetch
 from swarm.fetch.readers import Reader
 from swarm.metrics import SwarmMetrics
 from swarm.peer.session import Session, SessionError, Torrent
 from swarm.protocol import wire
+from swarm.reading import Blob, FetchedBlob, HeldBlob, is_lost
 from swarm.settings import SwarmSettings
 from swarm.storage.content import BLOBS, Content
 from swarm.storage.hashing import Hasher
@@ -40,78 +42,6 @@ EMPTY = parse("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b78
 
 COUNT_EVERY = 2.0
 """Seconds between two looks at how much was sent to peers."""
-
-SPAN = 64 * 1024 * 1024
-"""Bytes that one Span of a complete blob covers at most: the sender looks up between two."""
-
-
-class Blob(Protocol):
-    """A blob that is open for reading."""
-
-    digest: Digest
-    size: int
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Bytes given out to this reader, by origin."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether the whole blob is on this node, verified."""
-
-    def read(self, start: int, stop: int) -> AsyncIterator[Span]:
-        """Verified bytes [start, stop) in order."""
-
-
-class HeldBlob:
-    """A blob that is complete on this node."""
-
-    complete = True
-
-    def __init__(self, digest: Digest, size: int, held: Held | None, metrics: SwarmMetrics) -> None:
-        self.digest = digest
-        self.size = size
-        self._counts: dict[str, int] = {}
-        self._held = held
-        self._metrics = metrics
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Bytes given out to this reader, by origin."""
-        return self._counts
-
-    async def read(self, start: int, stop: int) -> AsyncIterator[Span]:
-        """Spans of the open file."""
-        while start < stop and self._held is not None:
-            count = min(SPAN, stop - start)
-            origin = self._held.origin
-            self._counts[origin] = self._counts.get(origin, 0) + count
-            yield Span(self._held.fd, start, count, origin)
-            start += count
-
-
-class FetchedBlob:
-    """A blob on its way to this node."""
-
-    def __init__(self, digest: Digest, size: int, fetch: Fetch, reader: Reader) -> None:
-        self.digest = digest
-        self.size = size
-        self._fetch = fetch
-        self._reader = reader
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Bytes given out to this reader, by origin."""
-        return self._reader.counts
-
-    @property
-    def complete(self) -> bool:
-        """Whether the whole blob is here by now."""
-        return self._fetch.verified.is_set()
-
-    def read(self, start: int, stop: int) -> AsyncIterator[Span]:
-        """Verified bytes, as they become readable."""
-        return self._fetch.read(self._reader, start, stop)
 
 
 class Swarm:
@@ -228,17 +158,18 @@ class Swarm:
         what everybody else reads.
         Raises BlobUnavailable within a second if nobody can bring it in, StoreFull if it does not fit.
         """
+        again = partial(self.open, digest, source, whole=whole, low=low)
         held = None if digest == EMPTY else await self._held(digest)
         if held is not None or digest == EMPTY:
             try:
-                yield HeldBlob(digest, held.size if held else 0, held, self.metrics)
+                yield HeldBlob(digest, held.size if held else 0, held, self.metrics, again)
             finally:
                 if held is not None:
                     held.close()
             return
         fetch, reader = self._join(digest, source, whole, low)
         try:
-            yield FetchedBlob(digest, await fetch.sized(), fetch, reader)
+            yield FetchedBlob(digest, await fetch.sized(), fetch, reader, again)
         finally:
             fetch.part(reader)
 
@@ -252,7 +183,7 @@ class Swarm:
     @property
     def ready(self) -> bool:
         """Whether requests can be served by this node alone: store and swarm port are open, and it is not closing."""
-        return self._context is not None and not self._closing
+        return self._context is not None and not self._closing and not self._store.trouble
 
     @property
     def member(self) -> bool:
@@ -272,7 +203,7 @@ class Swarm:
             "member": self.member,
             "trackers": {link.url: link.up for link in self._trackers.links()},
             "refused": {link.url: link.refused for link in self._trackers.links() if link.refused},
-            "store": {"bytes": self._store.used, "budget": self._store.budget},
+            "store": {"bytes": self._store.used, "budget": self._store.budget, "trouble": self._store.trouble},
             "held": sum(1 for _ in self.held_blobs()),
             "fetches": [fetch.status() for fetch in self._fetches.values()],
             "quarantined_seconds": self._quarantined,
@@ -350,10 +281,12 @@ class Swarm:
     def _join(self, digest: Digest, source: Source | None, whole: bool, low: bool) -> tuple[Fetch, Reader]:
         assert self._context is not None, "start() first"
         fetch = self._fetches.get(digest)
-        if fetch is None or fetch.error is not None or fetch.closing:
+        if fetch is None or fetch.error is not None or fetch.closing or is_lost(fetch):
             old, fetch = fetch, Fetch(digest, self._context)
             if old is not None:
                 fetch.after = old.closed
+                if is_lost(old):
+                    self._spawn(old.close())
             self._fetches[digest] = fetch
             self.metrics.fetches.set(len(self._fetches))
             self._trackers.stir()
@@ -449,6 +382,7 @@ class Swarm:
         torrent = self._seeds.pop(digest, None)
         if torrent is not None:
             self._session.remove(torrent)
+        self._spawn(self._store.check(digest))  # a copy that cannot be read is no longer offered
 
     async def _tell_hashes(self, link: Link, text: str) -> None:
         try:

@@ -9,6 +9,7 @@ SwarmError
 │   └── SourceBroken     network error, 5xx, short body: another try may work
 ├── BlobUnavailable      nobody can bring the blob in: the client should go upstream itself
 ├── BlobCorrupt          the bytes do not match the digest, after every retry
+├── BlobUnreadable       the copy on this node rotted or cannot be read: the rest must come from elsewhere
 ├── StoreFull            the blob does not fit (budget or disk): pass it through instead
 ├── StoreUnusable        the store directory cannot be used: another process has it, or no permission
 └── TrackerError         a tracker did not answer
@@ -63,6 +64,10 @@ class BlobUnavailable(SwarmError):
 
 class BlobCorrupt(SwarmError):
     """The bytes do not match the digest, after every retry."""
+
+
+class BlobUnreadable(SwarmError):
+    """A complete copy on this node's disk rotted or cannot be read. It was given up; what was sent of it is right."""
 
 
 class StoreFull(SwarmError):

@@ -10,6 +10,7 @@ from swarm.blob.digest import Digest
 from swarm.blob.geometry import Geometry, Window, geometry
 from swarm.storage.evict import cost, sidecars
 from swarm.storage.held import OpenFile
+from swarm.storage.proof import Proof
 from swarm.storage.sidecar import Stamp
 from swarm.storage.staged import Staged
 
@@ -25,6 +26,8 @@ class BlobRecord:
     saved: float = 0.0
     suspect: bool = False
     """Its file is not as it was verified: not served until it was read again."""
+    proof: Proof | None = None
+    """Made when it is first opened for reading, and anew when its file changed and was right."""
     file: OpenFile | None = None
     linger: Staged | None = None
     """Still has its staging name."""

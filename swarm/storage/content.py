@@ -21,9 +21,11 @@ from swarm.blob.digest import Digest, from_hex, hex_of
 from swarm.blob.errors import DigestInvalid
 from swarm.blob.geometry import geometry
 from swarm.storage.disk import read_sums
+from swarm.storage.errnos import is_scarcity
 from swarm.storage.hashcache import HashCache
 from swarm.storage.hashing import Hasher
 from swarm.storage.held import Held, OpenFile
+from swarm.storage.proof import Proof
 from swarm.storage.sidecar import Meta, Stamp, stamp_of
 from swarm.storage.watch import Watch
 
@@ -46,6 +48,8 @@ class _File:
     stamp: Stamp
     hashes: bytes | None = None
     """Known once the sha256 matched, at this stamp."""
+    proof: Proof | None = None
+    """Made when it is first opened for reading; of these hashes."""
     file: OpenFile | None = None
     checking: asyncio.Task[bool] | None = None
     idle: bool = False
@@ -138,15 +142,20 @@ class Content:
             return None
         except OSError as error:
             self._complain(error)
+            if not is_scarcity(error):
+                self._refuse(digest, entry)
             return None
         if stamp != entry.stamp:
             if fd >= 0:
                 os.close(fd)
-            entry.hashes = None
+            entry.hashes = entry.proof = None
             return None
         if file is None:
             file = entry.file = OpenFile(fd, self._close_fd)
-        return Held(digest, stamp.size, path, entry.hashes, "containerd", file)
+        if entry.proof is None:
+            unproven = partial(self._unproven, digest, entry)
+            entry.proof = Proof(digest, stamp.size, entry.hashes, self._hasher, unproven)
+        return Held(digest, stamp.size, path, entry.hashes, "containerd", file, entry.proof)
 
     async def get_checked(self, digest: Digest) -> Held | None:
         """The blob, after its sha256 was computed if it was not known. None: not here, or wrong."""
@@ -208,18 +217,32 @@ class Content:
             return False
         except OSError as error:
             self._complain(error)
+            if not is_scarcity(error):
+                self._refuse(digest, file)
             return False
         if self._files.get(digest) is not file:
             return False
         stamp, sums = found
         if sums.digest != digest:
             log.warning("content-wrong", extra={"fields": {"digest": digest, "path": str(self._path(digest))}})
-            self._refused[digest] = stamp
-            self._gone(digest, file)
+            file.stamp = stamp
+            self._refuse(digest, file)
             return False
-        file.stamp, file.hashes = stamp, sums.pieces
+        file.stamp, file.hashes, file.proof = stamp, sums.pieces, None
         await self._in_thread(self._cache.put, digest, stamp, sums.pieces)
         return True
+
+    def _refuse(self, digest: Digest, file: _File) -> None:
+        """Not offered while the file is as it is now: it is wrong, or cannot be read."""
+        if self._files.get(digest) is file:
+            self._refused[digest] = file.stamp
+            self._gone(digest, file)
+
+    def _unproven(self, digest: Digest, file: _File, why: str) -> None:
+        log.warning(
+            "content-wrong", extra={"fields": {"digest": digest, "path": str(self._path(digest)), "error": why}}
+        )
+        self._refuse(digest, file)
 
     def _changed(self, names: set[str] | None) -> None:
         if names is None or self._pending is None:
@@ -269,7 +292,7 @@ class Content:
         if hashes is not None and len(hashes) != 20 * geometry(stamp.size).pieces:
             hashes = None
         if old and old.stamp.size == stamp.size:
-            old.stamp, old.hashes = stamp, hashes
+            old.stamp, old.hashes, old.proof = stamp, hashes, None
             return
         if old:
             self._gone(digest)

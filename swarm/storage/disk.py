@@ -26,7 +26,7 @@ from pathlib import Path
 from swarm.blob.digest import Digest, from_hex, hex_of
 from swarm.blob.errors import DigestInvalid, StoreUnusable
 from swarm.blob.geometry import geometry
-from swarm.storage.errnos import translate
+from swarm.storage.errnos import is_scarcity, translate
 from swarm.storage.hashing import ShortFile, Sums, piece_hashes, sums
 from swarm.storage.sidecar import Meta, Stamp, decode_meta, encode_meta, log_header, log_records, parse_log, stamp_of
 
@@ -83,11 +83,18 @@ class FoundPartial:
     used: float
 
 
+def make(layout: Layout) -> bool:
+    """Make those directories that are not there; whether any was missing. Raises OSError."""
+    missing = [path for path in (layout.blobs, layout.metas, layout.stagings, layout.trash) if not path.is_dir()]
+    for path in missing:
+        path.mkdir(parents=True, exist_ok=True)
+    return bool(missing)
+
+
 def prepare(layout: Layout) -> int:
     """Make the directories and take the lock: its descriptor. Raises StoreUnusable."""
     try:
-        for directory in (layout.blobs, layout.metas, layout.stagings, layout.trash):
-            directory.mkdir(parents=True, exist_ok=True)
+        make(layout)
         fd = os.open(layout.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StoreUnusable(f"store directory {layout.root}: {error.strerror}") from None
@@ -102,7 +109,7 @@ def prepare(layout: Layout) -> int:
 def scan(layout: Layout) -> tuple[list[FoundBlob], list[FoundPartial]]:
     """What a former process left. Deletes what it had begun and cannot be used."""
     for path in layout.trash.iterdir():
-        path.unlink(missing_ok=True)
+        clear(path)
     blobs = _scan_blobs(layout)
     partials = _scan_stagings(layout, {blob.digest for blob in blobs})
     return blobs, partials
@@ -157,7 +164,7 @@ def create(path: Path, log: Path, size: int) -> tuple[int, int]:
     fd = log_fd = -1
     try:
         for old in (path, log):
-            old.unlink(missing_ok=True)
+            clear(old)
         log_fd = os.open(log, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         write_at(log_fd, log_header(size), 0)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -195,7 +202,9 @@ def verify(
         real = piece_hashes(fd, geometry(size), sorted(pieces), stop)
         return {piece: sha1 for piece, sha1 in real.items() if pieces[piece] == sha1}
     except OSError as error:
-        raise translate(error) from None
+        if is_scarcity(error):
+            raise translate(error) from None
+        return {}  # it cannot be read: brought in again, into another file
     finally:
         os.close(fd)
 
@@ -236,13 +245,14 @@ def write_whole(path: Path, data: bytes) -> None:
     """Put *data* at *path* at once: old or new, never half. Raises OSError, and leaves nothing behind then."""
     temporary = path.with_name(f".{path.name}.new")
     try:
+        clear(temporary)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             write_at(fd, data, 0)
             os.fsync(fd)
         finally:
             os.close(fd)
-        temporary.replace(path)
+        _take_name(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -257,9 +267,9 @@ def commit(layout: Layout, digest: Digest, fd: int, hashes: bytes) -> Stamp:
         stamp = stamp_of(os.fstat(fd))
         write_whole(layout.meta(digest), encode_meta(stamp, hashes))
         _sync_directory(layout.metas)
-        temporary.unlink(missing_ok=True)
+        clear(temporary)
         temporary.hardlink_to(layout.staging(digest))
-        temporary.replace(final)
+        _take_name(temporary, final)
         _sync_directory(layout.blobs)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -320,9 +330,37 @@ def thin(
 
 
 def delete(paths: Iterable[Path]) -> None:
-    """Delete files; those that are gone already are fine. Raises OSError."""
+    """Delete files; those that are gone already are fine, and so are directories in their place. Raises OSError."""
     for path in paths:
+        clear(path)
+
+
+def clear(path: Path) -> None:
+    """Make the name free, whatever bears it: a file, nothing, or a directory that somebody put there. Raises OSError.
+
+    Stays on the file system of *path*: what is mounted below is left alone, and then the name cannot be freed.
+    """
+    try:
         path.unlink(missing_ok=True)
+    except IsADirectoryError:
+        _remove_tree(path, path.lstat().st_dev)
+
+
+def _remove_tree(path: Path, device: int) -> None:
+    for entry in list(os.scandir(path)):
+        if not entry.is_dir(follow_symlinks=False):
+            Path(entry).unlink(missing_ok=True)
+        elif entry.stat(follow_symlinks=False).st_dev == device:
+            _remove_tree(Path(entry), device)
+    path.rmdir()
+
+
+def _take_name(temporary: Path, path: Path) -> None:
+    try:
+        temporary.replace(path)
+    except IsADirectoryError:
+        clear(path)
+        temporary.replace(path)
 
 
 def _sync_directory(path: Path) -> None:
@@ -341,6 +379,7 @@ def _named(name: str) -> Digest | None:
 
 
 def _discard(path: Path) -> None:
-    # A directory here is nobody's we know: it stays.
-    with contextlib.suppress(IsADirectoryError, PermissionError, FileNotFoundError):
-        path.unlink()
+    # A directory whose name is not one of ours is nobody's we know: it stays.
+    ours = _named(path.name.removesuffix(".log").removesuffix(".json")) is not None
+    with contextlib.suppress(OSError):
+        clear(path) if ours else path.unlink()

@@ -13,6 +13,7 @@ from swarm.blob.errors import StoreFull
 from swarm.blob.geometry import geometry
 from swarm.storage import disk
 from swarm.storage.books import BlobRecord, Books, PartialRecord
+from swarm.storage.errnos import translate
 from swarm.storage.evict import Candidate, choose, cost
 from swarm.storage.staged import Staged
 from swarm.storage.trash import Trash
@@ -101,7 +102,10 @@ class Eviction:
         """Bytes that must come free so that all that is promised fits the budget and the disk."""
         over = self._books.used - self._budget
         if coming := self._books.coming:
-            stat = os.statvfs(self._layout.root)
+            try:
+                stat = os.statvfs(self._layout.root)
+            except OSError as error:
+                raise translate(error) from None
             free = stat.f_bavail * stat.f_frsize + self._trash.bytes
             over = max(over, coming + self._reserve_free - free)
         return over

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import threading
@@ -86,27 +87,39 @@ def piece_hashes(
     found: dict[int, bytes] = {}
     buffer = memoryview(bytearray(min(CHUNK, cut.piece_length)))
     for piece in pieces:
-        sha1 = hashlib.sha1(usedforsecurity=False)
-        try:
-            for chunk in chunks(fd, *cut.piece_span(piece), buffer, stop):
-                sha1.update(chunk)
-        except ShortFile:
-            continue
-        found[piece] = sha1.digest()
+        with contextlib.suppress(ShortFile):
+            found[piece] = piece_hash(chunks(fd, *cut.piece_span(piece), buffer, stop))
     return found
 
 
+def piece_hash(content: Iterable[memoryview]) -> bytes:
+    """The SHA-1 of a piece's bytes. Raises what *content* raises."""
+    sha1 = hashlib.sha1(usedforsecurity=False)
+    for chunk in content:
+        sha1.update(chunk)
+    return sha1.digest()
+
+
 class Hasher:
-    """Threads for hashing: two for what somebody waits for, one of low priority for the rest."""
+    """Threads for hashing: two for whole blobs that somebody waits for, two for a few pieces that are about to be sent,
+    one of low priority for the rest."""
 
     def __init__(self) -> None:
         self._urgent = ThreadPoolExecutor(2, "shoal-hash")
+        self._few = ThreadPoolExecutor(2, "shoal-prove")
         self._idle = ThreadPoolExecutor(1, "shoal-hash-idle", initializer=_be_nice)
 
     async def run(self, work: Callable[[threading.Event], T], *, idle: bool = False) -> T:
         """What *work* returns. Cancelled: *work* sees its event set, and is waited for."""
+        return await self._run(self._idle if idle else self._urgent, work)
+
+    async def prove(self, work: Callable[[threading.Event], T]) -> T:
+        """Like `run`, for a few pieces: does not wait behind whole blobs."""
+        return await self._run(self._few, work)
+
+    async def _run(self, threads: ThreadPoolExecutor, work: Callable[[threading.Event], T]) -> T:
         stop = threading.Event()
-        job = (self._idle if idle else self._urgent).submit(work, stop)
+        job = threads.submit(work, stop)
         future = asyncio.wrap_future(job)
         try:
             return await asyncio.shield(future)
@@ -120,8 +133,8 @@ class Hasher:
 
     def close(self) -> None:
         """End the threads; what was not begun is dropped. The runs still awaited must be cancelled first."""
-        self._urgent.shutdown(wait=False, cancel_futures=True)
-        self._idle.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._urgent, self._few, self._idle):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _be_nice() -> None:

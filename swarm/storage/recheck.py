@@ -79,7 +79,7 @@ class Recheck:
             if sums.digest != blob.digest:
                 break
             if (stamp, sums.pieces) != (blob.stamp, blob.hashes):
-                blob.stamp, blob.hashes = stamp, sums.pieces
+                blob.stamp, blob.hashes, blob.proof = stamp, sums.pieces, None
                 await self._note(blob)
             if blob.suspect:
                 blob.suspect = False

@@ -21,10 +21,12 @@ from swarm.blob.geometry import geometry
 from swarm.blob.metainfo import check_hashes
 from swarm.storage import disk
 from swarm.storage.books import BlobRecord, Books, PartialRecord, gaps
+from swarm.storage.errnos import is_scarcity
 from swarm.storage.evict import blocks, cost, sidecars
 from swarm.storage.eviction import Eviction
 from swarm.storage.hashing import Hasher
 from swarm.storage.held import Held, OpenFile
+from swarm.storage.proof import LASTS, Proof
 from swarm.storage.recheck import Recheck
 from swarm.storage.sidecar import stamp_of
 from swarm.storage.staged import Staged
@@ -57,6 +59,8 @@ class Store:
     ) -> None:
         self.root = root
         self.budget = budget
+        self.trouble = ""
+        """Why nothing can be kept, as long as the directory is gone; else empty."""
         self.hasher = hasher or Hasher()
         self.on_lost: Callable[[Digest], None] = lambda _digest: None
         """A complete blob goes: evicted, vanished, or found wrong. Called before its file is taken away."""
@@ -150,6 +154,8 @@ class Store:
             return None
         except OSError as error:
             log.warning("blob-unreadable", extra={"fields": {"digest": digest, "error": error.strerror}})
+            if not is_scarcity(error):
+                self.wrong(blob)
             return None
         if stamp != blob.stamp:
             if fd >= 0:
@@ -159,7 +165,9 @@ class Store:
         if file is None:
             file = blob.file = OpenFile(fd, self._workers.close_fd)
         self._use(blob)
-        return Held(digest, blob.stamp.size, path, blob.hashes, "disk", file)
+        if blob.proof is None:
+            blob.proof = Proof(digest, stamp.size, blob.hashes, self.hasher, partial(self._unproven, blob))
+        return Held(digest, stamp.size, path, blob.hashes, "disk", file, blob.proof)
 
     async def get_checked(self, digest: Digest) -> Held | None:
         """Like `get`, but waits until a blob in doubt was read again."""
@@ -214,10 +222,11 @@ class Store:
             raise ValueError(f"already staged: {digest}")
         if self._closing:
             raise StoreFull("the store is closing")
+        await self._make_directories()
         if spare and digest in self._books.partials:
             await self._eviction.spare(min(spare, self.budget // 8))
-            if digest in self._books.staged:
-                raise ValueError(f"already staged: {digest}")
+        if digest in self._books.staged:
+            raise ValueError(f"already staged: {digest}")
         old = self._books.partials.pop(digest, None)
         staged = self._books.staged[digest] = Staged(self, digest, size, self._layout.staging(digest))
         staged.promised = staged.before = old.cost if old else 0
@@ -229,7 +238,9 @@ class Store:
             await self._eviction.reserve(staged, max(staged.promised, blocks(wanted) + sidecars(size)))
             pieces: dict[int, bytes] = {}
             if old and old.size == size:
-                verify = partial(disk.verify, staged.path, size, old.pieces, old.trusted)
+                # As long as a proof lasts: the disk may have lost pieces since.
+                trusted = old.trusted if self._clock() - old.used < LASTS else None
+                verify = partial(disk.verify, staged.path, size, old.pieces, trusted)
                 pieces = await self.hasher.run(verify)
                 staged.used = dict(old.windows)
             if not pieces:
@@ -332,6 +343,26 @@ class Store:
 
     # -- inside ----------------------------------------------------------------------------------
 
+    async def _make_directories(self) -> None:
+        """They may have been taken away under us: made again, and the blobs that went with them forgotten.
+
+        Raises StoreFull if they cannot be made.
+        """
+        try:
+            missing = await self._workers.run(disk.make, self._layout)
+        except OSError as error:
+            if not self.trouble:
+                # Told once, and without a traceback: whoever took the directory away knows how.
+                log.error("store-gone", extra={"fields": {"directory": str(self.root), "error": error.strerror}})  # noqa: TRY400
+            self.trouble = f"the store directory is gone and cannot be made: {error.strerror}"
+            raise StoreFull(self.trouble) from None
+        self.trouble = ""
+        if missing:
+            log.error("store-emptied", extra={"fields": {"directory": str(self.root)}})
+            for digest in list(self._books.blobs):
+                if held := self.get(digest):  # forgets it if it is not there
+                    held.close()
+
     async def _open_staged(self, staged: Staged, pieces: dict[int, bytes]) -> None:
         log_path = self._layout.log(staged.digest)
         if pieces:
@@ -341,6 +372,7 @@ class Store:
         staged.attach(OpenFile(fd, self._workers.close_fd), log_fd, pieces)
 
     async def _finish(self, staged: Staged, file: OpenFile, hashes: bytes) -> None:
+        await self._make_directories()
         stamp = await self._workers.run(disk.commit, self._layout, staged.digest, file.fd, hashes)
         old = self._books.blobs.pop(staged.digest, None)
         if old and old.checking:
@@ -393,12 +425,16 @@ class Store:
         paths = [self._layout.blob(blob.digest), self._layout.meta(blob.digest)]
         self._trash.throw_away(paths, 0 if blob.open_file else cost(blob.stamp.size))
 
+    def _unproven(self, blob: BlobRecord, why: str) -> None:
+        log.warning("blob-wrong", extra={"fields": {"digest": blob.digest, "error": why}})
+        self.wrong(blob)
+
     def _use(self, blob: BlobRecord) -> None:
         blob.used = self._clock()
         if blob.used - blob.saved >= SAVE_USE:
-            self._save_use(blob)
+            blob.saved = blob.used
+            self._workers.submit(self._save_use, blob)
 
     def _save_use(self, blob: BlobRecord) -> None:
-        blob.saved = blob.used
         with contextlib.suppress(OSError):
             os.utime(self._layout.meta(blob.digest), (blob.used, blob.used))

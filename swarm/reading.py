@@ -1,0 +1,134 @@
+"""A blob that is open for reading: complete on this node, or on its way, and from elsewhere where a copy fails."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, cast
+
+from swarm.blob.digest import Digest
+from swarm.blob.errors import BlobUnreadable
+from swarm.fetch.fetch import Fetch, Span
+from swarm.fetch.readers import Reader
+from swarm.metrics import SwarmMetrics
+from swarm.storage.held import Held
+
+log = logging.getLogger("shoal.swarm")
+
+
+class Blob(Protocol):
+    """A blob that is open for reading."""
+
+    digest: Digest
+    size: int
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Bytes given out to this reader, by origin."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole blob is on this node, verified."""
+
+    def read(self, start: int, stop: int) -> AsyncIterator[Span]:
+        """Verified bytes [start, stop) in order."""
+
+
+class HeldBlob:
+    """A blob that is complete on this node. *again* opens it anew, once this copy turned out to be of no use."""
+
+    complete = True
+
+    def __init__(
+        self,
+        digest: Digest,
+        size: int,
+        held: Held | None,
+        metrics: SwarmMetrics,
+        again: Callable[[], AbstractAsyncContextManager[Blob]],
+    ) -> None:
+        self.digest = digest
+        self.size = size
+        self._counts: dict[str, int] = {}
+        self._held = held
+        self._metrics = metrics
+        self._again = again
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Bytes given out to this reader, by origin."""
+        return self._counts
+
+    async def read(self, start: int, stop: int) -> AsyncIterator[Span]:
+        """Spans of the open file, each proven; from where the copy rotted or cannot be read, from elsewhere.
+
+        Raises BlobUnavailable if there is no elsewhere.
+        """
+        if self._held is None:
+            return
+        fd, origin = self._held.fd, self._held.origin
+        try:
+            async with contextlib.aclosing(self._held.runs(start, stop)) as runs:
+                async for offset, count in runs:
+                    self._counts[origin] = self._counts.get(origin, 0) + count
+                    start = offset + count
+                    yield Span(fd, offset, count, origin)
+        except BlobUnreadable as error:
+            log.warning("read-elsewhere", extra={"fields": {"digest": self.digest, "at": start, "error": str(error)}})
+            async with self._again() as blob, contextlib.aclosing(_generator(blob, start, stop)) as spans:
+                async for span in spans:
+                    yield span
+
+
+class FetchedBlob:
+    """A blob on its way to this node."""
+
+    def __init__(
+        self,
+        digest: Digest,
+        size: int,
+        fetch: Fetch,
+        reader: Reader,
+        again: Callable[[], AbstractAsyncContextManager[Blob]],
+    ) -> None:
+        self.digest = digest
+        self.size = size
+        self._fetch = fetch
+        self._reader = reader
+        self._again = again
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Bytes given out to this reader, by origin."""
+        return self._reader.counts
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole blob is here by now."""
+        return self._fetch.verified.is_set()
+
+    async def read(self, start: int, stop: int) -> AsyncIterator[Span]:
+        """Verified bytes, as they become readable; from elsewhere once the copy made of them is found wrong."""
+        async with contextlib.aclosing(
+            cast("AsyncGenerator[Span, None]", self._fetch.read(self._reader, start, stop))
+        ) as spans:
+            async for span in spans:
+                if is_lost(self._fetch):
+                    break
+                start = span.offset + span.count
+                yield span
+        if start < stop:
+            async with self._again() as blob, contextlib.aclosing(_generator(blob, start, stop)) as rest:
+                async for span in rest:
+                    yield span
+
+
+def is_lost(fetch: Fetch) -> bool:
+    """Whether what it brought in was found to be wrong since."""
+    return fetch.held is not None and fetch.held.lost
+
+
+def _generator(blob: Blob, start: int, stop: int) -> AsyncGenerator[Span, None]:
+    return cast("AsyncGenerator[Span, None]", blob.read(start, stop))  # every reader is one
