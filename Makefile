@@ -41,7 +41,7 @@ bench: venv tools ## a shaped cluster on this machine, Shoal beside the alternat
 bench-parts: venv tools ## single parts: hashing, boards, announces, hit path, pytest-benchmark's table
 	@$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=min,median,max,ops,rounds $(ARGS)
 
-docs: venv ## the tables of settings in README.md, made from the settings themselves
+docs: venv ## docs/settings.md, made from the settings themselves
 	@$(BIN)/python -m tests.test_docs
 
 clean: ## away with .venv and every cache

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, settings
 
-from tests.parts import procs
+from tests.parts import procs, skips
 from tests.parts.counter import Counter, counter
 from tests.parts.registry import Registry, registry
 
@@ -31,6 +31,8 @@ TOOLS = {
     "ip": ("ip", "tc"),
     "lazy": ("httpdirfs", "mke2fs", "mount", "umount"),
     "nbd": ("nbdkit", "nbdcopy", "mke2fs"),
+    "promtool": ("promtool",),
+    "prometheus": ("prometheus",),
 }
 """Marker `needs_<key>`: the commands without which a test cannot be run."""
 
@@ -70,10 +72,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("needs_root") and os.geteuid() != 0:
         missing.append("root's rights")
     if missing:
-        reason = f"this machine lacks {', '.join(missing)}"
+        reason = skips.lacking(missing)
         if os.environ.get("CI") == "true":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """End with one line per kind of skip, that says how to have those tests run."""
+    reports = [report for report in terminalreporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)]
+    for line in skips.summary(report.longrepr[2] for report in reports):
+        terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(wrapper=True)

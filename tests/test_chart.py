@@ -24,15 +24,14 @@ from mirror.commands.agent import agent
 from mirror.commands.containerd import ContainerdSettings
 from mirror.settings import MirrorSettings
 from swarm.base.flags import Setting, settings_of
+from tests.parts import skips
 from tracker.command import TrackerFlags, tracker
 
 CHART = Path(__file__).parents[1] / "charts" / "shoal"
 Object = dict[str, Any]
 
 HELM = shutil.which("helm")
-needs_helm = pytest.mark.skipif(
-    HELM is None, reason="helm is not installed: go install helm.sh/helm/v3/cmd/helm@latest"
-)
+needs_helm = pytest.mark.skipif(HELM is None, reason=skips.lacking(["helm"]))
 
 SETTINGS: dict[str, type[Any]] = {
     "agent": MirrorSettings,

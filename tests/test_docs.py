@@ -21,7 +21,7 @@ from swarm.base.flags import Setting, settings_of
 from tracker.command import TrackerFlags
 
 PROJECT = Path(__file__).parent.parent
-README = PROJECT / "README.md"
+SETTINGS = PROJECT / "docs" / "settings.md"
 MARKS = ("<!-- settings: made by `make docs`, compared by tests/test_docs.py -->\n", "<!-- settings end -->")
 
 COMMANDS: dict[str, tuple[type[Any], str]] = {
@@ -51,16 +51,16 @@ def table(settings: type[Any]) -> str:
 
 
 def section() -> str:
-    """What stands between the marks of README.md."""
+    """What stands between the marks of docs/settings.md."""
     parts = [
         f"### {name}\n\n{note + chr(10) * 2 if note else ''}{table(kind)}\n" for name, (kind, note) in COMMANDS.items()
     ]
     return "\n" + "\n".join(parts) + "\n"
 
 
-def test_the_readme_has_every_setting_with_its_default_and_reason() -> None:
+def test_the_documentation_has_every_setting_with_its_default_and_reason() -> None:
     """`make docs` writes it."""
-    text = README.read_text(encoding="utf-8")
+    text = SETTINGS.read_text(encoding="utf-8")
     assert text.partition(MARKS[0])[2].partition(MARKS[1])[0] == section(), "run: make docs"
 
 
@@ -79,9 +79,9 @@ LEAVES = dict(_leaves(shoal, "shoal"))
 
 
 @pytest.mark.parametrize("name", LEAVES)
-def test_every_flag_of_every_command_is_in_the_readme(name: str) -> None:
+def test_every_flag_of_every_command_is_documented(name: str) -> None:
     """Also those that no settings class has."""
-    text = README.read_text(encoding="utf-8")
+    text = SETTINGS.read_text(encoding="utf-8")
     for parameter in LEAVES[name].params:
         for flag in parameter.opts if isinstance(parameter, click.Option) else ():
             assert re.search(rf"`{re.escape(flag)}[`,]", text), f"{name} {flag}"
@@ -156,7 +156,7 @@ def test_no_setting_is_accepted_and_dropped(kind: type[Any], folder: str, own: s
     assert unread == []
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/clients.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("path", ["README.md", "CHANGELOG.md", "docs/clients.md", "docs/settings.md"])
 def test_links_and_files_named_are_there(path: str) -> None:
     """Relative links of the documentation."""
     text = (PROJECT / path).read_text(encoding="utf-8")
@@ -165,6 +165,6 @@ def test_links_and_files_named_are_there(path: str) -> None:
 
 
 if __name__ == "__main__":  # make docs
-    before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
-    README.write_text(before + MARKS[0] + section() + MARKS[1] + rest.partition(MARKS[1])[2], encoding="utf-8")
+    before, _, rest = SETTINGS.read_text(encoding="utf-8").partition(MARKS[0])
+    SETTINGS.write_text(before + MARKS[0] + section() + MARKS[1] + rest.partition(MARKS[1])[2], encoding="utf-8")
     sys.exit(0)
