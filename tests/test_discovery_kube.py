@@ -10,11 +10,17 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import aiohttp
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from kubernetes.aio.config import incluster_config
 
 from swarm.protocol import wire
@@ -25,6 +31,7 @@ from tracker.members.backoff import Backoff
 from tracker.members.discovery import DiscoveryError, Reason
 from tracker.members.events import Events
 from tracker.members.pods import KubernetesDiscovery
+from tracker.members.taints import Taints
 
 QUICK = Backoff(first=0.01, longest=0.05)
 
@@ -60,7 +67,13 @@ async def api() -> AsyncIterator[KubeApi]:
 
 @asynccontextmanager
 async def following(
-    api: KubeApi, tmp_path: Path, *, zones: bool = False, events: Events | None = None, token: str = TOKEN
+    api: KubeApi,
+    tmp_path: Path,
+    *,
+    zones: bool = False,
+    events: Events | None = None,
+    taints: Taints | None = None,
+    token: str = TOKEN,
 ) -> AsyncIterator[Running]:
     """A discovery that follows *api*; stopped at the end, and then nothing of it may be left."""
     discovery = KubernetesDiscovery(
@@ -69,6 +82,7 @@ async def following(
         zones=zones,
         kubeconfig=api.kubeconfig(tmp_path / "kubeconfig", token=token),
         events=events,
+        taints=taints,
         backoff=QUICK,
     )
     running = Running(discovery)
@@ -200,7 +214,7 @@ async def test_410_gone_means_list_again(api: KubeApi, tmp_path: Path, as_event:
     assert api.counts("pods", "list") == 2
 
 
-async def test_a_continue_token_that_expired_reads_the_list_in_one_piece(api: KubeApi, tmp_path: Path) -> None:
+async def test_a_continue_token_that_expired_means_the_list_again_in_longer_pages(api: KubeApi, tmp_path: Path) -> None:
     for i in range(5):
         await api.put("pods", pod(f"agent-{i}", f"10.0.0.{i}"))
     api.page_limit = 2
@@ -208,7 +222,9 @@ async def test_a_continue_token_that_expired_reads_the_list_in_one_piece(api: Ku
     async with following(api, tmp_path) as running:
         await running.members(*(f"10.0.0.{i}" for i in range(5)))
     lists = [asked.query for asked in api.asked if asked.verb == "list"]
-    assert [("limit" in query, "continue" in query) for query in lists] == [(True, False), (True, True), (False, False)]
+    assert [(query.get("limit"), "continue" in query) for query in lists] == [
+        ("250", False), ("250", True), ("1000", False), ("1000", True), ("1000", True),
+    ]  # fmt: skip
 
 
 async def test_a_cut_connection_loses_no_event_and_no_member(api: KubeApi, tmp_path: Path) -> None:
@@ -296,6 +312,8 @@ async def test_zones_come_from_the_labels_of_the_nodes(api: KubeApi, tmp_path: P
         await api.delete("nodes", "node-1")
         await running.until(lambda: running.discovery.zone("10.0.0.1") == "")
     assert all("PartialObjectMetadata" in asked.accept for asked in api.asked if asked.resource == "nodes")
+    assert api.counts("nodes", "list") == 1
+    assert api.counts("nodes", "watch") == 1, "three changes by one watch"
 
 
 async def test_without_permission_for_nodes_there_are_members_but_no_zones(
@@ -453,3 +471,138 @@ async def test_a_tracker_admits_exactly_the_running_pods(api: KubeApi, tmp_path:
         os.kill(process.pid, signal.SIGTERM)
         assert await process.ended() == 0
     assert TOKEN not in process.output()
+
+
+async def test_a_watch_that_keeps_ending_is_doubted_and_told(
+    api: KubeApi, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a real API server ends a watch in a form that it cannot give: 200, and the end. It is seen."""
+    monkeypatch.setattr(kube, "METADATA_WATCH", kube.METADATA_LIST)
+    caplog.set_level(logging.INFO, "shoal.tracker")
+    await api.put("nodes", node("node-1", "eu-1a"))
+    await api.put("pods", pod("a", "10.0.0.1", node="node-1"))
+    async with following(api, tmp_path, zones=True) as running:
+        await running.until(lambda: running.discovery.zone("10.0.0.1") == "eu-1a")
+        await api.put("nodes", node("node-1", "eu-1b"))
+        await running.until(lambda: running.discovery.zone("10.0.0.1") == "eu-1b")
+        await api.until(lambda: api.counts("nodes", "list") >= 2)
+    assert api.counts("nodes", "watch") >= 3
+    told = [vars(record)["fields"] for record in caplog.records if record.message == "discovery_failing"]
+    assert [(fields["resource"], fields["reason"]) for fields in told] == [("nodes", "watches end at once")]
+
+
+async def test_a_pod_that_stops_running_leaves_the_selection_of_the_watch(api: KubeApi, tmp_path: Path) -> None:
+    await api.put("pods", pod("a", "10.0.0.1"))
+    await api.put("pods", pod("b", "10.0.0.2", phase="Pending"))
+    async with following(api, tmp_path) as running:
+        await running.members("10.0.0.1")
+        await api.put("pods", pod("b", "10.0.0.2"))
+        await running.members("10.0.0.1", "10.0.0.2")
+        await api.put("pods", pod("a", "10.0.0.1", phase="Succeeded"))
+        await running.members("10.0.0.2")
+    assert {asked.query["fieldSelector"] for asked in api.asked if asked.resource == "pods"} == {"status.phase=Running"}
+
+
+async def test_an_authority_without_key_usage_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As EKS and microk8s had them. Python 3.13 checks strictly by default; here every default context does."""
+    certificate, tls = old_authority(tmp_path)
+    usual = ssl.create_default_context
+
+    def strict(*args: object, **more: object) -> ssl.SSLContext:
+        context = usual(*args, **more)  # type: ignore[arg-type]  # passed on as they came
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+    async with kube_api(tls) as api:
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            async with aiohttp.ClientSession() as session:
+                await session.get(api.url, ssl=ssl.create_default_context(cafile=str(certificate)))
+        await api.put("pods", pod("a", "10.0.0.1"))
+        config = api.kubeconfig(tmp_path / "kubeconfig", ca=certificate)
+        discovery = KubernetesDiscovery("shoal", "app=shoal-agent", zones=False, kubeconfig=config, backoff=QUICK)
+        running = Running(discovery)
+        task = asyncio.create_task(discovery.run(running.on_change))
+        await running.members("10.0.0.1")
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_an_event_that_failed_is_tried_again_and_two_trackers_post_one(api: KubeApi, tmp_path: Path) -> None:
+    await api.put("pods", pod("a", "10.0.0.1", uid="u-1"))
+    api.statuses["events"] = [(500, {}), (503, {})]
+    one, other = Events(pauses=(0, 0, 0)), Events(pauses=(0, 0, 0))
+    async with following(api, tmp_path, events=one) as running:
+        await running.members("10.0.0.1")
+        member = running.discovery.member("10.0.0.1")
+        one.note(member, Reason.LOST, "fell silent", now=0.0)
+        await api.until(lambda: len(api.events) == 1)
+        async with following(api, tmp_path, events=other):
+            other.note(member, Reason.LOST, "fell silent", now=0.0)
+            await api.until(lambda: api.counts("events", "create") == 4)
+    assert len(api.events) == 1
+    assert (one.posted, other.posted) == (1, 0)
+
+
+async def test_an_event_that_could_not_be_posted_is_not_held_back_later(api: KubeApi, tmp_path: Path) -> None:
+    await api.put("pods", pod("a", "10.0.0.1", uid="u-1"))
+    api.statuses["events"] = [(500, {}), (500, {})]
+    events = Events(pauses=(0, 0))
+    async with following(api, tmp_path, events=events) as running:
+        await running.members("10.0.0.1")
+        member = running.discovery.member("10.0.0.1")
+        events.note(member, Reason.LOST, "fell silent", now=0.0)
+        await api.until(lambda: not api.statuses["events"])
+        while not events.dropped:  # noqa: ASYNC110 - a few turns of the loop: the answer is on its way
+            await asyncio.sleep(0)
+        events.note(member, Reason.LOST, "fell silent", now=1.0)
+        await api.until(lambda: len(api.events) == 1)
+
+
+async def test_the_taint_of_a_node_goes_once_its_agent_joined(api: KubeApi, tmp_path: Path) -> None:
+    tainted = node("node-1")
+    tainted["spec"] = {"taints": [{"key": kube.TAINT, "effect": "NoSchedule"}, {"key": "gpu", "effect": "NoSchedule"}]}
+    await api.put("nodes", tainted)
+    await api.put("pods", pod("a", "10.0.0.1", node="node-1"))
+    await api.put("pods", pod("b", "10.0.0.2", node="gone"))
+    taints = Taints(backoff=QUICK)
+    async with following(api, tmp_path, taints=taints) as running:
+        await running.members("10.0.0.1", "10.0.0.2")
+        api.statuses["nodes"] = [(500, {})]
+        running.discovery.note("10.0.0.2", Reason.JOINED, "its node was deleted")
+        running.discovery.note("10.0.0.1", Reason.ACTIVE, "says nothing about membership")
+        running.discovery.note("10.0.0.9", Reason.JOINED, "no member")
+        await api.until(lambda: api.counts("nodes", "patch") == 2)
+        assert api.patches == []
+        running.discovery.note("10.0.0.1", Reason.JOINED, "joined")
+        await api.until(lambda: len(api.patches) == 1)
+    (name, _) = api.patches[0]
+    assert name == "node-1"
+    assert [taint["key"] for taint in api.object("nodes", "node-1")["spec"]["taints"]] == ["gpu"]
+
+
+def old_authority(directory: Path) -> tuple[Path, ssl.SSLContext]:
+    """An authority without the extension key usage, and a server's context with a certificate of it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "kubernetes")])
+    now = datetime.now(UTC)
+
+    def certificate(public: ec.EllipticCurvePublicKey, subject: x509.Name, *, ca: bool) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder().subject_name(subject).issuer_name(name).public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        )  # fmt: skip
+
+    paths = directory / "old-ca.crt", directory / "old.pem"
+    paths[0].write_bytes(certificate(key.public_key(), name, ca=True).sign(key, SHA256()).public_bytes(Encoding.PEM))
+    own = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "apiserver")])
+    names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    shown = certificate(own.public_key(), subject, ca=False).add_extension(names, critical=False).sign(key, SHA256())
+    secret = own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    paths[1].write_bytes(shown.public_bytes(Encoding.PEM) + secret)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(paths[1])
+    return paths[0], tls

@@ -210,3 +210,29 @@ def test_the_manifest_of_an_event_is_one_that_kubernetes_takes() -> None:
     event = PodEvent("shoal", "a", "u", Reason.LOST, "x" * 5000, "a.1", datetime(2024, 5, 1, tzinfo=UTC), "tracker-0")
     assert len(event.manifest()["message"]) == 1024
     kubernetes_validate.validate(event.manifest(), "1.31", strict=True)
+
+
+def test_410_means_list_now_and_a_second_one_means_wait() -> None:
+    course = Course(version="7")
+    course.failed(ApiError("", status=410))
+    assert (course.version, course.pause(Backoff(), 0.0, 0.0)) == ("", 0.0)
+    course.failed(ApiError("", status=410))
+    assert course.pause(Backoff(), 0.0, 0.0) > 0
+
+
+@given(st.integers(1, 500), st.sampled_from([0, 401, 500, 503]), st.floats(0, 1, exclude_max=True))
+def test_a_server_that_was_away_long_is_found_within_a_second(failures: int, status: int, chance: float) -> None:
+    course = Course(version="7")
+    for _ in range(failures):
+        course.failed(ApiError("", status=status))
+    assert 0 < course.pause(Backoff(), chance, 0.0) < 1.0
+    if status == 0:
+        assert course.version == "7", "a server that is away says nothing about the version"
+
+
+def test_what_the_server_says_after_it_was_away_is_a_trouble_of_its_own() -> None:
+    course = Course(version="7")
+    for _ in range(50):
+        course.failed(ApiError("", status=0))
+    course.failed(ApiError("", status=403))
+    assert course.pause(Backoff(), 0.0, 0.0) <= Backoff().first

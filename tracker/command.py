@@ -95,6 +95,13 @@ class TrackerFlags:
         unit="on or off",
         reason="Traffic between zones is slower, and usually billed.",
     )
+    lift_taint: bool = setting(
+        False,
+        bool,
+        "Kubernetes discovery: take shoal.io/agent-not-ready:NoSchedule off a node once its agent is a member.",
+        unit="on or off",
+        reason="Needs the right to patch nodes, and nodes that join with the taint.",
+    )
     near_zone: tuple[str, ...] = setting(
         (),
         TEXT,
@@ -179,6 +186,7 @@ def _discovery(flags: TrackerFlags) -> Discovery:
         case "kubernetes":
             from tracker.members.events import Events
             from tracker.members.pods import KubernetesDiscovery
+            from tracker.members.taints import Taints
 
             return KubernetesDiscovery(
                 flags.namespace or _own_namespace(),
@@ -186,6 +194,7 @@ def _discovery(flags: TrackerFlags) -> Discovery:
                 zones=flags.zones,
                 kubeconfig=flags.kubeconfig,
                 events=Events(),
+                taints=Taints() if flags.lift_taint else None,
             )
         case "dns":
             from tracker.members.dns import DnsDiscovery

@@ -30,7 +30,7 @@ class Asked:
 
     resource: str
     verb: str
-    """list, watch or create."""
+    """list, watch, create or patch."""
     query: dict[str, str]
     accept: str
 
@@ -42,7 +42,8 @@ class _Kind:
     resource: str
     kind: str
     objects: dict[str, Object] = field(default_factory=dict)
-    history: list[tuple[int, str, Object]] = field(default_factory=list)
+    history: list[tuple[int, str, Object, Object | None]] = field(default_factory=list)
+    """Version, type, the object then, and what it was before."""
     forgotten: int = 0
     """Versions below this are compacted away."""
 
@@ -59,6 +60,21 @@ class _Watcher:
     def resource(self) -> str:
         return _resource(self.request)
 
+    def take(self, type_: str, item: Object, before: Object | None) -> None:
+        """One change as this watch sees it: what leaves its selection is DELETED, what enters it ADDED."""
+        here = _selected(self.request, item) and type_ != "DELETED"
+        was = before is not None and _selected(self.request, before)
+        if not here and not was:
+            return
+        seen = "DELETED" if not here else "MODIFIED" if was else "ADDED"
+        match _form(self.request):
+            case "PartialObjectMetadataList":
+                self.lines.put_nowait(None)  # it cannot be made of one object: the stream ends, without a word
+            case "PartialObjectMetadata":
+                self.lines.put_nowait(_line(seen, _metadata(item)))
+            case _:
+                self.lines.put_nowait(_line(seen, item))
+
 
 class KubeApi:
     """The server's state. Change it by `put` and `delete`; break it by the knobs."""
@@ -67,6 +83,8 @@ class KubeApi:
         self.url = ""
         self.asked: list[Asked] = []
         self.events: list[Object] = []
+        self.patches: list[tuple[str, Object]] = []
+        """Name and body of every patch of a node."""
         self.denied: set[str] = set()
         """Resources that are answered 403."""
         self.statuses: dict[str, list[tuple[int, dict[str, str]]]] = {}
@@ -103,9 +121,10 @@ class KubeApi:
         """Delete an object: the event carries its last state with the version of the deletion."""
         kind = self._kinds[resource]
         self._version += 1
-        item = copy.deepcopy(kind.objects.pop(name))
+        item = copy.deepcopy(kind.objects[name])
         item["metadata"]["resourceVersion"] = str(self._version)
         await self._record(kind, "DELETED", item)
+        del kind.objects[name]
 
     async def bookmark(self, resource: str) -> str:
         """Tell the watchers the newest version, which no object of theirs has. Returns it."""
@@ -117,6 +136,10 @@ class KubeApi:
     async def raw(self, resource: str, line: bytes) -> None:
         """Send *line* to the watchers as it is."""
         await self._send(resource, line)
+
+    def object(self, resource: str, name: str) -> Object:
+        """What the server has of an object now."""
+        return self._kinds[resource].objects[name]
 
     def compact(self, resource: str) -> None:
         """Forget the history: any version known so far is too old."""
@@ -169,12 +192,16 @@ class KubeApi:
     # -- what the server does --------------------------------------------------------------------
 
     async def _record(self, kind: _Kind, type_: str, item: Object) -> None:
-        kind.history.append((self._version, type_, item))
-        await self._send(kind.resource, _line(type_, item), item)
-
-    async def _send(self, resource: str, line: bytes, item: Object | None = None) -> None:
+        before = kind.objects.get(item["metadata"]["name"])
+        kind.history.append((self._version, type_, item, before))
         for watcher in self._watchers:
-            if watcher.resource == resource and (item is None or _selected(watcher.request, item)):
+            if watcher.resource == kind.resource:
+                watcher.take(type_, item, before)
+        await self._tell()
+
+    async def _send(self, resource: str, line: bytes) -> None:
+        for watcher in self._watchers:
+            if watcher.resource == resource:
                 watcher.lines.put_nowait(line)
         await self._tell()
 
@@ -186,7 +213,7 @@ class KubeApi:
         """Any request of the API."""
         resource = _resource(request)
         watch = request.query.get("watch") in ("true", "True", "1")
-        verb = "create" if request.method == "POST" else "watch" if watch else "list"
+        verb = {"POST": "create", "PATCH": "patch"}.get(request.method, "watch" if watch else "list")
         self.asked.append(Asked(resource, verb, dict(request.query), request.headers.get("Accept", "")))
         self.waiting += 1
         await self._tell()
@@ -203,11 +230,33 @@ class KubeApi:
             return _status(status, "InternalError", headers)
         if verb == "create":
             event = await request.json()
+            if any(event["metadata"]["name"] == known["metadata"]["name"] for known in self.events):
+                return _status(409, "AlreadyExists")
             self.events.append(event)
             await self._tell()
             return web.json_response(event, status=201)
+        if verb == "patch":
+            return await self._patch(request)
         kind = self._kinds[resource]
         return await self._watch(request, kind) if watch else self._list(request, kind)
+
+    async def _patch(self, request: web.Request) -> web.Response:
+        """A strategic merge patch of a node's taints: those that it deletes go."""
+        name = request.path.rsplit("/", 1)[1]
+        if request.content_type != "application/strategic-merge-patch+json":
+            return _status(415, "UnsupportedMediaType")
+        found = self._kinds["nodes"].objects.get(name)
+        if found is None:
+            return _status(404, "NotFound")
+        body = await request.json()
+        gone = {taint["key"] for taint in body["spec"]["taints"] if taint.get("$patch") == "delete"}
+        changed = copy.deepcopy(found)
+        spec = changed.setdefault("spec", {})
+        spec["taints"] = [taint for taint in spec.get("taints") or () if taint["key"] not in gone]
+        await self.put("nodes", changed)
+        self.patches.append((name, body))
+        await self._tell()
+        return web.json_response(changed)
 
     def _list(self, request: web.Request, kind: _Kind) -> web.Response:
         limit = min(int(request.query.get("limit", "0")) or self.page_limit, self.page_limit)
@@ -225,7 +274,10 @@ class KubeApi:
         if start + limit < len(names):
             meta["continue"] = base64.b64encode(json.dumps([version, start + limit, names]).encode()).decode()
         items = [item for item in items if _selected(request, item)]
-        only = "PartialObjectMetadataList" in request.headers.get("Accept", "")
+        form = _form(request)
+        if form == "PartialObjectMetadata":
+            return _status(406, "NotAcceptable")  # a list is no object
+        only = form == "PartialObjectMetadataList"
         body = {
             "kind": "PartialObjectMetadataList" if only else f"{kind.kind}List",
             "apiVersion": "meta.k8s.io/v1" if only else "v1",
@@ -247,9 +299,9 @@ class KubeApi:
             gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
             await response.write(_line("ERROR", gone))
             return response
-        for at, type_, item in kind.history:
-            if at > version and _selected(request, item):
-                watcher.lines.put_nowait(_line(type_, item))
+        for at, type_, item, before in kind.history:
+            if at > version:
+                watcher.take(type_, item, before)
         self._watchers.add(watcher)
         await self._tell()
         try:
@@ -265,13 +317,28 @@ class KubeApi:
 
 
 def _resource(request: web.Request) -> str:
-    return request.path.rsplit("/", 1)[1]
+    parts = request.path.split("/")
+    return parts[-2] if request.method == "PATCH" else parts[-1]
+
+
+def _form(request: web.Request) -> str:
+    """The form in which the client wants objects: of the first media type that it names, as the API server takes it."""
+    first = request.headers.get("Accept", "").partition(",")[0]
+    parts = dict(part.strip().partition("=")[::2] for part in first.split(";")[1:])
+    return parts.get("as", "")
+
+
+def _metadata(item: Object) -> Object:
+    return {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": item["metadata"]}
 
 
 def _selected(request: web.Request, item: Object) -> bool:
     labels = item["metadata"].get("labels") or {}
     wanted = [part.split("=", 1) for part in request.query.get("labelSelector", "").split(",") if part]
-    return all(labels.get(key) == value for key, value in wanted)
+    fields = [part.split("=", 1) for part in request.query.get("fieldSelector", "").split(",") if part]
+    return all(labels.get(key) == value for key, value in wanted) and all(
+        path == "status.phase" and item["status"].get("phase") == value for path, value in fields
+    )
 
 
 def _line(type_: str, item: Object) -> bytes:

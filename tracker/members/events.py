@@ -1,17 +1,18 @@
 """Kubernetes Events on an agent's pod: what an operator wants to read in `kubectl describe pod`.
 
 Rare by construction: a pod gets the same reason at most once in ten minutes, and a full queue
-drops rather than waits. Without the permission to create events there are none.
+drops rather than waits. Every tracker sees what happens, and all give the event of a pod, a reason and
+ten minutes the same name: the API server keeps the first. Without the permission to create events there are none.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-import os
 import socket
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -32,6 +33,9 @@ REMEMBERED = 20_000
 
 QUEUE = 256
 """Events that wait at most. A roll-out of 5,000 agents must not become 5,000 writes in a row."""
+
+TRIES = (0.0, 1.0, 5.0, 25.0)
+"""Seconds before each try to post one event. What fails then may be said again when it happens again."""
 
 DENIED_PAUSE = 300.0
 """Seconds without a try after the API server said 403."""
@@ -99,14 +103,20 @@ class Limiter:
             self._last.popitem(last=False)
         return True
 
+    def forget(self, uid: str, reason: Reason) -> None:
+        """The event was not posted after all: the next one may be."""
+        self._last.pop((uid, reason), None)
+
 
 class Events:
     """Takes events without waiting, posts them one after another."""
 
-    def __init__(self, limiter: Limiter | None = None) -> None:
+    def __init__(self, limiter: Limiter | None = None, pauses: Sequence[float] = TRIES) -> None:
+        """*pauses*: seconds before each try."""
         self._limiter = limiter or Limiter()
         self._host = socket.gethostname()
         self._queue: asyncio.Queue[PodEvent] = asyncio.Queue(QUEUE)
+        self._pauses = pauses
         self.posted = 0
         self.dropped = 0
         """Events that were not posted: the queue was full, or the API server refused."""
@@ -115,13 +125,15 @@ class Events:
         """Something happened to *pod* (None: it is none of ours). *now*: monotonic seconds."""
         if pod is None or not self._limiter.allow(pod.uid, reason, now):
             return
-        # The pod's name first, as kubectl's own events have it; the rest makes it unique.
-        name = f"{pod.name[:200]}.{os.urandom(8).hex()}"
-        event = PodEvent(pod.namespace, pod.name, pod.uid, reason, message, name, datetime.now(UTC), self._host)
+        at = datetime.now(UTC)
+        event = PodEvent(
+            pod.namespace, pod.name, pod.uid, reason, message, name_of(pod, reason, at.timestamp()), at, self._host
+        )
         try:
             self._queue.put_nowait(event)
         except asyncio.QueueFull:
             self.dropped += 1
+            self._limiter.forget(pod.uid, reason)
 
     async def run(self, post: Callable[[PodEvent], Awaitable[None]]) -> None:
         """Post what was noted, until cancelled. *post* raises ApiError."""
@@ -133,17 +145,41 @@ class Events:
             if now < denied_until:
                 self.dropped += 1
                 continue
+            error = await self._post(event, post)
+            if error is None:
+                denied = False
+                continue
+            self.dropped += 1
+            self._limiter.forget(event.uid, event.reason)
+            if error.status == 403:
+                denied_until = asyncio.get_running_loop().time() + DENIED_PAUSE
+                if not denied:
+                    log.info("events_denied", extra={"fields": {"namespace": event.namespace}})
+                denied = True
+            else:
+                fields = {"status": error.status, "reason": error.reason}
+                log.warning("event_not_posted", extra={"fields": fields})
+
+    async def _post(self, event: PodEvent, post: Callable[[PodEvent], Awaitable[None]]) -> ApiError | None:
+        """Post *event*, again and again where that may help. Returns what it failed of at last."""
+        failed: ApiError | None = None
+        for pause in self._pauses:
+            await asyncio.sleep(pause)
             try:
                 await post(event)
                 self.posted += 1
-                denied = False
+                return None
             except ApiError as error:
-                self.dropped += 1
-                if error.status == 403:
-                    denied_until = now + DENIED_PAUSE
-                    if not denied:
-                        log.info("events_denied", extra={"fields": {"namespace": event.namespace}})
-                    denied = True
-                else:
-                    fields = {"status": error.status, "reason": error.reason}
-                    log.warning("event_not_posted", extra={"fields": fields})
+                if error.status == 409:
+                    return None  # another tracker has said it
+                failed = error
+                if error.status and error.status < 500 and error.status != 429:
+                    break
+        return failed
+
+
+def name_of(pod: Member, reason: Reason, at: float) -> str:
+    """The name of the event object: the same from every tracker within the ten minutes around *at* (s since 1970)."""
+    words = f"{pod.uid}\n{reason}\n{int(at // PAUSE)}"
+    # The pod's name first, as kubectl's own events have it; the rest makes it unique.
+    return f"{pod.name[:200]}.{hashlib.sha256(words.encode()).hexdigest()[:16]}"

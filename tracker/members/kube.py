@@ -42,11 +42,17 @@ KEEPALIVE = (15, 5, 3)
 MAX_BODY = 64 * 1024 * 1024
 """Bytes of the largest list: 5,000 pods of 12 KiB in one piece, should the server not page."""
 
-METADATA_ONLY = (
-    "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,"
-    "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
-)
-"""Accept header for nodes: their status names every image on them, and we need one label."""
+METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+METADATA_WATCH = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
+"""Accept headers for nodes: their status names every image on them, and we need one label. A list and a watch want
+a form of their own: the API server takes the first that is offered, and ends a watch in the other at once."""
+
+RUNNING = "status.phase=Running"
+"""Field selector for pods. Half of what happens to a pod happens before it runs, and is not sent. One that stops
+running comes as DELETED."""
+
+TAINT = "shoal.io/agent-not-ready"
+"""Taint (effect NoSchedule) that a node may be made with; it goes once the node's agent is a member."""
 
 Call = Callable[..., Awaitable[aiohttp.ClientResponse]]
 
@@ -61,11 +67,24 @@ class Kube:
     def pods(self, namespace: str, selector: str) -> Collection:
         """The pods of *namespace* that match the label *selector*."""
         call: Call = self._core.list_namespaced_pod_without_preload_content
-        return Collection(call, {"namespace": namespace, "label_selector": selector}, self._renew)
+        where = {"namespace": namespace, "label_selector": selector, "field_selector": RUNNING}
+        return Collection(call, where, self._renew)
 
     def nodes(self) -> Collection:
         """The metadata of all nodes."""
-        return Collection(self._core.list_node_without_preload_content, {}, self._renew, accept=METADATA_ONLY)
+        call: Call = self._core.list_node_without_preload_content
+        return Collection(call, {}, self._renew, accept=(METADATA_LIST, METADATA_WATCH))
+
+    async def lift(self, node: str) -> None:
+        """Take TAINT off *node*; nothing happens where it has none. Raises ApiError."""
+        # A strategic merge patch deletes by the key of the list, and needs not read the node first.
+        body = {"spec": {"taints": [{"$patch": "delete", "key": TAINT, "effect": "NoSchedule"}]}}
+        kind = "application/strategic-merge-patch+json"
+        call: Call = self._core.patch_node_without_preload_content
+        async with _answer(
+            call, self._renew, name=node, body=body, _content_type=kind, _request_timeout=CONNECT
+        ) as answer:
+            await _within(CONNECT, _read(answer))
 
     async def post(self, event: PodEvent) -> None:
         """Create an Event on a pod. Raises ApiError."""
@@ -79,27 +98,35 @@ class Collection:
     """One collection of the API, as a tracker.members.reflector.Api."""
 
     def __init__(
-        self, call: Call, where: dict[str, str], renew: Callable[[], Awaitable[None]], *, accept: str = ""
+        self,
+        call: Call,
+        where: dict[str, str],
+        renew: Callable[[], Awaitable[None]],
+        *,
+        accept: tuple[str, str] = ("", ""),
     ) -> None:
+        """*accept*: header Accept of a list and of a watch; "": the whole objects as JSON."""
         self._call = call
         self._where = where
         self._renew = renew
         self._accept = accept
 
-    def _asked(self, **more: Any) -> dict[str, Any]:
-        headers = {"_headers": {"Accept": self._accept}} if self._accept else {}
+    def _asked(self, accept: str, **more: Any) -> dict[str, Any]:
+        headers = {"_headers": {"Accept": accept}} if accept else {}
         return {**self._where, **headers, **more}
 
     async def page(self, *, limit: int, token: str) -> bytes:
         paging: dict[str, Any] = {"limit": limit} if limit else {}
         if token:
             paging["_continue"] = token
-        async with _answer(self._call, self._renew, **self._asked(**paging, _request_timeout=LIST)) as answer:
+        asked = self._asked(self._accept[0], **paging, _request_timeout=LIST)
+        async with _answer(self._call, self._renew, **asked) as answer:
             return await _within(LIST, _read(answer))
 
     async def watch(self, version: str) -> AsyncGenerator[bytes, None]:
         seconds = int(WATCH[0] + (WATCH[1] - WATCH[0]) * int.from_bytes(os.urandom(2), "big") / 65536)
         asked = self._asked(
+            self._accept[1],
             watch=True,
             allow_watch_bookmarks=True,
             resource_version=version,
@@ -201,6 +228,8 @@ async def connect(kubeconfig: Path | None = None, context: str | None = None) ->
             raise ApiError("the credentials cannot be read", status=401) from None
 
     await load()
+    # From Python 3.13 on, strict checks refuse authorities without key usage, as older EKS and microk8s have them.
+    configuration.disable_strict_ssl_verification = True
     api = client.ApiClient(configuration)
     # One page or watch each for pods and nodes, and an event now and then.
     connector = aiohttp.TCPConnector(limit=8, ssl=api.rest_client.ssl_context, socket_factory=_socket)
@@ -221,4 +250,5 @@ def _socket(address: Any) -> socket.socket:
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, 1)  # a server that is away is tried again after 3 s, not 10
     return made

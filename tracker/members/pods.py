@@ -11,6 +11,7 @@ from tracker.members.events import Events
 from tracker.members.kube import connect
 from tracker.members.podset import Member, Node, NodeZones, Pod, PodSet
 from tracker.members.reflector import Reflector
+from tracker.members.taints import Taints
 
 
 class KubernetesDiscovery:
@@ -29,6 +30,7 @@ class KubernetesDiscovery:
         kubeconfig: Path | None = None,
         context: str | None = None,
         events: Events | None = None,
+        taints: Taints | None = None,
         backoff: Backoff = USUAL,
     ) -> None:
         self._namespace = namespace
@@ -37,6 +39,7 @@ class KubernetesDiscovery:
         self._kubeconfig = kubeconfig
         self._context = context
         self._events = events
+        self._taints = taints
         self._backoff = backoff
         self._pods = PodSet()
         self._zones = NodeZones()
@@ -72,6 +75,8 @@ class KubernetesDiscovery:
         return self._zones.zone(found.node) if found else ""
 
     def note(self, ip: str, reason: Reason, message: str) -> None:
+        if self._taints is not None and reason is Reason.JOINED and (found := self.member(ip)) is not None:
+            self._taints.note(found.node)
         if self._events is not None:
             self._events.note(self.member(ip), reason, message, asyncio.get_running_loop().time())
 
@@ -98,3 +103,5 @@ class KubernetesDiscovery:
                 tasks.create_task(nodes.run())
             if self._events is not None:
                 tasks.create_task(self._events.run(kube.post))
+            if self._taints is not None:
+                tasks.create_task(self._taints.run(kube.lift))

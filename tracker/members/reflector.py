@@ -24,14 +24,19 @@ from tracker.members.podset import Meta
 
 log = logging.getLogger("shoal.tracker")
 
-PAGE = 250
-"""Objects per page: about 4 MiB of pods, decoded in a few milliseconds."""
+PAGES = (250, 1000, 4000)
+"""Objects per page: about 4 MiB of pods, decoded in a few milliseconds. A reader too slow for the life of a page's
+token takes longer pages, and never all in one piece."""
 
 STEADY = 5.0
 """Seconds after which a watch that ends has been a good one: the next one follows at once."""
 
 PATIENCE = 3
 """Failed watches in a row after which the resource version is doubted and the list read again."""
+
+LONGEST_AWAY = 0.8
+"""Seconds between two tries while the server does not answer at all, or is starting: who joins when it is back is known
+within a second. A tracker or two cannot hurt it with that."""
 
 
 class ApiError(Exception):
@@ -49,7 +54,7 @@ class Api(Protocol):
     """One collection of the API."""
 
     async def page(self, *, limit: int, token: str) -> bytes:
-        """The JSON of a list. *limit* 0: everything. *token*: `continue` of the page before. Raises ApiError."""
+        """The JSON of a list. *limit*: objects at most. *token*: `continue` of the page before. Raises ApiError."""
 
     def watch(self, version: str) -> AsyncGenerator[bytes, None]:
         """The lines of a watch from *version* on, with bookmarks, until the server ends it. Raises ApiError."""
@@ -105,21 +110,52 @@ class Course:
     """Resource version to watch from; "": list first."""
     failures: int = 0
     """Tries in a row that brought nothing."""
+    early: int = 0
+    """Watches in a row that the server ended at once, and that brought nothing."""
+    status: int = -1
+    """What the last failure was; -1: none, or a watch that ended early."""
 
     def moved(self) -> None:
         """An object changed: the API works."""
-        self.failures = 0
+        self.failures = self.early = 0
 
-    def ended(self, lived: float) -> None:
-        """The server ended the watch after *lived* seconds, as it does now and then."""
-        self.failures = 0 if lived >= STEADY else self.failures + 1
+    def ended(self, lived: float) -> bool:
+        """The server ended the watch after *lived* seconds, as it does now and then.
+
+        True: it does so again and again. That is how a server ends a watch that it cannot serve, without a word, so
+        the version is doubted.
+        """
+        self.status = -1
+        if lived >= STEADY:
+            self.moved()
+            return False
+        self.failures += 1
+        self.early += 1
+        if self.early < PATIENCE:
+            return False
+        if self.early % PATIENCE == 0:
+            self.version = ""
+        return True
 
     def failed(self, error: ApiError) -> None:
         """A list or watch failed. The version is kept only where the server may yet know it."""
+        if (error.status == 0) != (self.status == 0):
+            self.failures = 0  # it went, or it is back: what it says now is another trouble
         self.failures += 1
+        self.status = error.status
         passing = error.status in (0, 401, 403, 429) or error.status >= 500
-        if not passing or self.failures % PATIENCE == 0:
+        # A server that is away says nothing about the version.
+        if not passing or (error.status != 0 and self.failures % PATIENCE == 0):
             self.version = ""
+
+    def pause(self, backoff: Backoff, chance: float, asked: float) -> float:
+        """Seconds until the next try."""
+        if not self.failures or (self.status == 410 and self.failures == 1):
+            return 0.0  # 410 says what to do: list, now
+        full = backoff.delay(self.failures, chance)
+        if self.status in (0, 401) or self.status >= 500:
+            full = min(full, LONGEST_AWAY)
+        return max(full, min(asked, backoff.longest))
 
 
 class Reflector(Generic[T]):
@@ -160,10 +196,11 @@ class Reflector(Generic[T]):
             asked = 0.0
             try:
                 if not course.version:
-                    course.version = await self._list()
+                    course.version = await self._list(quiet=course.early >= PATIENCE)
                 began = time.monotonic()
                 await self._watch(course)
-                course.ended(time.monotonic() - began)
+                if course.ended(time.monotonic() - began):
+                    self._tell(ApiError("watches end at once"))
             except ApiError as error:
                 asked = error.retry_after
                 course.failed(error)
@@ -172,13 +209,15 @@ class Reflector(Generic[T]):
             except msgspec.MsgspecError:
                 course.failed(ApiError("malformed", status=400))
                 self._tell(ApiError("malformed"))
-            if course.failures:
-                await asyncio.sleep(self._backoff.delay(course.failures, self._chance(), asked))
+            if (pause := course.pause(self._backoff, self._chance(), asked)) > 0:
+                await asyncio.sleep(pause)
 
-    async def _list(self) -> str:
-        """Read everything, page by page, and put it in place at once. Returns its resource version."""
-        limit = PAGE
-        while True:
+    async def _list(self, *, quiet: bool) -> str:
+        """Read everything, page by page, and put it in place at once. Returns its resource version.
+
+        *quiet*: that a list can be read does not end the trouble.
+        """
+        for limit in PAGES:
             items: list[T] = []
             token = ""
             try:
@@ -189,11 +228,9 @@ class Reflector(Generic[T]):
                     if not token:
                         break
             except ApiError as error:
-                # A continue token lives 5 to 15 minutes: a reader too slow for pages takes all at once.
-                if error.status != 410 or not token or not limit:
+                if error.status != 410 or not token or limit == PAGES[-1]:
                     raise
-                limit = 0
-                continue
+                continue  # a continue token lives 5 to 15 minutes: again, with longer pages
             version = page.metadata.resource_version
             if not version:
                 raise ApiError("a list without resourceVersion", status=400)
@@ -201,8 +238,10 @@ class Reflector(Generic[T]):
             first, self.ready = not self.ready, True
             if self._copy.replace(items) or first:
                 self._on_change()
-            self._tell(None)
+            if not quiet:
+                self._tell(None)
             return version
+        raise AssertionError("the last page size returns or raises")
 
     async def _watch(self, course: Course) -> None:
         """Follow the changes until the server ends the stream."""
