@@ -95,6 +95,17 @@ class _Upstream(msgspec.Struct):
     seconds: float
 
 
+class _Conflict(msgspec.Struct):
+    key: str
+    taken: str
+    refused: str
+
+
+class _Turned(msgspec.Struct):
+    address: str
+    reason: str
+
+
 class _State(msgspec.Struct):
     uptime: float
     ready: bool
@@ -105,6 +116,8 @@ class _State(msgspec.Struct):
     totals: dict[str, float]
     blame: list[_Blamed]
     upstreams: list[_Upstream]
+    conflicts: list[_Conflict] = []
+    refused: list[_Turned] = []
 
 
 class _Agent(msgspec.Struct):
@@ -240,6 +253,13 @@ def _summary(one: Told) -> Iterator[str]:
     )
     for blame in state.blame[:BLAMED]:
         yield f"blamed: {blame.name} ({blame.agent}), {blame.what}: {blame.reason}"
+    for rival in state.conflicts:
+        yield (
+            f"conflict: {rival.taken} and {rival.refused} both announce {rival.key}, so {rival.refused} works alone: "
+            "give one of them another --swarm-listen"
+        )
+    for turned in state.refused:
+        yield f"without this tracker: {turned.address}, refused: {turned.reason}"
     for upstream in state.upstreams:
         yield f"upstream {upstream.host} asked us to wait {upstream.seconds:.0f} s more"
 

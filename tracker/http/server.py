@@ -201,6 +201,8 @@ class TrackerServer:
     def _tell_refusal(self, request: web.BaseRequest, refused: Refused) -> None:
         """Name who was refused and why: once a minute per address and kind, or an agent stays away unseen."""
         remote = request.remote or ""
+        if isinstance(refused, NotAMember):
+            self.cluster.refusals.note(remote, str(refused), self.cluster.now())
         before = self._seldom.due((remote, refused.code), self.cluster.now())
         if before is not None:
             fields = {"from": remote, "code": refused.code, "reason": str(refused)[:200], "held_back": before}

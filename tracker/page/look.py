@@ -113,6 +113,14 @@ class Look:
             upstreams={host: self._wall(self._at + left) for host, left in cluster.backoffs.since(0, self._at)},
             failures=failures,
             quarantined={key: self._quarantine(key, until) for key, until in self._quarantined.items()},
+            conflicts={
+                rival.key: views.Conflict(taken=rival.taken, refused=rival.refused, since=self._wall(rival.since))
+                for rival in cluster.rivals.standing(self._at)
+            },
+            refused={
+                one.address: views.Turned(reason=one.reason, since=self._wall(one.since))
+                for one in cluster.refusals.standing(self._at)
+            },
             blame=tuple(self._blamed(entry) for entry in list(reversed(cluster.trust.record))[:BLAME]),
             active=self.swarms(Ask(limit=ACTIVE)),
         )

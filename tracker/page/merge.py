@@ -114,6 +114,8 @@ def _clusters(parts: Sequence[views.ClusterView]) -> views.ClusterView:
         upstreams=upstreams,
         failures=dict(failures),
         quarantined=quarantined,
+        refused={key: found for part in parts for key, found in part.refused.items()},
+        conflicts={key: found for part in parts for key, found in part.conflicts.items()},
         blame=tuple(blame[:BLAME]),
         active=swarms([part.active for part in parts], 0, ACTIVE),
     )

@@ -46,6 +46,23 @@ class Upstream(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class Conflict(msgspec.Struct, frozen=True):
+    """Two agents that announce one address. *key*: it; *taken*, *refused*: their nodes; *age*: since when."""
+
+    key: str
+    taken: str
+    refused: str
+    age: float
+
+
+class Turned(msgspec.Struct, frozen=True):
+    """An address that was refused, and so works alone. *age*: since when."""
+
+    address: str
+    reason: str
+    age: float
+
+
 class State(msgspec.Struct, frozen=True):
     """GET /api/v1/state. *totals*: sums of what agents count (bytes). *boards*: by state."""
 
@@ -63,6 +80,8 @@ class State(msgspec.Struct, frozen=True):
     """Agent -> seconds left."""
     blame: list[Blamed]
     upstreams: list[Upstream]
+    conflicts: list[Conflict]
+    refused: list[Turned]
 
 
 class AgentLine(msgspec.Struct, frozen=True):
@@ -184,6 +203,11 @@ def state(cluster: Cluster, *, ready: bool) -> State:
             for entry in reversed(cluster.trust.record)
         ],
         upstreams=[Upstream(host, round(left, 1)) for host, left in cluster.backoffs.since(0, now)],
+        conflicts=[
+            Conflict(rival.key, rival.taken, rival.refused, round(now - rival.since, 1))
+            for rival in cluster.rivals.standing(now)
+        ],
+        refused=[Turned(one.address, one.reason, round(now - one.since, 1)) for one in cluster.refusals.standing(now)],
     )
 
 

@@ -62,6 +62,21 @@ class Blamed(View, frozen=True, kw_only=True):
     reason: str
 
 
+class Conflict(View, frozen=True, kw_only=True):
+    """Two agents that announce one address and port. *taken*: the node that is taken; *refused*: the other."""
+
+    taken: str
+    refused: str
+    since: float
+
+
+class Turned(View, frozen=True, kw_only=True):
+    """An address that is refused, and so works alone."""
+
+    reason: str
+    since: float
+
+
 class Hour(View, frozen=True, kw_only=True):
     """The last hour. *steps*: start of a step -> bytes that came from [upstream, peers] in it; without a step: none."""
 
@@ -130,6 +145,10 @@ class ClusterView(View, frozen=True, kw_only=True):
     failures: dict[str, int]
     """Claims that upstream did not fulfil since the tracker started, by why: refused, busy, broken."""
     quarantined: dict[str, Quarantined]
+    conflicts: dict[str, Conflict] = {}
+    """Address -> the two agents that announce it."""
+    refused: dict[str, Turned] = {}
+    """Address -> why it is no member here."""
     blame: tuple[Blamed, ...]
     active: SwarmList
     """The swarms at the top of the list."""

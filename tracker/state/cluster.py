@@ -28,6 +28,8 @@ from tracker.state.alarm import Alarm
 from tracker.state.announce import Announce, Counts, Told
 from tracker.state.history import History, growth
 from tracker.state.offers import NAMED, Asking
+from tracker.state.refusals import Refusals
+from tracker.state.rivals import PROOF, Rivals, explain
 from tracker.state.swarms import Announcer, Raw, Swarm, Swarms
 from tracker.state.tags import Names
 from tracker.state.trust import Backoffs, Trust
@@ -73,6 +75,8 @@ class Cluster:
         self.names = Names(settings.names_keep, settings.max_names)
         self.trust = Trust(settings.quarantine)
         self.backoffs = Backoffs()
+        self.rivals = Rivals()
+        self.refusals = Refusals()
         self.stopping = False
         self._name_waiters: dict[str, list[asyncio.Future[None]]] = {}
 
@@ -91,13 +95,14 @@ class Cluster:
             if not 0 < me.port < 65536 or not me.session or len(me.session) > 64:
                 raise Malformed("port must be 1 to 65535, session 1 to 64 characters")
             if self.agents.is_retired(key, me.session):
-                raise Outdated("this session was replaced")
+                raise Outdated(self._replaced(key, agent, me, now))
             if agent is not None:
                 self.forget(agent, "replaced", replaced=True)
             if len(self.agents) >= self.settings.max_agents:
                 raise Unready("too many agents")
             agent = self.agents.add(me, visitor.ip, visitor.zone, now)
             self.metrics.agents.set(len(self.agents))
+            self.refusals.forget(agent.ip)
             log.info("agent.joined", extra={"fields": {"agent": key, "name": agent.name, "zone": agent.zone}})
             self._note(agent.ip, Reason.JOINED, f"Joined as {agent.name}")
             self._watch_silence(agent, now + SILENCE)
@@ -107,6 +112,15 @@ class Cluster:
             agent.peer = wire.Peer(ip=agent.ip, port=agent.port, lane=me.lane)
         agent.seen = now
         return agent
+
+    def _replaced(self, key: str, agent: Agent | None, me: wire.Me, now: float) -> str:
+        """Why a session that was replaced is refused, as one line."""
+        if agent is None:
+            return "this session was replaced"
+        rival = self.rivals.note(key, agent.name, me.node[:253], now)
+        if rival.times == PROOF:
+            log.error("agent.rivals", extra={"fields": {"agent": key, "taken": rival.taken, "refused": rival.refused}})
+        return explain(rival) if rival.times >= PROOF else "this session was replaced"
 
     def forget(self, agent: Agent, why: str, *, replaced: bool = False) -> None:
         """*agent* is gone: its claims are free at once, and it is handed to nobody."""

@@ -20,6 +20,10 @@ function warnings(data) {
   return [
     lost.length && h("p.notice", { role: "alert" }, h("strong", `${plural(lost.length, "tracker does", "trackers do")} not answer; what only it knows is missing here.`),
       lost.map(([url, replica]) => `${url}: ${replica.error}. `), "Agents go to the others meanwhile. See that it runs, and that this tracker may reach it."),
+    ...Object.entries(data.conflicts).map(([key, found]) => h("p.notice", { role: "alert", "data-key": `conflict ${key}` }, h("strong", `${found.taken} and ${found.refused} both announce ${key}.`),
+      " They replace each other, and the one that is refused works alone. Give one of them another --swarm-listen port, or an address of its own.")),
+    Object.keys(data.refused).length && h("p.notice", { role: "alert" }, h("strong", `${plural(Object.keys(data.refused).length, "address is", "addresses are")} refused, and whoever is there works alone.`),
+      Object.entries(data.refused).map(([address, found]) => ` ${address}: ${found.reason}.`), " See that --member, --member-name or --selector covers the agents."),
     !data.replicas[""].ready && h("p.notice", { role: "alert" }, h("strong", "This tracker is not ready."), "It does not know the members yet, or it stops. Look for discovery_failing in its log."),
   ];
 }
