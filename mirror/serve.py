@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
+import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -30,6 +32,7 @@ from mirror.upstream.client import Upstream
 from mirror.upstream.dockerconfig import DockerConfig, DockerConfigInvalid
 from mirror.upstream.guard import Guard
 from mirror.upstream.limits import Limits
+from mirror.upstream.proxies import Proxies, ProxyInvalid, from_environment
 from mirror.upstream.registries import Registries, RegistriesInvalid
 from mirror.upstream.transport import Deadlines
 from mirror.upstream.urlrules import UrlRules, named_hosts
@@ -72,7 +75,7 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
         swarm = Swarm(settings.swarm(), prometheus)
         try:
             upstream = await stack.enter_async_context(await upstream_of(settings, prometheus))
-        except (DockerConfigInvalid, RegistriesInvalid) as error:
+        except (DockerConfigInvalid, ProxyInvalid, RegistriesInvalid) as error:
             raise SettingsInvalid(str(error)) from None
         telling: set[asyncio.Task[None]] = set()
 
@@ -165,14 +168,52 @@ async def upstream_of(settings: MirrorSettings, prometheus: CollectorRegistry) -
         credentials = DockerConfig([settings.docker_config])
         await credentials.load()
     general = Limits(connections=settings.upstream_connections, rate=settings.upstream_rate)
+    own = own_addresses(settings.listen, settings.metrics_listen, settings.swarm_listen)
     return Upstream(
         registries,
         credentials=credentials,
         guard=Guard(lambda host: registries.limits(host, general), metrics=prometheus),
         url_rules=UrlRules(named=(*settings.blob_host, *named_hosts((*registries.allow, *registries.configured)))),
-        deadlines=Deadlines(stall=settings.upstream_timeout),
-        private=AddressRules(private=settings.private_upstreams),
+        deadlines=deadlines_of(settings.upstream_timeout),
+        private=AddressRules(private=settings.private_upstreams, own=own),
+        public=AddressRules(private=False, own=own),
+        proxies=proxies_of(os.environ),
     )
+
+
+def deadlines_of(timeout: float) -> Deadlines:
+    """The deadlines for upstreams, from `--upstream-timeout` in seconds."""
+    return Deadlines(connect=min(Deadlines.connect, timeout), first_byte=timeout, slow=4 * timeout, stall=timeout)
+
+
+def own_addresses(*places: Endpoint) -> frozenset[tuple[str, int]]:
+    """Where this agent listens, as far as its flags tell: it must not take itself for a registry."""
+    own = set()
+    for place in places:
+        with contextlib.suppress(ValueError):
+            address = ipaddress.ip_address("127.0.0.1" if place.host == "localhost" else place.host)
+            own.add((str(address), place.port))
+            if address.is_unspecified:
+                own |= {("127.0.0.1", place.port), ("::1", place.port)}
+    return frozenset(own)
+
+
+def proxies_of(environment: Mapping[str, str]) -> Proxies:
+    """The proxies of the environment, and a line in the log that says what they change. Raises ProxyInvalid."""
+    proxies = from_environment(environment)
+    if proxies:
+        fields = {"proxies": ",".join(proxies.places), "no_proxy": ",".join(proxies.bypass)}
+        log.info("upstream-proxies", extra={"fields": fields})
+        log.warning(
+            "address-rules-by-proxy",
+            extra={
+                "fields": {
+                    "note": "names are looked up by the proxy: which addresses it may reach for us is for it to say; "
+                    "addresses in a URL are still judged here"
+                }
+            },
+        )
+    return proxies
 
 
 def registries_of(settings: MirrorSettings) -> Registries:

@@ -28,7 +28,9 @@ from swarm.base.flags import (
 )
 from swarm.settings import SwarmSettings
 
-_PATTERN = re.compile(r"[A-Za-z0-9.*?_-]+(:[0-9*]+)?(/[a-z0-9.*?_/-]*)?|\[[0-9a-f:]+\](:\d+)?(/[a-z0-9.*?_/-]*)?")
+_PATTERN = re.compile(
+    r"(?:[A-Za-z0-9.*?_-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9*?]+)?(?:/[a-z0-9.*?_/-]*)?|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f.]*"
+)
 
 
 class TagTtl(NamedTuple):
@@ -45,22 +47,23 @@ class TagTtl(NamedTuple):
         return f"{self.host}={time}" if self.host else time
 
 
+def parse_registry(text: str) -> str:
+    """`host` or `host:port`, in lower case. Raises ValueError."""
+    plain = text.strip().lower()
+    where = parse_endpoint(plain, port=443)
+    host = f"[{where.host}]" if ":" in where.host else where.host
+    return f"{host}:{where.port}" if re.search(r":\d+$", plain) else host
+
+
 def parse_tag_ttl(text: str) -> TagTtl:
     """`10s`, `0`, `off`, or one of them for one registry: `registry.example:5000=1m`. Raises ValueError."""
     host, equals, time = text.strip().rpartition("=")
     try:
         if equals:
-            parse_endpoint(host, port=443)
+            host = parse_registry(host)
         return TagTtl(host.lower(), None if time.lower() == "off" else parse_duration(time))
     except ValueError:
         raise ValueError(f"{text!r} is no tag TTL; write 10s, 0, off, or one for a registry: HOST=1m") from None
-
-
-def parse_registry(text: str) -> str:
-    """`host` or `host:port`, in lower case. Raises ValueError."""
-    plain = text.strip().lower()
-    parse_endpoint(plain, port=443)
-    return plain
 
 
 def parse_pattern(text: str) -> str:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import trustme
+from yarl import URL
 
+from mirror.upstream.registries import place_of
 from tests.parts import podman, skopeo, tokenserver
 from tests.parts.cluster import cluster
 from tests.parts.containerd import containerd
@@ -72,7 +74,8 @@ async def test_a_registry_with_tokens_and_a_private_authority(origin: Registry, 
             f'[registry."{guarded.host}"]\nurl = "https://{guarded.host}"\nca = "{tmp_path}/ca.pem"\n'
         )
         known = f"--registries={tmp_path}/registries.toml"
-        async with cluster(tmp_path, agents=2, flags=[known, f"--docker-config={tmp_path}/config.json"]) as whole:
+        near = f"--plain-http={place_of(URL(tokens.url))}"  # it is on this machine, too
+        async with cluster(tmp_path, agents=2, flags=[known, near, f"--docker-config={tmp_path}/config.json"]) as whole:
             first, second = whole.agents
             async with containerd(tmp_path) as daemon:
                 daemon.mirror(guarded.host, first.url, fallback=False)
@@ -86,12 +89,12 @@ async def test_a_registry_with_tokens_and_a_private_authority(origin: Registry, 
             assert {asked["scope"] for asked in tokens.asked} == {f"repository:{REPOSITORY}:pull"}
             assert len(tokens.asked) <= len(whole.agents), "one token for each agent, however many clients"
 
-            stranger = await whole.add(known, f"--docker-config={tmp_path}/empty.json")
+            stranger = await whole.add(known, near, f"--docker-config={tmp_path}/empty.json")
             assert (await stranger.blob(image.layers[0], guarded.host)).digest == image.layers[0].digest
             secret = tmp_path / "secret"
             secret.mkdir()
             (secret / "config.json").write_text(config(guarded.host, "wrong"))
-            strict = await whole.add(known, "--no-share-private", f"--docker-config={secret}/config.json")
+            strict = await whole.add(known, near, "--no-share-private", f"--docker-config={secret}/config.json")
             for what in (image.layers[0], image.config):
                 assert (await strict.blob(what, guarded.host)).status == 404
             assert (await strict.manifest(REPOSITORY, "v1", guarded.host)).status == 404
@@ -115,7 +118,7 @@ async def test_a_401_in_the_middle_of_a_blob(tmp_path: Path) -> None:
         token_server(tmp_path) as tokens,
         registry(tmp_path, auth=tokens.auth) as guarded,
         counter(guarded.url, tmp_path) as upstream,
-        cluster(tmp_path) as whole,
+        cluster(tmp_path, flags=[f"--plain-http={place_of(URL(tokens.url))}"]) as whole,
     ):
         blob = guarded.plant(REPOSITORY, 24 * MIB, 910)
         challenge = f'Bearer realm="{tokens.url}",service="{tokenserver.SERVICE}"'

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from mirror.front import manifests
+from mirror.upstream import manifests
 from tests.parts import data
 from tests.parts.counter import Rule, counter
 from tests.parts.front import Agent, agent

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.front import manifests, oci
+from mirror.front import oci
 from mirror.front.access import Accepted, Standing, fingerprint
 from mirror.front.oci import Refusal, Route
+from mirror.upstream import manifests
+from mirror.upstream.transport import HOP_HEADER
+from tests.parts.front import file_agent
 
 HEX = "0123456789abcdef" * 4
 DIGEST = f"sha256:{HEX}"
@@ -117,13 +121,19 @@ def test_which_registry_is_meant(ns: str | None, registry: str) -> None:
         ("library/alpine", None, "docker.io", "library/alpine"),
         ("team/quay.io/app", None, "docker.io", "team/quay.io/app"),
         ("alpine.old", None, "docker.io", "alpine.old"),
-        ("team_5000/app", None, "docker.io", "team_5000/app"),
+        ("kind-registry_5000/team/app", None, "kind-registry:5000", "team/app"),
+        ("harbor/team/app", None, "harbor", "team/app"),
+        ("harbor", None, "docker.io", "harbor"),
+        ("harbors/app", None, "docker.io", "harbors/app"),
         ("a__b.c/app", None, "docker.io", "a__b.c/app"),
     ],
 )
 def test_a_registry_in_the_name(name: str, ns: str | None, registry: str, repository: str) -> None:
     """For clients that cannot say `ns`: CRI-O, podman, skopeo, Docker."""
-    assert oci.meant(Route("manifest", name, "v1"), ns) == (registry, Route("manifest", repository, "v1"))
+    assert oci.meant(Route("manifest", name, "v1"), ns, {"harbor"}.__contains__) == (
+        registry,
+        Route("manifest", repository, "v1"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,20 +196,6 @@ def test_deep_nesting_is_no_manifest() -> None:
     assert manifests.media_type(b"[" * 1_000_000) is None
 
 
-@pytest.mark.parametrize(
-    ("link", "ours"),
-    [
-        ('</v2/a/tags/list?n=2&last=x>; rel="next"', '</v2/a/tags/list?n=2&last=x&ns=r.io>; rel="next"'),
-        ('<https://r.io/v2/a/tags/list?last=x>; rel="next"', '</v2/a/tags/list?last=x&ns=r.io>; rel="next"'),
-        ('<https://r.io/elsewhere>; rel="next"', None),
-        ("nonsense", None),
-    ],
-)
-def test_pages_stay_at_the_mirror(link: str, ours: str | None) -> None:
-    """A next page of tags is asked from us again, with the registry it belongs to."""
-    assert oci.next_link(link, "r.io") == ours
-
-
 def test_a_yes_is_fresh_then_old_then_forgotten() -> None:
     """By the clock that is passed in."""
     accepted = Accepted(10.0, keep=100.0)
@@ -227,3 +223,14 @@ def test_a_fingerprint_tells_apart_and_tells_nothing() -> None:
     assert fingerprint("a", "bc") != fingerprint("ab", "c")
     assert fingerprint("a", "b") == fingerprint("a", "b")
     assert b"secret" not in fingerprint("secret", "")
+
+
+async def test_an_agent_that_is_asked_by_an_agent_sends_it_away_at_once(tmp_path: Path) -> None:
+    """Its own address as a registry, or a ring of mirrors: nothing is asked upstream for it."""
+    async with file_agent(tmp_path) as (agent, swarm):
+        digest = swarm.add(b"content")
+        for path in (f"/v2/a/blobs/{digest}", "/v2/a/manifests/v1", "/v2/a/tags/list", "/blobs/http://127.0.0.1:1/x"):
+            status, _, _ = await agent.ask(path, headers={HOP_HEADER: "1"})
+            assert status == 404
+        assert swarm.opened == 0
+        assert (await agent.ask("/v2/", headers={HOP_HEADER: "1"}))[0] == 200

@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from mirror.front import manifests
+from mirror.upstream import manifests
 from tests.parts import data
 from tests.parts.counter import Counter, Rule
 from tests.parts.front import Agent, agent

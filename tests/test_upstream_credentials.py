@@ -80,7 +80,7 @@ def test_the_narrowest_key_wins_and_then_the_earlier_file() -> None:
     second = config(auths={"reg.example": auth("second"), "reg.example/team/app/deep": auth("deep")})
 
     def user(repository: str, host: str = "reg.example") -> str:
-        found = find([first, second], host, repository)
+        found = find([first, second], host, repository)[0]
         assert isinstance(found, Credential)
         return found.username
 
@@ -89,7 +89,7 @@ def test_the_narrowest_key_wins_and_then_the_earlier_file() -> None:
     assert user("team/app") == "app"
     assert user("team/app/deep/er") == "deep"
     assert user("x", "other.example") == "glob"
-    assert find([first, second], "reg.test", "x") is None
+    assert find([first, second], "reg.test", "x") == []
 
 
 def test_helpers_named_for_a_host_come_first_and_the_store_last() -> None:
@@ -98,12 +98,12 @@ def test_helpers_named_for_a_host_come_first_and_the_store_last() -> None:
         credHelpers={"gcr.io": "gcloud", "*.dkr.ecr.eu-west-1.amazonaws.com": "ecr-login"},
         credsStore="desktop",
     )
-    assert find([found], "gcr.io", "a/b") == ("gcloud", "gcr.io")
+    assert find([found], "gcr.io", "a/b") == [("gcloud", "gcr.io"), ("desktop", "gcr.io")]
     ecr = "123.dkr.ecr.eu-west-1.amazonaws.com"
-    assert find([found], ecr, "a") == ("ecr-login", ecr)
-    assert find([found], "ghcr.io", "a") == ("desktop", "ghcr.io")
-    assert find([found], "docker.io", "library/a") == ("desktop", "https://index.docker.io/v1/")
-    assert isinstance(find([found], "reg.example", "a"), Credential)
+    assert find([found], ecr, "a") == [("ecr-login", ecr), ("desktop", ecr)]
+    assert find([found], "ghcr.io", "a") == [("desktop", "ghcr.io")]
+    assert find([found], "docker.io", "library/a") == [("desktop", "https://index.docker.io/v1/")]
+    assert isinstance(find([found], "reg.example", "a")[0], Credential)
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,10 @@ def test_helpers_named_for_a_host_come_first_and_the_store_last() -> None:
     ],
 )
 def test_forms_of_an_entry(entry: dict[str, str], credential: Credential) -> None:
-    assert find([config(auths={"reg.example": entry})], "reg.example", "x") == credential
-    assert find([parse(json.dumps({"reg.example": {"auth": ""} | entry}), "legacy")], "reg.example", "x") == credential
+    assert find([config(auths={"reg.example": entry})], "reg.example", "x") == [credential]
+    assert find([parse(json.dumps({"reg.example": {"auth": ""} | entry}), "legacy")], "reg.example", "x") == [
+        credential
+    ]
 
 
 @pytest.mark.parametrize(

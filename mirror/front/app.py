@@ -18,6 +18,7 @@ from mirror.front.streaming import StreamingFront
 from mirror.front.urls import PREFIXES
 from mirror.front.v2 import RegistryFront
 from mirror.metrics import FrontMetrics
+from mirror.upstream.transport import HOP_HEADER
 
 log = logging.getLogger("shoal.mirror")
 
@@ -67,6 +68,9 @@ class Front:
                 self.metrics.refused.inc()
                 raise Refusal("TOOMANYREQUESTS", "too many requests at once", headers={"Retry-After": "1"})
             path = raw_path.partition("?")[0]
+            if HOP_HEADER in request.headers and path not in ("/v2", "/v2/"):
+                # An agent asks an agent: itself, or one of a ring. Whoever is really asked goes to the registry.
+                raise Refusal("NAME_UNKNOWN", "agents are no registries for one another")
             if path == "/v2" or path.startswith("/v2/"):
                 return await self.registry.answer(request, path)
             if path.startswith(PREFIXES):

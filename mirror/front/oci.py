@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode
 
 from swarm.blob import digest as digests
 
@@ -18,7 +19,7 @@ _NAME = re.compile(rf"{_PART}(?:/{_PART})*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _NS = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
-_HOST_IN_NAME = re.compile(rf"(?P<host>localhost|{_LABEL}(?:\.{_LABEL})+)(?:_(?P<port>[0-9]{{1,5}}))?")
+_HOST_IN_NAME = re.compile(rf"(?P<host>{_LABEL}(?:\.{_LABEL})*)(?:_(?P<port>[0-9]{{1,5}}))?")
 _API = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|referrers|tags)/(?P<reference>[^/]+)", re.DOTALL)
 _UPLOADS = re.compile(r"/v2/(?P<name>.+)/blobs/uploads(?:/.*)?", re.DOTALL)
 
@@ -109,17 +110,19 @@ def route(method: str, raw_path: str) -> Route:
     return Route(kind, name, reference)
 
 
-def meant(route: Route, ns: str | None) -> tuple[str, Route]:
+def meant(route: Route, ns: str | None, named: Callable[[str], bool] = lambda _host: False) -> tuple[str, Route]:
     """The registry (see `registry`) and what is asked of it. Raises Refusal.
 
     Only containerd says `ns`. For everybody else the repository's name may begin with the registry, as in
     `quay.io/team/app`; `_` stands for the colon before a port, which no repository's name may hold
-    (`registry.example_5000/team/app`). Docker Hub has no names with a dot before the first slash.
+    (`registry.example_5000/team/app`). Docker Hub has no names with a dot, or `_` and a number, before the first
+    slash; any other word is a registry where *named* says that somebody configured it (`harbor/team/app`).
     """
     first, slash, rest = route.name.partition("/")
     if not ns and slash and (match := _HOST_IN_NAME.fullmatch(first)):
-        ns = match["host"] + (f":{match['port']}" if match["port"] else "")
-        route = replace(route, name=rest)
+        host = match["host"] + (f":{match['port']}" if match["port"] else "")
+        if match["port"] or "." in host or host == "localhost" or named(host):
+            ns, route = host, replace(route, name=rest)
     return registry(ns), route
 
 
@@ -134,13 +137,3 @@ def registry(ns: str | None) -> str:
 def without_ns(query: str) -> str:
     """*query* without the `ns` parameter, which is for mirrors only."""
     return urlencode([(key, value) for key, value in parse_qsl(query, keep_blank_values=True) if key != "ns"])
-
-
-def next_link(link: str, ns: str) -> str | None:
-    """Upstream's Link header (`<url>; rel="next"`) as a link to this mirror; None: not understood."""
-    target, _, rest = link.strip().removeprefix("<").partition(">")
-    parts = urlsplit(target)
-    if not parts.path.startswith("/v2/") or 'rel="next"' not in rest.replace(" ", ""):
-        return None
-    query = urlencode([*parse_qsl(without_ns(parts.query), keep_blank_values=True), ("ns", ns)])
-    return f'<{parts.path}?{query}>; rel="next"'

@@ -70,8 +70,12 @@ def parse(header: str | None) -> Asked | None:
 
 
 def resolve(asked: Asked | None, size: int) -> Resolved:
-    """The bytes that *asked* means in a blob of *size* bytes. Raises RangeUnsatisfiable."""
-    if asked is None:
+    """The bytes that *asked* means in a blob of *size* bytes. Raises RangeUnsatisfiable.
+
+    No range fits into an empty blob. `bytes=0-` is answered whole, as registries do it: clients that send it with
+    every request would otherwise fail over the empty file.
+    """
+    if asked is None or (not size and asked == Asked(0, None)):
         return Resolved(0, size, size, partial=False)
     if asked.first is None:
         # RFC 9110, 14.1.2: a suffix longer than the blob is the whole of it; one of length 0 is unsatisfiable.

@@ -10,9 +10,10 @@ from mirror.upstream.client import Upstream
 from swarm.blob.errors import SourceBroken
 from swarm.tracking.tags import Meaning
 
-ASK_DEADLINE = 5.0
-"""Seconds for upstream to say what a tag means (token, redirect and answer across an ocean take 1-2). After that
-the last known meaning answers, or containerd is sent upstream itself."""
+ASK_DEADLINE = 45.0
+"""Seconds for upstream to say what a tag means. One that answers nothing at all is known after 10 s or less
+(mirror/upstream/transport.py), and the last known meaning answers; one that is slow is waited for, as anybody who
+asked it directly would have to."""
 
 STALE = '110 shoal "Response is Stale"'
 """The Warning header (RFC 7234, 5.5.1) of a meaning that upstream did not confirm."""

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from mirror.front import manifests, oci, passthrough
+from mirror.front import oci, passthrough
 from mirror.front import tags as names
 from mirror.front.access import Accepted, Standing
 from mirror.front.account import ACCOUNT
 from mirror.front.bodies import Bodies, complete, is_known
+from mirror.front.links import LinkInvalid, next_page
 from mirror.front.oci import Refusal, Route
 from mirror.front.ranges import parse as parse_range
 from mirror.front.sending import read_span
 from mirror.metrics import FrontMetrics
+from mirror.upstream import manifests
 from mirror.upstream.client import Upstream
 from swarm.blob import digest as digests
 from swarm.blob.digest import Digest
@@ -48,7 +50,7 @@ class RegistryFront:
         account.kind = route.kind
         if route.kind == "check":
             return web.json_response({}, headers={"Docker-Distribution-Api-Version": "registry/2.0"})
-        ns, route = oci.meant(route, request.query.get("ns"))
+        ns, route = oci.meant(route, request.query.get("ns"), self.upstream.registries.is_named)
         account.upstream = ns
         if route.kind in ("tags", "referrers"):
             return await self._pass(request, route, ns)
@@ -183,7 +185,7 @@ class RegistryFront:
                 ns, request.method, route.path + (f"?{query}" if query else ""), request.headers
             ) as answer:
                 headers = dict(answer.headers)
-                if "Link" in headers and (link := oci.next_link(headers.pop("Link"), ns)):
+                if route.kind in ("tags", "referrers") and (link := next_page(answer.links, answer.url, route, ns)):
                     headers["Link"] = link
                 response = web.StreamResponse(status=answer.status, headers=headers)
                 if request.method == "HEAD" or answer.status == 304:
@@ -203,7 +205,7 @@ class RegistryFront:
             raise Refusal(
                 "TOOMANYREQUESTS", "the registry asks to come back later", status=429, headers=after
             ) from None
-        except SourceError as error:
+        except (SourceError, LinkInvalid) as error:
             account.note = str(error)
             raise Refusal(unknown, "this mirror cannot get it: ask its registry", status=404) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -65,13 +66,21 @@ class AddressRules:
     networks: tuple[Network, ...] = ()
     """Private networks that may be contacted although *private* is off."""
 
-    def allow(self, text: str) -> bool:
-        """Whether a connection to the IP address *text* may be made. No IP address: no."""
+    refused: tuple[Network, ...] = ()
+    """Networks that may not be contacted, whatever else is said."""
+
+    own: frozenset[tuple[str, int]] = frozenset()
+    """IP addresses and ports at which this agent itself listens: it must not ask itself."""
+
+    def allow(self, text: str, port: int = 0) -> bool:
+        """Whether a connection to the IP address *text* and *port* may be made. No IP address: no."""
         try:
             address = ipaddress.ip_address(text.partition("%")[0])
         except ValueError:
             return False
-        if is_never_allowed(address):
+        if is_never_allowed(address) or (str(embedded(address)), port) in self.own:
+            return False
+        if any(address in network or embedded(address) in network for network in self.refused):
             return False
         if self.private or is_public(address):
             return True
@@ -81,3 +90,29 @@ class AddressRules:
 def networks(texts: Iterable[str]) -> tuple[Network, ...]:
     """The networks that *texts* (CIDRs or single addresses) spell. Raises ValueError with one clear line."""
     return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
+
+
+LOOPBACK: tuple[Network, ...] = networks(("127.0.0.0/8", "::1/128"))
+"""This machine."""
+
+NODE_SERVICES: tuple[Network, ...] = networks(("127.0.0.1/32", "::1/128"))
+"""Where a node's own services listen."""
+
+
+class Place(enum.IntEnum):
+    """Where a host is, as seen from here; greater: further inside."""
+
+    PUBLIC = 0
+    PRIVATE = 1
+    LOOPBACK = 2
+
+
+def place_of_address(text: str) -> Place:
+    """Where the IP address *text* is. What is no address counts as public: it is trusted least."""
+    try:
+        address = embedded(ipaddress.ip_address(text.partition("%")[0]))
+    except ValueError:
+        return Place.PUBLIC
+    if address.is_loopback:
+        return Place.LOOPBACK
+    return Place.PUBLIC if is_public(address) else Place.PRIVATE

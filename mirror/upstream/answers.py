@@ -16,8 +16,12 @@ LONGEST_WAIT = 3600.0
 _CONTENT_RANGE = re.compile(r"\s*bytes\s+(?:(\d+)\s*-\s*(\d+)|\*)\s*/\s*(\d+|\*)\s*", re.IGNORECASE)
 
 
+_NO_RANGES = frozenset({400, 405, 406, 412, 413, 422, 501})
+"""What gateways and stores that do no ranges answer to one. 403 and 404 are about the blob."""
+
+
 @dataclass(frozen=True)
-class Place:
+class ContentRange:
     """Where in the blob the bytes of an answer belong."""
 
     total: int | None
@@ -56,14 +60,14 @@ def refusal(status: int, headers: Mapping[str, str], host: str) -> SourceError:
     text = f"{host} answered {status}"
     if status == 429 or (status == 503 and wait is not None):
         return SourceBusy(text, status=status, retry_after=wait)
-    if status in (408, 425) or status >= 500:
+    if status in (408, 425) or (status >= 500 and status != 501):
         return SourceBroken(text, status=status, retry_after=wait)
-    if 400 <= status < 500:
+    if 400 <= status < 500 or status == 501:  # RFC 9110, 15.6.2: it is not able to, now or later
         return SourceRefused(text, status=status)
     return SourceBroken(f"{text}, which no range request expects", status=status)
 
 
-def place(status: int, headers: Mapping[str, str], start: int, host: str) -> Place:
+def content_range(status: int, headers: Mapping[str, str], start: int, host: str) -> ContentRange:
     """Where the bytes of the answer to "bytes from *start*" belong.
 
     Raises SourceBroken if status and headers contradict each other or the request, and what
@@ -71,7 +75,7 @@ def place(status: int, headers: Mapping[str, str], start: int, host: str) -> Pla
     """
     length = _length(headers.get("Content-Length"), host)
     if status == 200:
-        return Place(total=length, offset=0, end=length, whole=True)
+        return ContentRange(total=length, offset=0, end=length, whole=True)
     if status not in (206, 416):
         raise refusal(status, headers, host)
     match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
@@ -82,7 +86,7 @@ def place(status: int, headers: Mapping[str, str], start: int, host: str) -> Pla
     if status == 416:
         # RFC 9110, 15.5.17: the size comes as `bytes */size`. Nothing is left from there on, which is no error.
         if first is None and total is not None and start >= total:
-            return Place(total=total, offset=total, end=total, whole=False)
+            return ContentRange(total=total, offset=total, end=total, whole=False)
         raise SourceBroken(f"{host} refused a range that lies inside the blob", status=status)
     if first is None:
         raise SourceBroken(f"{host} sent a Content-Range without a range", status=status)
@@ -91,7 +95,7 @@ def place(status: int, headers: Mapping[str, str], start: int, host: str) -> Pla
         raise SourceBroken(f"{host} sent another range than the one asked", status=status)
     if length is not None and length != end - offset:
         raise SourceBroken(f"{host} sent a Content-Length that contradicts its Content-Range", status=status)
-    return Place(total=total, offset=offset, end=end, whole=offset == 0 and end == total)
+    return ContentRange(total=total, offset=offset, end=end, whole=offset == 0 and end == total)
 
 
 def _length(value: str | None, host: str) -> int | None:
@@ -100,3 +104,12 @@ def _length(value: str | None, host: str) -> int | None:
     if not (value.isascii() and value.isdigit()):
         raise SourceBroken(f"{host} sent a Content-Length that is no number")
     return int(value)
+
+
+def is_range_refused(status: int, headers: Mapping[str, str], start: int) -> bool:
+    """Whether an answer refuses the range rather than the blob, which may be had whole then."""
+    if status == 416:
+        # RFC 9110, 15.5.17: with `bytes */size` and a start at or past it, it is the truth.
+        match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+        return match is None or match[1] is not None or not match[3].isdigit() or start < int(match[3])
+    return status in _NO_RANGES

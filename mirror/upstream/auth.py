@@ -11,8 +11,8 @@ import base64
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from cachetools import LRUCache, TLRUCache
@@ -27,6 +27,9 @@ TOKEN_MARGIN = 10.0
 
 LONGEST_TOKEN_LIFE = 6 * 3600.0
 """Seconds: no token is kept longer, whatever the realm says."""
+
+MOST_CREDENTIALS = 8
+"""Credentials that are tried for one request. Each one costs a round trip, and a registry counts failed logins."""
 
 _WORD = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _SCHEME = re.compile(rf"[\s,]*({_WORD})(?=[\s,]|$)")
@@ -73,19 +76,47 @@ class Grant:
     life: float
     """Seconds for which it may be used."""
 
+    credential: Credential | None = field(default=None, repr=False)
+    """What it was got with."""
+
+    fresh: bool = field(default=False, compare=False)
+    """Whether it was got for the request that it is sent with, so that a refusal of it is one of the credential."""
+
 
 class Credentials(Protocol):
     """Where credentials come from."""
 
-    async def find(self, host: str, repository: str) -> Credential | None:
-        """The credential for *repository* at registry *host*, None: go there anonymously."""
+    async def find(self, host: str, repository: str, skip: int = 0) -> Credential | None:
+        """The credential for *repository* at registry *host*: of all that fit the narrowest, after *skip* of them.
+
+        None: no further one; without any, one goes there anonymously.
+        """
 
 
 class NoCredentials:
     """Anonymous everywhere."""
 
-    async def find(self, host: str, repository: str) -> Credential | None:
+    async def find(self, host: str, repository: str, skip: int = 0) -> Credential | None:
         """None."""
+        return None
+
+
+class Chain:
+    """The credentials of several sources, those of the first source first."""
+
+    def __init__(self, *sources: Credentials) -> None:
+        self._sources = sources
+
+    async def find(self, host: str, repository: str, skip: int = 0) -> Credential | None:
+        """See Credentials."""
+        for source in self._sources:
+            for place in range(MOST_CREDENTIALS):
+                found = await source.find(host, repository, place)
+                if found is None:
+                    break
+                if not skip:
+                    return found
+                skip -= 1
         return None
 
 
@@ -150,35 +181,75 @@ class Authorizer:
         self._grants: TLRUCache[tuple[str, str, Credential | None], Grant] = TLRUCache(
             4096, ttu=lambda _key, grant, now: now + grant.life, timer=clock
         )
+        self._places: LRUCache[tuple[str, str], int] = LRUCache(4096)  # which of the credentials opened it
         self._asking: dict[tuple[str, str, Credential | None], asyncio.Task[Grant]] = {}
 
     async def known(self, host: str, repository: str) -> Grant | None:
         """The header to send at once: what worked before, renewed if it has run out; None: nothing is known."""
         challenge = self._challenges.get((host, repository))
-        return None if challenge is None else await self._grant(challenge, host, repository)
+        if challenge is None:
+            return None
+        place = self._places.get((host, repository), 0)
+        return await self._grant(challenge, host, repository, await self._credentials.find(host, repository, place))
 
     async def answer(
-        self, offered: Iterable[Challenge], host: str, repository: str, rejected: Grant | None
+        self, offered: Iterable[Challenge], host: str, repository: str, rejected: Sequence[Grant]
     ) -> Grant | None:
-        """The header that answers a 401, None: there is none. *rejected*: the header that got the 401."""
+        """The header that answers a refusal, None: there is none. *rejected*: what this request was refused with.
+
+        Credentials that fit are tried from the narrowest on, as kubelet does it. Without a challenge in *offered*
+        the last one still counts. Raises SourceRefused if the token service refuses the last of them.
+        """
         usable = {challenge.scheme: challenge for challenge in offered}
         challenge = usable.get("bearer") or usable.get("basic")
+        if challenge is None and rejected:
+            challenge = self._challenges.get((host, repository))
         if challenge is None:
             return None
         self._challenges[host, repository] = challenge
-        credential = await self._credentials.find(host, repository)
-        key = (host, repository, credential)
-        if rejected is not None and self._grants.get(key) == rejected:
-            del self._grants[key]
-        grant = await self._grant(challenge, host, repository)
-        return None if grant == rejected else grant
+        refused: SourceRefused | None = None
+        for place in range(MOST_CREDENTIALS):
+            credential = await self._credentials.find(host, repository, place)
+            if credential is None and place:
+                break
+            try:
+                grant = await self._again(challenge, host, repository, credential, rejected)
+            except SourceRefused as error:
+                refused = error
+                continue
+            if grant is not None:
+                self._places[host, repository] = place
+                return grant
+        self._places.pop((host, repository), None)
+        if refused is not None:
+            raise refused
+        return None
 
-    async def _grant(self, challenge: Challenge, host: str, repository: str) -> Grant | None:
-        credential = await self._credentials.find(host, repository)
+    async def _again(
+        self,
+        challenge: Challenge,
+        host: str,
+        repository: str,
+        credential: Credential | None,
+        rejected: Sequence[Grant],
+    ) -> Grant | None:
+        """A grant of *credential* that was not rejected yet; None: there is none."""
+        mine = [grant for grant in rejected if grant.credential == credential]
+        if any(grant.fresh for grant in mine):
+            return None
+        key = (host, repository, credential)
+        if self._grants.get(key) in mine:
+            del self._grants[key]  # it ran out before its time: the next one may do
+        grant = await self._grant(challenge, host, repository, credential)
+        return None if grant is None or grant in mine else replace(grant, fresh=True)
+
+    async def _grant(
+        self, challenge: Challenge, host: str, repository: str, credential: Credential | None
+    ) -> Grant | None:
         if credential is not None and credential.registry_token:
-            return Grant(f"Bearer {credential.registry_token}", own=True, life=0.0)
+            return Grant(f"Bearer {credential.registry_token}", own=True, life=0.0, credential=credential)
         if challenge.scheme == "basic":
-            return None if credential is None else Grant(credential.basic(), own=True, life=0.0)
+            return None if credential is None else Grant(credential.basic(), True, 0.0, credential)
         key = (host, repository, credential)
         grant = self._grants.get(key)
         if grant is not None:
@@ -222,4 +293,4 @@ class Authorizer:
         if status != 200:
             raise SourceRefused(f"the token service of {host} answered {status}", status=status)
         token, life = token_of(body, host)
-        return Grant(f"Bearer {token}", own=credential is not None, life=life)
+        return Grant(f"Bearer {token}", own=credential is not None, life=life, credential=credential)

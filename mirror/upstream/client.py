@@ -13,17 +13,21 @@ from typing import Self
 
 from yarl import URL
 
+from mirror.upstream import manifests
 from mirror.upstream.addresses import AddressRules
 from mirror.upstream.answers import refusal
 from mirror.upstream.auth import Credentials, NoCredentials
+from mirror.upstream.coding import is_identity
 from mirror.upstream.exchange import Exchanges, Target, bounded, usable_url
 from mirror.upstream.guard import Guard
+from mirror.upstream.proxies import Proxies
+from mirror.upstream.reach import Reach
 from mirror.upstream.registries import Forbidden, Registries
 from mirror.upstream.sources import Passed, UpstreamSource
-from mirror.upstream.transport import Deadlines, Transport
+from mirror.upstream.transport import Deadlines
 from mirror.upstream.urlrules import UrlRules
 from swarm.blob.digest import Digest, parse
-from swarm.blob.errors import DigestInvalid
+from swarm.blob.errors import DigestInvalid, SourceBroken
 from swarm.tracking.tags import Meaning
 
 MANIFEST_TYPES = (
@@ -37,6 +41,9 @@ MANIFEST_TYPES = (
 )
 MANIFEST_LIMIT = 4 << 20
 """Bytes: the largest manifest a registry must accept (distribution-spec, "Pushing Manifests")."""
+
+HEAD_REFUSED = frozenset({400, 403, 404, 405, 406, 501})
+"""What gateways that let only GET through answer to a HEAD; whether it is true, the GET tells (as Docker does)."""
 
 _PASSED_PATH = re.compile(
     r"/v2/(?P<repository>[^?]+?)/(?P<rest>tags/list|(?:referrers|manifests|blobs)/[^/?]+)(?P<query>\?[!-~]*)?"
@@ -53,7 +60,6 @@ _PASSED_BACK = (
     "Docker-Content-Digest",
     "ETag",
     "Last-Modified",
-    "Link",
     "OCI-Filters-Applied",
     "OCI-Subject",
 )
@@ -72,18 +78,20 @@ class Upstream:
         deadlines: Deadlines | None = None,
         private: AddressRules | None = None,
         public: AddressRules | None = None,
+        proxies: Proxies | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """*private*: addresses for registries and for hosts that *url_rules* name; *public*: for other URLs."""
-        self._exchanges = Exchanges(
-            registries or Registries(),
-            credentials or NoCredentials(),
-            guard or Guard(),
-            url_rules or UrlRules(),
-            Transport(private or AddressRules(private=True), deadlines or Deadlines()),
-            Transport(public or AddressRules(private=False), deadlines or Deadlines()),
-            clock,
+        registries, self._url_rules = registries or Registries(), url_rules or UrlRules()
+        reach = Reach(
+            registries,
+            self._url_rules,
+            private or AddressRules(private=True),
+            public or AddressRules(private=False),
+            deadlines or Deadlines(),
+            proxies or Proxies(),
         )
+        self._exchanges = Exchanges(registries, credentials or NoCredentials(), guard or Guard(), reach, clock)
 
     @property
     def registries(self) -> Registries:
@@ -119,30 +127,49 @@ class Upstream:
         parsed = usable_url(url)
         if parsed is None:
             raise Forbidden("not an absolute http or https URL")
-        if not self._exchanges.url_rules.allows(parsed):
+        if not self._url_rules.allows(parsed):
             raise Forbidden("this host is not on the list of those that may be fetched from")
         sent = {name: value for name, value in (headers or {}).items() if name.lower() == "authorization"}
         return UpstreamSource(self._exchanges, Target(parsed, None, headers=sent, urgent=urgent), None)
 
     async def head_manifest(self, ns: str | None, repository: str, reference: str) -> Meaning:
-        """What tag or digest *reference* means at upstream. Raises SourceRefused, SourceBusy, SourceBroken."""
+        """What tag or digest *reference* means at upstream.
+
+        A meaning is only what is a manifest: what a HEAD tells as one, or bytes that are one and fit the digest.
+        Raises SourceRefused, SourceBusy, SourceBroken.
+        """
+        accept = {"Accept": ", ".join(MANIFEST_TYPES)}
+        target = replace(self._target(ns, repository, f"manifests/{reference}", accept), is_file=False)
+        async with self._exchanges.ask(target, "HEAD", {}) as answer:
+            response = answer.response
+            if response.status == 200:
+                if meaning := _meaning(response.headers):
+                    return meaning
+            elif response.status not in HEAD_REFUSED:
+                raise refusal(response.status, response.headers, answer.host)
+        return (await self._get_manifest(target))[0]
+
+    async def get_manifest(self, ns: str | None, repository: str, reference: str) -> tuple[Meaning, bytes]:
+        """As `head_manifest`, with the manifest itself: who can show the bytes has them."""
         accept = {"Accept": ", ".join(MANIFEST_TYPES)}
         target = self._target(ns, repository, f"manifests/{reference}", accept)
-        async with self._exchanges.ask(target, "HEAD", {}) as answer:
-            if answer.response.status != 405:
-                if answer.response.status != 200:
-                    raise refusal(answer.response.status, answer.response.headers, answer.host)
-                if meaning := _meaning(answer.response.headers):
-                    return meaning
+        return await self._get_manifest(replace(target, is_file=False))
+
+    async def _get_manifest(self, target: Target) -> tuple[Meaning, bytes]:
         async with self._exchanges.ask(target, "GET", {}) as answer:
-            if answer.response.status != 200:
-                raise refusal(answer.response.status, answer.response.headers, answer.host)
-            content = await bounded(answer.response, MANIFEST_LIMIT, answer.host)
-        return Meaning(
-            digest=parse(f"sha256:{hashlib.sha256(content).hexdigest()}"),
-            media_type=answer.response.headers.get("Content-Type", MANIFEST_TYPES[1]),
-            size=len(content),
-        )
+            response = answer.response
+            if response.status != 200:
+                raise refusal(response.status, response.headers, answer.host)
+            content = await bounded(response, MANIFEST_LIMIT, answer.host)
+        told = response.headers.get("Docker-Content-Digest", "")
+        kind = manifests.media_type(content)
+        if kind is None:
+            raise SourceBroken(f"{answer.host} answered with something that is no manifest")
+        if told and not fits(told, content):
+            raise SourceBroken(f"{answer.host} sent a manifest that does not fit its digest")
+        stated = manifests.stated(response.headers.get("Content-Type", ""))
+        digest = parse(f"sha256:{hashlib.sha256(content).hexdigest()}")
+        return Meaning(digest, stated or kind, len(content)), content
 
     @contextlib.asynccontextmanager
     async def passthrough(
@@ -158,14 +185,23 @@ class Upstream:
             raise Forbidden("this request is not handed on")
         sent = {name: value for name in _PASSED_DOWN if (value := (headers or {}).get(name)) is not None}
         target = self._target(ns, match["repository"], match["rest"], query=match["query"] or "")
-        async with self._exchanges.ask(target, method, sent) as answer:
-            response = answer.response
-            if not (200 <= response.status < 300 or response.status in (304, 416)):
-                raise refusal(response.status, response.headers, answer.host)
-            back = {name: response.headers[name] for name in _PASSED_BACK if name in response.headers}
-            if "Link" in back:
-                back["Link"] = re.sub(r"<https?://[^/>]*", "<", back["Link"])
-            yield Passed(response.status, back, answer)
+        target = replace(target, is_file=match["rest"].startswith("blobs/"))
+        for asked in dict.fromkeys((method, "GET")):
+            async with self._exchanges.ask(target, asked, sent) as answer:
+                response = answer.response
+                if asked == "HEAD" and response.status in HEAD_REFUSED:
+                    continue
+                if not (200 <= response.status < 300 or response.status in (304, 416)):
+                    raise refusal(response.status, response.headers, answer.host)
+                back = {name: response.headers[name] for name in _PASSED_BACK if name in response.headers}
+                if not is_identity(response.headers.get("Content-Encoding")):
+                    if response.status == 206:
+                        raise SourceBroken(f"{answer.host} compressed a range, which cannot be undone")
+                    for name in ("Content-Length", "Accept-Ranges", "ETag"):
+                        back.pop(name, None)  # they are about the coded bytes
+                links = tuple(response.headers.getall("Link", []))
+                yield Passed(response.status, back, links, str(answer.elsewhere or target.url), answer)
+                return
 
     def _target(
         self, ns: str | None, repository: str, rest: str, headers: Mapping[str, str] | None = None, query: str = ""
@@ -174,7 +210,7 @@ class Upstream:
             raise Forbidden("no tag or digest has such a name")
         registry = self.registries.find(ns, repository)
         name = registry.repository(repository)
-        return Target(URL(f"{registry.url}/v2/{name}/{rest}{query}", encoded=True), registry, name, headers or {})
+        return Target(URL(f"{registry.api}/{name}/{rest}{query}", encoded=True), registry, name, headers or {})
 
     async def close(self) -> None:
         """Close every connection; what is still open breaks."""
@@ -190,11 +226,22 @@ class Upstream:
 
 
 def _meaning(headers: Mapping[str, str]) -> Meaning | None:
-    length, media_type = headers.get("Content-Length", ""), headers.get("Content-Type", "")
-    if not (length.isascii() and length.isdigit() and int(length) > 0 and media_type):
+    """What a HEAD's *headers* tell; None: not enough, or not of a manifest."""
+    length, kind = headers.get("Content-Length", ""), manifests.stated(headers.get("Content-Type", ""))
+    if not (length.isascii() and length.isdigit() and int(length) > 0 and kind):
+        return None
+    if not is_identity(headers.get("Content-Encoding")):
         return None
     try:
         digest = parse(headers.get("Docker-Content-Digest", ""))
     except DigestInvalid:
         return None
-    return Meaning(digest, media_type, int(length))
+    return Meaning(digest, kind, int(length))
+
+
+def fits(digest: str, content: bytes) -> bool:
+    """Whether *content* is what *digest*, of any algorithm that is known here, names."""
+    algorithm, _, value = digest.partition(":")
+    if algorithm not in ("sha256", "sha384", "sha512"):
+        return False
+    return hashlib.new(algorithm, content).hexdigest() == value

@@ -69,9 +69,14 @@ class Key:
         target = key_of(host)
         if self.port != target.port or len(self.labels) != len(target.labels):
             return False
-        if not all(fnmatchcase(label, glob) for glob, label in zip(self.labels, target.labels, strict=True)):
+        if not all(_label_fits(glob, label) for glob, label in zip(self.labels, target.labels, strict=True)):
             return False
         return tuple(repository.split("/"))[: len(self.path)] == self.path
+
+
+def _label_fits(glob: str, label: str) -> bool:
+    # An IPv6 address is no set of characters.
+    return glob == label if label.startswith("[") else fnmatchcase(label, glob)
 
 
 def key_of(text: str) -> Key:
@@ -86,7 +91,8 @@ def key_of(text: str) -> Key:
     name, colon, port = place.lower().rpartition(":")
     if not colon or not port.isdigit():
         name, port = place.lower(), ""
-    return Key(tuple(name.split(".")), "" if port == "443" else port, tuple(parts))
+    labels = (name,) if name.startswith("[") else tuple(name.split("."))
+    return Key(labels, "" if port == "443" else port, tuple(parts))
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ def _credential(entry: object, where: str) -> Credential | None:
     username, password = texts["username"], texts["password"]
     if texts["auth"]:
         try:
-            username, colon, password = base64.b64decode(texts["auth"], validate=True).decode().partition(":")
+            username, colon, password = _decoded(texts["auth"]).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):
             raise DockerConfigInvalid(f"{where}: auth is no base64 of user:password") from None
         if not colon:
@@ -157,19 +163,26 @@ def _credential(entry: object, where: str) -> Credential | None:
     return Credential(username, password, texts["identitytoken"], texts["registrytoken"])
 
 
-def find(configs: Sequence[Config], host: str, repository: str) -> Credential | tuple[str, str] | None:
-    """The credential, or (helper name, what to ask it for). Helpers named for a host come first, then auths,
-    then the general store. Among several keys the narrowest wins, then the earlier file."""
+def _decoded(text: str) -> bytes:
+    """The bytes of base64 *text*, with or without padding and wrapped or not, as kubelet and Docker take it."""
+    plain = re.sub(r"\s", "", text).rstrip("=")
+    return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+
+
+def find(configs: Sequence[Config], host: str, repository: str) -> list[Credential | tuple[str, str]]:
+    """Credentials, and (helper name, what to ask it for), in the order in which they are tried. Helpers named for a
+    host come first, then auths, then the general store; among each the narrowest key first, then the earlier file."""
     named = [(key, text, helper) for config in configs for key, text, helper in config.helpers]
-    fitting = [entry for entry in named if entry[0].matches(host, repository)]
-    if fitting:
-        _, text, helper = max(fitting, key=lambda entry: entry[0].specificity)
-        return helper, host if "*" in text else text
+    helpers = [entry for entry in named if entry[0].matches(host, repository)]
+    helpers.sort(key=lambda entry: entry[0].specificity, reverse=True)
     auths = [entry for config in configs for entry in config.auths if entry[0].matches(host, repository)]
-    if auths:
-        return max(auths, key=lambda entry: entry[0].specificity)[1]
+    auths.sort(key=lambda entry: entry[0].specificity, reverse=True)
     store = next((config.store for config in configs if config.store), "")
-    return (store, _HUB_SERVER if host == DOCKER_HUB else host) if store else None
+    return [
+        *((helper, host if "*" in text else text) for _, text, helper in helpers),
+        *(credential for _, credential in auths),
+        *([(store, _HUB_SERVER if host == DOCKER_HUB else host)] if store else []),
+    ]
 
 
 class DockerConfig:
@@ -192,12 +205,19 @@ class DockerConfig:
         self._looked = self._clock()
         self._helped.clear()
 
-    async def find(self, host: str, repository: str) -> Credential | None:
-        """The credential for *repository* at canonical registry *host*."""
+    async def find(self, host: str, repository: str, skip: int = 0) -> Credential | None:
+        """See Credentials (mirror/upstream/auth.py); *host*: the canonical registry."""
         await self._refresh()
-        found = find(self._configs, host, repository)
-        if found is None or isinstance(found, Credential):
-            return found
+        for found in find(self._configs, host, repository):
+            credential = found if isinstance(found, Credential) else await self._helped_by(*found)
+            if credential is not None:
+                if not skip:
+                    return credential
+                skip -= 1
+        return None
+
+    async def _helped_by(self, helper: str, server: str) -> Credential | None:
+        found = (helper, server)
         if found in self._helped:
             return self._helped[found]
         task = self._helping.get(found)

@@ -6,22 +6,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import aiohttp
 from cachetools import TTLCache
 from yarl import URL
 
 from mirror.upstream.answers import refusal
-from mirror.upstream.auth import Authorizer, Credentials, Grant, challenges
+from mirror.upstream.auth import MOST_CREDENTIALS, Authorizer, Credentials, Grant, challenges
+from mirror.upstream.coding import CodingInvalid, decoder, is_identity
 from mirror.upstream.guard import Guard, Ticket
-from mirror.upstream.registries import Registries, RegistriesInvalid, Registry, Tls, place_of
-from mirror.upstream.transport import Transport, translated
-from mirror.upstream.urlrules import UrlRules
-from swarm.blob.errors import SourceBroken, SourceBusy, SourceRefused
+from mirror.upstream.reach import Reach
+from mirror.upstream.registries import Forbidden, Registries, RegistriesInvalid, Registry, Tls, canonical, place_of
+from mirror.upstream.transport import Request, Transport, Unreachable, translated
+from swarm.blob.errors import SourceBroken, SourceBusy, SourceError, SourceRefused
 
 LOG = logging.getLogger("shoal.mirror")
 
@@ -32,6 +34,14 @@ signed URLs known to us live five minutes. One that is refused earlier is asked 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
 _EXPIRED = frozenset({400, 401, 403, 404, 410})
+_REFUSED = frozenset({401, 403, 404})
+"""What a registry answers to credentials that do not open it; 404 where it hides that there is something."""
+
+_REGISTRY_PATH = re.compile(r"/v2/(?P<repository>[^?]+)/(?:blobs|manifests|tags|referrers)/")
+
+SHORTEST_MEMORY = 3.0
+"""Seconds that a remembered place has for its first byte at least; then the registry is asked for another one."""
+
 _DISCARD = 64 << 10
 
 
@@ -46,6 +56,9 @@ class Target:
     repository: str = ""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Sent to the URL's own host only."""
+
+    is_file: bool = True
+    """Whether it is a file: a page in HTML in place of one is a failure of whoever sent it."""
 
     urgent: bool = True
     """Whether somebody waits for a few bytes: not behind bulk downloads."""
@@ -72,6 +85,14 @@ class Answer:
     """What tells the guard how it ended."""
 
 
+@dataclass(frozen=True)
+class _Remembered:
+    """A redirect that led to an answer. *seconds*: how long its first byte took then."""
+
+    url: URL = field(repr=False)
+    seconds: float
+
+
 class Exchanges:
     """Connections, tokens and redirects of one agent. Made, used and closed inside one event loop."""
 
@@ -80,99 +101,179 @@ class Exchanges:
         registries: Registries,
         credentials: Credentials,
         guard: Guard,
-        url_rules: UrlRules,
-        private: Transport,
-        public: Transport,
+        reach: Reach,
         clock: Callable[[], float],
     ) -> None:
-        """*private*: for registries and for hosts that *url_rules* name; *public*: for other URLs."""
         self.registries = registries
         self.guard = guard
-        self.url_rules = url_rules
-        self._private = private
-        self._public = public
+        self._reach = reach
+        self._clock = clock
         self._authorizer = Authorizer(self._ask_realm, credentials, clock)
         # Bounded: URLs come from clients.
-        self._redirects: TTLCache[tuple[str, str, str], URL] = TTLCache(4096, REDIRECT_LIFE, timer=clock)
+        self._redirects: TTLCache[tuple[str, str, str], _Remembered] = TTLCache(4096, REDIRECT_LIFE, timer=clock)
+        self._without_ranges: TTLCache[str, bool] = TTLCache(1024, REDIRECT_LIFE, timer=clock)
         self._contexts: dict[Tls, tuple[tuple[object, ...], ssl.SSLContext]] = {}
+        self._watching: dict[str, asyncio.Task[None]] = {}
+
+    def takes_ranges(self, target: Target) -> bool:
+        """Whether *target*'s registry (or host) is not known to refuse ranges."""
+        return not self._without_ranges.get(target.name, False)
+
+    def refuses_ranges(self, target: Target) -> None:
+        """A request without a range was answered where one with it was refused."""
+        self._without_ranges[target.name] = True
 
     @contextlib.asynccontextmanager
     async def ask(self, target: Target, method: str, headers: Mapping[str, str]) -> AsyncIterator[Answer]:
-        """One request with everything it takes: authorization, redirects, a signed URL that ran out."""
+        """One request with everything it takes: authorization, redirects, a remembered redirect that went bad."""
         key = (method, str(target.url), target.headers.get("Authorization", ""))
-        for attempt in (1, 2):
-            async with AsyncExitStack() as stack:
-                try:
-                    answer = await self._follow(stack, target, self._redirects.get(key), method, headers)
-                except SourceBroken:
+        cached = self._redirects.get(key)
+        began = self._clock()
+        async with AsyncExitStack() as stack:
+            answer: Answer | None = None
+            if cached is not None:
+                answer = await self._by_memory(stack, target, cached, method, headers)
+                if answer is None:
                     self._redirects.pop(key, None)
-                    raise
-                if answer.elsewhere is not None:
-                    if answer.response.status in _EXPIRED and attempt == 1:
-                        self._redirects.pop(key, None)
-                        continue
-                    if answer.response.status < 300:
-                        self._redirects[key] = answer.elsewhere
+                    began = self._clock()
+            if answer is None:
+                answer = await self._follow(stack, target, None, method, headers)
+            if answer.elsewhere is not None and answer.response.status < 300:
+                self._redirects[key] = _Remembered(answer.elsewhere, self._clock() - began)
+            try:
                 yield answer
-                return
+            except SourceError:
+                self._redirects.pop(key, None)  # whatever it was: the registry may name a better place
+                raise
+
+    async def _by_memory(
+        self, stack: AsyncExitStack, target: Target, cached: _Remembered, method: str, headers: Mapping[str, str]
+    ) -> Answer | None:
+        """What the place of a former redirect answers; None: nothing good, the registry is to be asked again."""
+        async with AsyncExitStack() as trial:
+            try:
+                answer = await self._follow(trial, target, cached, method, headers)
+            except SourceError:
+                return None
+            status = answer.response.status
+            page = answer.response.content_type == "text/html" and target.is_file
+            if page or status in _EXPIRED or status == 429 or status >= 500:
+                return None
+            stack.push_async_exit(trial.pop_all())
+            return answer
 
     async def _follow(
-        self, stack: AsyncExitStack, target: Target, cached: URL | None, method: str, headers: Mapping[str, str]
+        self,
+        stack: AsyncExitStack,
+        target: Target,
+        cached: _Remembered | None,
+        method: str,
+        headers: Mapping[str, str],
     ) -> Answer:
-        url = target.url if cached is None else cached
+        url = target.url if cached is None else cached.url
+        transport = self._reach.first(target.url, trusted=target.registry is not None)
+        if cached is not None:
+            transport = self._reach.hop(target.url, transport, url, trusted=target.registry is not None)
+        first_byte = None if cached is None else max(SHORTEST_MEMORY, 3 * cached.seconds)
+        hops = 0
+        rejected: list[Grant] = []
         grant: Grant | None = None
-        challenged = False
-        for _ in range(_MOST_REDIRECTS + 2):
+        while True:
             home = _origin(url) == _origin(target.url)
+            door = self._door(target, url, home)
             sent = dict(headers)
             if "Accept" in target.headers:
                 sent["Accept"] = target.headers["Accept"]
             if home:
                 # RFC 9110, 15.4: what opens one host is not shown to another.
                 sent |= target.headers
-                if target.registry is not None:
-                    grant = grant or await self._authorizer.known(target.registry.host, target.repository)
-                    if grant is not None:
-                        sent["Authorization"] = grant.header
+            if door is not None:
+                grant = grant or await self._authorizer.known(*door)
+                if grant is not None:
+                    sent["Authorization"] = grant.header
             async with AsyncExitStack() as hop:
-                response, ticket = await hop.enter_async_context(self._exchange(target, method, url, sent, home))
-                if response.status == 401 and home and target.registry is not None and not challenged:
-                    challenged = True
-                    offered = challenges(response.headers.getall("WWW-Authenticate", []))
+                tls = await self._tls(url)
+                request = Request(method, url, sent, tls=tls, proxy=self._reach.proxy(url), first_byte=first_byte)
+                response, ticket = await hop.enter_async_context(self._exchange(target, transport, request, home))
+                following = None if door is None else await self._unlocked(door, response, grant, rejected)
+                if following is not None:
                     await discard(response, place_of(url))
-                    grant = await self._authorizer.answer(offered, target.registry.host, target.repository, grant)
-                    if grant is not None:
-                        continue
+                    grant = following
+                    continue
                 if response.status in _REDIRECTS and "Location" in response.headers:
+                    hops += 1
+                    if hops > _MOST_REDIRECTS:
+                        raise SourceBroken(f"{target.name} redirects without end")
                     await discard(response, place_of(url))
-                    url = self._next(url, response.headers["Location"])
+                    before, url = url, self._next(url, response.headers["Location"])
+                    transport = self._reach.hop(before, transport, url, trusted=target.registry is not None)
+                    if _origin(before) != _origin(url):
+                        grant, rejected = None, []
                     continue
                 stack.push_async_exit(hop.pop_all())
                 own = grant is not None and grant.own
                 return Answer(response, place_of(url), own, None if home else url, ticket)
-        raise SourceBroken(f"{target.name} redirects without end")
+
+    async def _unlocked(
+        self, door: tuple[str, str], response: aiohttp.ClientResponse, grant: Grant | None, rejected: list[Grant]
+    ) -> Grant | None:
+        """What to try after *response*, which *grant* did not open; None: it is the answer. Notes it in *rejected*."""
+        own = grant is not None and grant.own
+        if response.status != 401 and not (own and response.status in _REFUSED):
+            return None
+        if grant is not None:
+            # A 401 to a token from before may only mean that it ran out; anything else is about the credential.
+            rejected.append(replace(grant, fresh=grant.fresh or response.status != 401))
+        if len(rejected) > MOST_CREDENTIALS:
+            return None
+        offered = challenges(response.headers.getall("WWW-Authenticate", []))
+        return await self._authorizer.answer(offered, *door, rejected)
+
+    def _door(self, target: Target, url: URL, home: bool) -> tuple[str, str] | None:
+        """Whose credentials open *url*: registry and repository. None: nobody's.
+
+        A redirect may lead to another registry, which has a token service of its own. What is shown there are the
+        credentials that were configured for that registry, or none.
+        """
+        if target.registry is None:
+            return None
+        if home:
+            return target.registry.host, target.repository
+        match = _REGISTRY_PATH.search(url.path)
+        if match is None:
+            return None
+        with contextlib.suppress(Forbidden):
+            return canonical(place_of(url)), match["repository"]
+        return None
 
     @contextlib.asynccontextmanager
     async def _exchange(
-        self, target: Target, method: str, url: URL, headers: Mapping[str, str], home: bool
+        self, target: Target, transport: Transport, request: Request, home: bool
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, Ticket]]:
         """One hop, guarded: the guard hears how the host does, also when the body breaks later."""
-        trusted = target.registry is not None or self.url_rules.is_named(url)
-        transport = self._private if trusted else self._public
-        host = target.name if home else place_of(url)
-        tls = await self._tls(url)
+        host = target.name if home else place_of(request.url)
         async with self.guard.enter(host, urgent=target.urgent) as ticket:
             try:
-                async with transport.exchange(method, url, headers, tls=tls) as response:
-                    if response.status == 429 or response.status >= 500:
+                async with transport.exchange(request) as response:
+                    if response.status == 429 or (response.status >= 500 and response.status != 501):
                         ticket.failed(refusal(response.status, response.headers, host))
                     else:
                         ticket.headers()
                     yield response, ticket
+            except Unreachable as error:
+                ticket.failed(error)
+                self._watch(host, transport, request)
+                raise
             except SourceBroken as error:
                 ticket.failed(error)
                 raise
             ticket.answered()
+
+    def _watch(self, host: str, transport: Transport, request: Request) -> None:
+        """Let nobody wait for *host*, which answers nothing, until it does; find out about that ourselves."""
+        if host not in self._watching:
+            self._watching[host] = asyncio.create_task(self.guard.watch(host, lambda: transport.ping(request)))
+            self._watching[host].add_done_callback(lambda _: self._watching.pop(host, None))
 
     def _next(self, url: URL, location: str) -> URL:
         host = place_of(url)
@@ -231,9 +332,13 @@ class Exchanges:
         where = realm.extend_query(query or {})
         at = place_of(realm)
         tls = await self._tls(realm)
+        registry = URL(self.registries.registry(host).url)
+        named = self._reach.first(registry, trusted=True)
+        transport = self._reach.hop(registry, named, realm, trusted=True)
+        request = Request(method, where, headers, tls=tls, form=form, proxy=self._reach.proxy(where))
         async with self.guard.enter(at, urgent=True) as ticket:
             try:
-                async with self._private.exchange(method, where, headers, tls=tls, data=form) as response:
+                async with transport.exchange(request) as response:
                     if response.status == 429 or response.status >= 500:
                         raise refusal(response.status, response.headers, at)
                     content = await bounded(response, 1 << 20, at)
@@ -245,9 +350,12 @@ class Exchanges:
 
     async def close(self) -> None:
         """Close every connection; what is still open breaks."""
+        watching = list(self._watching.values())
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         await self._authorizer.close()
-        await self._private.close()
-        await self._public.close()
+        await self._reach.close()
 
 
 def usable_url(text: str, base: URL | None = None) -> URL | None:
@@ -267,16 +375,39 @@ def usable_url(text: str, base: URL | None = None) -> URL | None:
 
 
 async def bounded(response: aiohttp.ClientResponse, limit: int, host: str) -> bytes:
-    """The whole body of *response* if it has at most *limit* bytes. Raises SourceBroken, SourceRefused."""
+    """The whole body of *response*, its coding undone, if that has at most *limit* bytes.
+
+    Raises SourceBroken, SourceRefused.
+    """
     parts: list[bytes] = []
     size = 0
-    with translated(host):
-        while chunk := await response.content.readany():
-            size += len(chunk)
-            if size > limit:
-                raise SourceRefused(f"{host} sent more than {limit} bytes where less was expected")
-            parts.append(chunk)
+    async for chunk in plain(response, host):
+        size += len(chunk)
+        if size > limit:
+            raise SourceRefused(f"{host} sent more than {limit} bytes where less was expected")
+        parts.append(chunk)
     return b"".join(parts)
+
+
+async def plain(response: aiohttp.ClientResponse, host: str) -> AsyncIterator[bytes]:
+    """The body of *response*, without the coding that somebody put on although none was asked for.
+
+    Raises SourceBroken.
+    """
+    coding = response.headers.get("Content-Encoding")
+    try:
+        undo = None if is_identity(coding) else decoder(coding or "")
+        while True:
+            with translated(host):
+                chunk = await response.content.readany()
+            if not chunk:
+                break
+            for part in [chunk] if undo is None else undo.feed(chunk):
+                yield part
+        if undo is not None and (left := undo.end()):
+            yield left
+    except CodingInvalid as error:
+        raise SourceBroken(f"{host} sent a body {error}") from None
 
 
 async def discard(response: aiohttp.ClientResponse, host: str) -> None:

@@ -10,17 +10,26 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 from cachetools import LRUCache
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from mirror.upstream.limits import Breaker, Bucket, Limits, backoff
-from swarm.blob.errors import SourceBroken, SourceBusy, SourceError
+from swarm.blob.errors import SourceBroken, SourceBusy, SourceError, SourceSilent
 
 _HOSTS = 1024
 """Hosts whose state is kept: names come from clients, so there must be a bound."""
+
+SHORTEST_LOOK = 0.5
+"""Seconds between two looks at a host that answers nothing, while somebody wants it."""
+
+LONGEST_LOOK = 5.0
+"""The same while nobody does."""
+
+FORGET_DARK = 600.0
+"""Seconds without a request after which such a host is no longer looked at."""
 
 _LABELS = 64
 """Hosts with metrics of their own; all others count as `other`: each label is a time series for good."""
@@ -39,6 +48,11 @@ class _Host:
     """Answers in a row that asked us to come back later."""
 
     inflight: int = field(default=0)
+    dark: bool = False
+    """It answers nothing at all, and is being watched."""
+
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    """Somebody wanted it while it was dark."""
 
 
 class Ticket:
@@ -55,6 +69,7 @@ class Ticket:
 
         That is enough to close a breaker: its probe may be a download of minutes.
         """
+        self._state.dark = False
         if self._state.breaker.open:
             self._tell(None)
 
@@ -115,7 +130,8 @@ class Guard:
         self._inflight = Gauge("shoal_upstream_inflight", "Requests to upstreams under way.", names, registry=registry)
         self._refused = Counter(
             "shoal_upstream_held_back_total",
-            "Requests that were not sent: pause (upstream asked for one), breaker, rate, connections.",
+            "Requests that were not sent: pause (upstream asked for one), breaker, dark (answers nothing), rate, "
+            "connections.",
             ("host", "why"),
             registry=registry,
         )
@@ -190,7 +206,31 @@ class Guard:
         if wait:
             await asyncio.sleep(wait)
 
+    async def watch(self, host: str, ping: Callable[[], Awaitable[bool]]) -> None:
+        """Refuse requests to *host* at once until *ping* says that it answers again, or nobody asks any more."""
+        state = self._state(host)
+        state.dark = True
+        try:
+            idle = 0.0
+            while state.dark and idle < FORGET_DARK:
+                if await ping():
+                    return
+                state.asked.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LONGEST_LOOK):
+                        await state.asked.wait()
+                    idle = 0.0
+                    await asyncio.sleep(SHORTEST_LOOK)
+                    continue
+                idle += LONGEST_LOOK
+        finally:
+            state.dark = False
+
     def _check(self, host: str, state: _Host) -> None:
+        if state.dark:
+            state.asked.set()
+            self._refused.labels(state.label, "dark").inc()
+            raise SourceSilent(f"{host} answers nothing", retry_after=1.0)
         wait = state.held_until - self._clock()
         if wait > 0:
             self._refused.labels(state.label, "pause").inc()

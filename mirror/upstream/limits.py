@@ -44,7 +44,7 @@ class Breaker:
     base: float = 1.0
     """Seconds of the first pause; doubled by each failed probe."""
 
-    cap: float = 30.0
+    cap: float = 4.0
     """Longest pause in seconds: so long may a mended registry go unnoticed."""
 
     failures: int = 0

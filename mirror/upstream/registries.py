@@ -24,6 +24,7 @@ _HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::[0
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _LONGEST_NAME = 255
+_V6 = re.compile(r"\[(?P<address>[0-9A-Fa-f:.]+)\](?P<port>:[0-9*]{1,5})?")
 
 
 class Forbidden(SourceRefused):
@@ -86,6 +87,9 @@ class Registry:
     url: str
     """Scheme, host and port (and path, if it lives below one) of its API, without a slash at the end."""
 
+    override_path: bool = False
+    """The URL's path is where repositories begin; no `/v2` is put behind it (containerd docs/hosts.md)."""
+
     tag_ttl: float | None = DEFAULT_TAG_TTL
     """Seconds for which a tag's digest answers without asking again. 0: always ask. None: left to containerd."""
 
@@ -97,6 +101,14 @@ class Registry:
 
     rate: float | None = None
     """Requests per second; None: the agent's general bound; 0: no bound."""
+
+    @property
+    def api(self) -> str:
+        """The URL that repositories follow. A path that says `/v2` already is taken as it is, as containerd does."""
+        path = URL(self.url).raw_path
+        if self.override_path or path.startswith("/v2/") or path.endswith("/v2"):
+            return self.url
+        return f"{self.url}/v2"
 
     def repository(self, name: str) -> str:
         """The repository as upstream calls it: Docker Hub keeps single-component names below `library/`."""
@@ -110,7 +122,7 @@ def canonical(ns: str | None) -> str:
 
     No `ns` means Docker Hub (docs/contract.md); all of Docker Hub's names mean `docker.io`.
     """
-    host = (ns or DOCKER_HUB).lower()
+    host = literal((ns or DOCKER_HUB).lower())
     if len(host) > _LONGEST_NAME or not _HOST.fullmatch(host) or ".." in host:
         raise Forbidden("no registry has such a name")
     name, _, port = host.rpartition(":")
@@ -120,6 +132,18 @@ def canonical(ns: str | None) -> str:
         if port == "443" and name in _HUB_NAMES:
             return DOCKER_HUB
     return DOCKER_HUB if host in _HUB_NAMES else host
+
+
+def literal(host: str) -> str:
+    """*host* (`host`, `host:port`) with an IPv6 address in the one spelling we use (RFC 5952, in brackets)."""
+    match = _V6.fullmatch(host)
+    address, port = (match["address"], match["port"] or "") if match else (host, "")
+    if address.count(":") < 2:
+        return host  # no address, but perhaps a name with a port
+    try:
+        return f"[{ipaddress.IPv6Address(address)}]{port}"
+    except ValueError:
+        return host
 
 
 def is_loopback(host: str) -> bool:
@@ -139,10 +163,16 @@ def matches(pattern: str, host: str, repository: str) -> bool:
     Without a slash the pattern means every repository; without a port, every port; `*` also covers slashes.
     """
     host_glob, slash, repository_glob = pattern.partition("/")
+    host_glob = literal(host_glob.lower())
     bare = re.sub(r":\d+$", "", host)
-    if not (fnmatch.fnmatchcase(host, host_glob) or fnmatch.fnmatchcase(bare, host_glob)):
+    if not (fits(host_glob, host) or fits(host_glob, bare)):
         return False
-    return not slash or fnmatch.fnmatchcase(repository, repository_glob)
+    return not slash or fits(repository_glob, repository)
+
+
+def fits(glob: str, text: str) -> bool:
+    """Whether *glob* (`*`, `?`) covers *text*. A bracket is a bracket: it belongs to an IPv6 address."""
+    return fnmatch.fnmatchcase(text, glob.replace("[", "[[]"))
 
 
 def place_of(url: URL) -> str:
@@ -205,6 +235,11 @@ class Registries:
     def is_plain(self, host: str) -> bool:
         """Whether plain HTTP may be spoken with *host* (`host` or `host:port`)."""
         return is_loopback(host) or host in self.plain_http
+
+    def is_named(self, host: str) -> bool:
+        """Whether somebody named canonical *host*: in the registries file, or by a flag; a glob names nothing."""
+        flags = (pattern.partition("/")[0] for pattern in self.allow)
+        return host in self.configured or host in self.plain_http or host in map(literal, flags)
 
     def tls(self, host: str) -> Tls:
         """How to make TLS with *host* (`host` or `host:port`), which need not be a registry. Reads directories."""

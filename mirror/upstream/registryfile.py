@@ -23,6 +23,7 @@ from swarm.base.flags import parse_duration
 
 class _Entry(msgspec.Struct, forbid_unknown_fields=True, rename="kebab"):
     url: str | None = None
+    override_path: bool = False
     plain_http: bool = False
     ca: str | list[str] = []
     client_certificate: str | None = None
@@ -46,6 +47,7 @@ def load(path: Path, general: Registries) -> Registries:
     deny = ["docker.io/secret/*"]                           # beside the general one
     [registry."registry.example:5000"]
     url = "https://10.0.0.7:5000"         # default: https:// and the name
+    override-path = false                 # true: the url's path is where repositories begin, no /v2 is added
     plain-http = false
     ca = "/etc/ssl/example.pem"           # or a list
     client-certificate = "/etc/ssl/me.crt"
@@ -103,6 +105,7 @@ def _registry(host: str, entry: _Entry, general: Registries) -> Registry:
     return Registry(
         host=plain,
         url=_url(plain, entry, general),
+        override_path=entry.override_path,
         # What the file does not say holds as the flags have it, for this registry or for all.
         tag_ttl=general.registry(plain).tag_ttl if entry.tag_ttl is None else tag_ttl(entry.tag_ttl),
         tls=tls,
@@ -112,6 +115,8 @@ def _registry(host: str, entry: _Entry, general: Registries) -> Registry:
 
 
 def _url(host: str, entry: _Entry, general: Registries) -> str:
+    if entry.override_path and entry.url is None:
+        raise ValueError("override-path without url")
     if entry.url is None:
         if host == DOCKER_HUB:
             return HUB_URL

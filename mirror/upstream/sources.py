@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
-from mirror.upstream.answers import Place, place
-from mirror.upstream.exchange import Answer, Exchanges, Target, bounded
+from mirror.upstream.answers import ContentRange, content_range, is_range_refused
+from mirror.upstream.coding import is_identity
+from mirror.upstream.exchange import Answer, Exchanges, Target, bounded, plain
 from mirror.upstream.transport import translated
 from swarm.blob.digest import Digest
 from swarm.blob.errors import SourceBroken
@@ -23,7 +24,7 @@ EMPTY = Digest("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7
 class UpstreamBody:
     """A Body (swarm/upstream/source.py) with what else is known about it."""
 
-    def __init__(self, answer: Answer, at: Place, total: int, stop: int | None, read: bytes | None) -> None:
+    def __init__(self, answer: Answer, at: ContentRange, total: int, stop: int | None, read: bytes | None) -> None:
         self._answer = answer
         self._read = read
         self.total = total
@@ -78,6 +79,8 @@ class UpstreamSource:
         self._target = target
         self._digest = digest
         self._ranges = ranges
+        self.media_type = ""
+        """Content-Type of the last answer, "" before one."""
 
     @property
     def upstream(self) -> str:
@@ -90,26 +93,39 @@ class UpstreamSource:
 
     @contextlib.asynccontextmanager
     async def _open(self, start: int, stop: int | None) -> AsyncIterator[UpstreamBody]:
-        headers: dict[str, str] = {}
-        if self._ranges and (start > 0 or stop is not None):
-            headers["Range"] = f"bytes={start}-" if stop is None else f"bytes={start}-{max(stop, start + 1) - 1}"
-        async with self._exchanges.ask(self._target, "GET", headers) as answer:
-            response = answer.response
-            at = place(response.status, response.headers, start, answer.host)
-            encoding = response.headers.get("Content-Encoding", "identity").lower()
-            if encoding not in ("identity", "") and response.status != 416:
-                raise SourceBroken(f"{answer.host} compressed what was asked for as it is")
-            read: bytes | None = None
-            if at.end == at.offset:
-                read = b""
-            elif at.total is None and at.whole:
-                read = await bounded(response, UNSIZED_LIMIT, answer.host)
-                at = Place(total=len(read), offset=0, end=len(read), whole=True)
-            if at.total is None:
-                raise SourceBroken(f"{answer.host} does not say how large the blob is")
-            if at.total == 0 and self._digest not in (None, EMPTY):
-                raise SourceBroken(f"{answer.host} sent an empty body")
-            yield UpstreamBody(answer, at, at.total, stop, read)
+        partial = self._ranges and (start > 0 or stop is not None)
+        if partial and self._exchanges.takes_ranges(self._target):
+            asked = f"bytes={start}-" if stop is None else f"bytes={start}-{max(stop, start + 1) - 1}"
+            async with self._exchanges.ask(self._target, "GET", {"Range": asked}) as answer:
+                if not is_range_refused(answer.response.status, answer.response.headers, start):
+                    yield await self._body(answer, start, stop)
+                    return
+            async with self._exchanges.ask(self._target, "GET", {}) as answer:
+                body = await self._body(answer, start, stop)
+                self._exchanges.refuses_ranges(self._target)
+                yield body
+            return
+        async with self._exchanges.ask(self._target, "GET", {}) as answer:
+            yield await self._body(answer, start, stop)
+
+    async def _body(self, answer: Answer, start: int, stop: int | None) -> UpstreamBody:
+        response = answer.response
+        at = content_range(response.status, response.headers, start, answer.host)
+        coded = not is_identity(response.headers.get("Content-Encoding")) and response.status != 416
+        if coded and not at.whole:
+            raise SourceBroken(f"{answer.host} compressed a range, which cannot be undone")
+        read: bytes | None = None
+        if at.end == at.offset:
+            read = b""
+        elif at.whole and (coded or at.total is None):
+            read = await bounded(response, UNSIZED_LIMIT, answer.host)
+            at = ContentRange(total=len(read), offset=0, end=len(read), whole=True)
+        if at.total is None:
+            raise SourceBroken(f"{answer.host} does not say how large the blob is")
+        if at.total == 0 and self._digest not in (None, EMPTY):
+            raise SourceBroken(f"{answer.host} sent an empty body")
+        self.media_type = response.headers.get("Content-Type", "")
+        return UpstreamBody(answer, at, at.total, stop, read)
 
 
 @dataclass
@@ -118,15 +134,17 @@ class Passed:
 
     status: int
     headers: dict[str, str]
-    """Those that mean something to a client of a mirror; `Link` without a host."""
+    """Those that mean something to a client of a mirror."""
+
+    links: tuple[str, ...]
+    """The lines of `Link` as upstream wrote them."""
+
+    url: str = field(repr=False)
+    """What answered; links are relative to it."""
 
     _answer: Answer = field(repr=False)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body. Raises SourceBroken."""
-        while True:
-            with translated(self._answer.host):
-                chunk = await self._answer.response.content.readany()
-            if not chunk:
-                return
+        """The body, without a coding that nobody asked for. Raises SourceBroken."""
+        async for chunk in plain(self._answer.response, self._answer.host):
             yield chunk

@@ -11,17 +11,18 @@ import contextlib
 import errno
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
+from collections.abc import AsyncIterator, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace, TracebackType
+from typing import Any, Self
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from mirror.upstream.addresses import AddressRules
+from mirror.upstream.addresses import AddressRules, Place, place_of_address
 from mirror.upstream.registries import Forbidden, place_of
-from swarm.blob.errors import SourceBroken, SourceRefused
+from swarm.blob.errors import SourceBroken, SourceError, SourceRefused, SourceSilent
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,105 @@ class Deadlines:
     """How long each step of an exchange may take, in seconds."""
 
     connect: float = 5.0
-    """TCP and TLS. Two lost SYNs (1 s, 3 s) still get through."""
+    """DNS, TCP and TLS. Two lost SYNs (1 s, 3 s) still get through."""
 
-    first_byte: float = 15.0
-    """From the request to the headers; registries in front of cold object stores need seconds."""
+    first_byte: float = 10.0
+    """From the beginning to the headers, where the host answers nothing at all: a black hole is known after that."""
 
-    stall: float = 30.0
+    slow: float = 40.0
+    """The same where the host is alive: caches and cold object stores fetch a layer before its first byte."""
+
+    stall: float = 10.0
     """Without a single byte in the body."""
 
+
+UNACKNOWLEDGED = 4500
+"""Milliseconds for which sent bytes may stay without an acknowledgement. A pooled connection that a firewall forgot
+is found out after that; two lost SYNs still get through."""
+
+KEEPALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
+"""An idle connection that was forgotten is found out while it is idle."""
+
+HOP_HEADER = "Shoal-Hop"
+"""Marks the requests of agents. An agent that is asked by an agent answers 404: rings of mirrors end at once."""
 
 READ_BUFFER = 64 << 10
 """Bytes that may wait unread per connection before reading pauses (at twice this). More seems faster, and is not:
 what waits is in the kernel's buffer anyway, and bytes that are taken while they are in the CPU's cache cost less.
 512 KiB and more took 0.84-1.1 CPU-seconds per GiB where this takes 0.46-0.75 (loopback, uvloop; asyncio: equal)."""
+
+
+PING = 1.0
+"""Seconds that a host has at least to show that it is alive."""
+
+_IDEMPOTENT = frozenset({"GET", "HEAD"})
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it goes out. *url* and *headers* hold secrets and must not be shown."""
+
+    method: str
+    url: URL = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    tls: ssl.SSLContext | None = None
+    form: Mapping[str, str] | None = field(default=None, repr=False)
+    proxy: URL | None = field(default=None, repr=False)
+    first_byte: float | None = None
+    """Seconds to the headers, in place of the general bound: there is another place to ask."""
+
+    @property
+    def is_idempotent(self) -> bool:
+        """Whether it may be sent once more."""
+        return self.method in _IDEMPOTENT
+
+
+@dataclass
+class _Connection:
+    """What became of one request's connection."""
+
+    reused: bool = False
+
+
+async def _reused(_: aiohttp.ClientSession, trace: SimpleNamespace, __: aiohttp.TraceConnectionReuseconnParams) -> None:
+    trace.trace_request_ctx.reused = True
+
+
+def _by(proxy: URL | None) -> dict[str, Any]:
+    """How aiohttp is told of *proxy*: what opens it apart from where it is."""
+    if proxy is None:
+        return {}
+    auth = aiohttp.BasicAuth(proxy.user, proxy.password or "") if proxy.user else None
+    return {"proxy": proxy.with_user(None), "proxy_auth": auth}
+
+
+Places = MutableMapping[str, Place]
+"""Where hosts turned out to be, by name."""
+
+
+class Resolver(AbstractResolver):
+    """DNS as ever, and a note of where each name leads: a name with any public address counts as public."""
+
+    def __init__(self, places: Places) -> None:
+        self._inner = aiohttp.DefaultResolver()
+        self._places = places
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """The addresses of *host*."""
+        found = await self._inner.resolve(host, port, family)
+        if found:
+            self._places[host.lower()] = min(place_of_address(entry["host"]) for entry in found)
+        return found
+
+    async def close(self) -> None:
+        """Ask no more."""
+        await self._inner.close()
+
+
+class Unreachable(SourceSilent):
+    """The host answers nothing at all: no connection, or no byte on one, and none on another."""
 
 
 class AddressRefused(OSError):
@@ -98,52 +185,66 @@ def _reason(error: Exception) -> str:
 class Transport:
     """A pool of connections that obeys one set of address rules. Made inside a running loop."""
 
-    def __init__(self, rules: AddressRules, deadlines: Deadlines) -> None:
+    def __init__(self, rules: AddressRules, deadlines: Deadlines, places: Places | None = None) -> None:
+        """*places*: where the hosts that are asked turn out to be is noted there."""
         self._rules = rules
         self._deadlines = deadlines
+        self._patience = max(deadlines.slow, deadlines.stall)
+        self._places = places
+        self._pooled = self._session(keep=True)
+        self._fresh = self._session(keep=False)
+        self._pings: dict[str, asyncio.Task[bool]] = {}
+
+    def _session(self, *, keep: bool) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
             limit=0,  # mirror/upstream/guard.py bounds requests per host, and can say which wait; the pool could not
             limit_per_host=0,
-            keepalive_timeout=30.0,
             ttl_dns_cache=30,
             socket_factory=self._socket,
+            resolver=None if self._places is None else Resolver(self._places),
+            **({"keepalive_timeout": 30.0} if keep else {"force_close": True}),
         )
-        self._session = aiohttp.ClientSession(
+        traces = aiohttp.TraceConfig()
+        traces.on_connection_reuseconn.append(_reused)
+        session = aiohttp.ClientSession(
             connector=connector,
+            trace_configs=[traces],
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             read_bufsize=READ_BUFFER,
             trust_env=False,
             skip_auto_headers=("Accept",),
-            headers={"User-Agent": "shoal", "Accept-Encoding": "identity"},
+            headers={"User-Agent": "shoal", "Accept-Encoding": "identity", HOP_HEADER: "1"},
             timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=deadlines.connect, sock_read=deadlines.stall, ceil_threshold=60.0
+                total=None, connect=self._deadlines.connect, sock_read=self._patience, ceil_threshold=60.0
             ),
         )
+        # aiohttp would try once more on another pooled connection, which may be as dead; we take a new one.
+        session._retry_connection = False  # noqa: SLF001
+        return session
 
     def _socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
         """Called for every connection with the address that DNS gave: the only moment at which a rule is safe."""
         family, kind, protocol, _, address = info
-        if not self._rules.allow(str(address[0])):
+        if not self._rules.allow(str(address[0]), int(address[1])):
             raise AddressRefused
-        return socket.socket(family=family, type=kind, proto=protocol)
+        made = socket.socket(family=family, type=kind, proto=protocol)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            made.setsockopt(socket.IPPROTO_TCP, option, value)
+        return made
 
     @contextlib.asynccontextmanager
-    async def exchange(
-        self,
-        method: str,
-        url: URL,
-        headers: Mapping[str, str],
-        *,
-        tls: ssl.SSLContext | None = None,
-        data: Mapping[str, str] | None = None,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def exchange(self, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send one request; redirects are not followed.
 
         Leaving before the body's end closes the connection; after it, the connection is kept.
         Raises SourceBroken or SourceRefused.
         """
-        answer = await self._send(method, url, headers, tls, data)
+        answer = await self._send(request)
+        if answer.connection is not None and (protocol := answer.connection.protocol) is not None:
+            protocol.read_timeout = self._deadlines.stall  # until here the time to the first byte counted
         try:
             yield answer
         finally:
@@ -152,23 +253,95 @@ class Transport:
             else:
                 answer.close()
 
-    async def _send(
-        self,
-        method: str,
-        url: URL,
-        headers: Mapping[str, str],
-        tls: ssl.SSLContext | None,
-        data: Mapping[str, str] | None,
+    async def _send(self, request: Request) -> aiohttp.ClientResponse:
+        host = place_of(request.url)
+        connection = _Connection()
+        try:
+            return await self._within(self._pooled, request, host, connection)
+        except SourceBroken:
+            if not (request.is_idempotent and connection.reused):
+                raise
+            # It may have died unseen: what a new one says counts.
+            return await self._within(self._fresh, request, host, connection)
+
+    async def _within(
+        self, session: aiohttp.ClientSession, request: Request, host: str, connection: _Connection
     ) -> aiohttp.ClientResponse:
-        with translated(place_of(url)):
-            async with asyncio.timeout(self._deadlines.connect + self._deadlines.first_byte):
-                return await self._session.request(
-                    method, url, headers=headers, ssl=True if tls is None else tls, data=data, allow_redirects=False
-                )
+        """The answer in the time that upstream is given: more of it while a ping shows that the host is alive."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        first = self._deadlines.first_byte if request.first_byte is None else request.first_byte
+        with translated(host):
+            try:
+                async with asyncio.timeout(first) as limit:
+                    until = began + self._deadlines.slow
+                    look = loop.call_later(first / 2, self._extend, request, limit, until)
+                    try:
+                        return await session.request(
+                            request.method,
+                            request.url,
+                            headers=request.headers,
+                            ssl=True if request.tls is None else request.tls,
+                            data=request.form,
+                            allow_redirects=False,
+                            trace_request_ctx=connection,
+                            **_by(request.proxy),
+                        )
+                    finally:
+                        look.cancel()
+            except TimeoutError:
+                slow = limit.expired() and (limit.when() or 0.0) >= until
+                if slow or request.first_byte is not None:
+                    raise SourceSilent(f"{host} did not answer in time") from None
+                raise Unreachable(f"{host} did not answer in time") from None
+
+    def _extend(self, request: Request, limit: asyncio.Timeout, until: float) -> None:
+        """Give a request more time if the host answers something else meanwhile."""
+        if request.first_byte is not None:
+            return
+        ping = self.ping(request)
+
+        def told(done: asyncio.Task[bool]) -> None:
+            if not done.cancelled() and done.result() and limit.when() is not None and not limit.expired():
+                with contextlib.suppress(RuntimeError):  # it is over
+                    limit.reschedule(until)
+
+        ping.add_done_callback(told)
+
+    def ping(self, request: Request) -> asyncio.Task[bool]:
+        """Whether the host of *request* answers anything at all on a new connection; one question for all who ask."""
+        key = str(request.url.origin()) if request.url.host else ""
+        task = self._pings.get(key)
+        if task is None:
+            task = asyncio.create_task(self._ping(request))
+            self._pings[key] = task
+            task.add_done_callback(lambda _: self._pings.pop(key, None))
+        return task
+
+    async def _ping(self, request: Request) -> bool:
+        url = request.url.with_path("/v2/").with_query(None)
+        with contextlib.suppress(SourceError), translated(place_of(url)):
+            async with (
+                asyncio.timeout(max(self._deadlines.first_byte / 2, PING)),
+                self._fresh.get(
+                    url,
+                    ssl=True if request.tls is None else request.tls,
+                    allow_redirects=False,
+                    trace_request_ctx=_Connection(),
+                    **_by(request.proxy),
+                ),
+            ):
+                return True
+        return False
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._session.close()
+        pings = list(self._pings.values())
+        for ping in pings:
+            ping.cancel()
+        await asyncio.gather(*pings, return_exceptions=True)
+        await self._pooled.close()
+        await self._fresh.close()
 
     async def __aenter__(self) -> Self:
         return self

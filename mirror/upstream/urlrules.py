@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from yarl import URL
 
-from mirror.upstream.registries import DOCKER_HUB, matches, place_of
+from mirror.upstream.registries import DOCKER_HUB, fits, matches, place_of
 
 KNOWN = (
     # registries
@@ -72,7 +71,7 @@ class UrlRules:
         if url.explicit_port not in (None, 80, 443):
             return False
         host = (url.host or "").rstrip(".")
-        return any(fnmatchcase(host, glob) for glob in self.known)
+        return any(fits(glob, host) for glob in self.known)
 
 
 def named_hosts(patterns: Iterable[str]) -> tuple[str, ...]:

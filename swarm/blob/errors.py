@@ -7,6 +7,7 @@ SwarmError
 │   ├── SourceRefused    upstream will not give this blob to this agent (401, 403, 404, 451)
 │   ├── SourceBusy       upstream asks us to come back later (429, 503 with Retry-After)
 │   └── SourceBroken     network error, 5xx, short body: another try may work
+│       └── SourceSilent it had all the time that upstream is given: asking again at once is useless
 ├── BlobUnavailable      nobody can bring the blob in: the client should go upstream itself
 ├── BlobCorrupt          the bytes do not match the digest, after every retry
 ├── BlobUnreadable       the copy on this node rotted or cannot be read: the rest must come from elsewhere
@@ -52,6 +53,10 @@ class SourceBusy(SourceError):
 
 class SourceBroken(SourceError):
     """Upstream failed in a way that another try may mend."""
+
+
+class SourceSilent(SourceBroken):
+    """Upstream sent no first byte in all the time that it is given; another try at once is useless."""
 
 
 class BlobUnavailable(SwarmError):

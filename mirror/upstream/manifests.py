@@ -21,6 +21,17 @@ DOCKER_SCHEMA1_SIGNED = "application/vnd.docker.distribution.manifest.v1+prettyj
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 
 
+_KNOWN = frozenset(
+    {OCI_MANIFEST, OCI_INDEX, OCI_ARTIFACT, DOCKER_MANIFEST, DOCKER_LIST, DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED}
+)
+
+
+def stated(content_type: str) -> str | None:
+    """The manifest's media type that a Content-Type header names; None: it names none (a page, JSON, nothing)."""
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind if kind in _KNOWN else None
+
+
 def media_type(content: bytes) -> str | None:
     """The media type that *content* declares, or that its structure implies; None: it is no manifest."""
     try:
