@@ -1,6 +1,6 @@
 # Everything here works from a plain clone: the first target asked for makes .venv and installs what this machine lacks.
 .DEFAULT_GOAL := help
-.PHONY: help venv tools demo test check format bench bench-parts docs clean
+.PHONY: help venv tools demo test check format bench bench-parts faults soak docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,6 +40,12 @@ bench: venv tools ## a shaped cluster on this machine, Shoal beside the alternat
 
 bench-parts: venv tools ## single parts: hashing, boards, announces, hit path, pytest-benchmark's table
 	@$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=min,median,max,ops,rounds $(ARGS)
+
+faults: venv tools ## faults done to real clusters, and what was seen (root; ARGS='-k D8' for some, --quick, --list)
+	@$(BIN)/python -m bench.faults $(ARGS)
+
+soak: venv tools ## an hour of pulls, kills and cuts (root; ARGS='--seconds 600 --seed 7')
+	@$(BIN)/python -m bench.faults.soak $(ARGS)
 
 docs: venv ## docs/settings.md, made from the settings themselves
 	@$(BIN)/python -m tests.test_docs
