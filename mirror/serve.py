@@ -40,7 +40,7 @@ from swarm.base.flags import Endpoint
 from swarm.base.heap import give_back, settle
 from swarm.base.scheduling import batch
 from swarm.blob.errors import SwarmError
-from swarm.node import Swarm
+from swarm.node import Node
 
 log = logging.getLogger("shoal.mirror")
 
@@ -72,7 +72,7 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
         collector(registry=prometheus)
     metrics = FrontMetrics(prometheus)
     async with AsyncExitStack() as stack:
-        swarm = Swarm(settings.swarm(), prometheus)
+        swarm = Node(settings.swarm(), prometheus)
         try:
             upstream = await stack.enter_async_context(await upstream_of(settings, prometheus))
         except (DockerConfigInvalid, ProxyInvalid, RegistriesInvalid) as error:

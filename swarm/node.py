@@ -44,7 +44,7 @@ COUNT_EVERY = 2.0
 """Seconds between two looks at how much was sent to peers."""
 
 
-class Swarm:
+class Node:
     """See the module."""
 
     def __init__(self, settings: SwarmSettings, registry: CollectorRegistry | None = None) -> None:
@@ -294,7 +294,7 @@ class Swarm:
 
     async def _make_way(self) -> bool:
         """The store is full: what was read in ranges and has no reader now is closed, so that its windows may go."""
-        idle = [fetch for fetch in self._fetches.values() if not fetch.readers and not fetch.verified.is_set()]
+        idle = [fetch for fetch in self._fetches.values() if not fetch.readers and not fetch.is_verified]
         await asyncio.gather(*(fetch.close() for fetch in idle))
         return bool(idle)
 
@@ -303,14 +303,14 @@ class Swarm:
             fetch.tell_wish()
 
     def _finished(self, fetch: Fetch) -> None:
-        if fetch.held is not None and fetch.cut is not None:
-            self._found(fetch.digest, fetch.cut.size)
+        if fetch.is_kept and fetch.size is not None:
+            self._found(fetch.digest, fetch.size)
 
     def _closed(self, fetch: Fetch) -> None:
         if self._fetches.get(fetch.digest) is fetch:
             del self._fetches[fetch.digest]
         self.metrics.fetches.set(len(self._fetches))
-        if fetch.verified.is_set() and not self._closing:
+        if fetch.is_verified and not self._closing:
             self._spawn(self._seed(fetch.digest))  # a blob of one window was offered by the fetch until now
 
     def _found(self, digest: Digest, size: int) -> None:

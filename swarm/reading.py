@@ -10,7 +10,8 @@ from typing import Protocol, cast
 
 from swarm.blob.digest import Digest
 from swarm.blob.errors import BlobUnreadable
-from swarm.fetch.fetch import Fetch, Span
+from swarm.fetch.fetch import Fetch
+from swarm.fetch.reading import Span
 from swarm.fetch.readers import Reader
 from swarm.metrics import SwarmMetrics
 from swarm.storage.held import Held
@@ -107,7 +108,7 @@ class FetchedBlob:
     @property
     def complete(self) -> bool:
         """Whether the whole blob is here by now."""
-        return self._fetch.verified.is_set()
+        return self._fetch.is_verified
 
     async def read(self, start: int, stop: int) -> AsyncIterator[Span]:
         """Verified bytes, as they become readable; from elsewhere once the copy made of them is found wrong."""

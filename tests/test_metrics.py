@@ -16,7 +16,7 @@ from mirror.metrics import FrontMetrics
 from mirror.settings import TagTtl
 from mirror.upstream.guard import Guard
 from swarm.blob.geometry import MIB, geometry
-from swarm.fetch import fetch as fetching
+from swarm.fetch import stalls
 from swarm.metrics import SwarmMetrics
 from swarm.peer import arrivals
 from swarm.protocol import wire
@@ -258,7 +258,7 @@ async def test_the_metrics_of_bad_luck_move(
     origin: Registry, upstream: Counter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A holder that nobody can reach; a file that is behind libtorrent's word."""
-    monkeypatch.setattr(fetching, "STALL", 2.0)  # longer than libtorrent waits before it dials somebody again
+    monkeypatch.setattr(stalls, "STALL", 2.0)  # longer than libtorrent waits before it dials somebody again
     blob = origin.plant("metrics/luck", 4 * MIB, 979)
     path = f"/v2/{blob.repository}/blobs/{blob.digest}?ns={upstream.host}"
     content, cut = await fetched(origin, blob), geometry(blob.size)

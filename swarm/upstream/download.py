@@ -54,7 +54,7 @@ def write_pieces(fd: int, pieces: list[list[memoryview]], offset: int) -> list[b
     return sums
 
 
-async def bring_window(
+async def download_window(
     source: Source,
     cut: Geometry,
     window: Window,

@@ -8,7 +8,7 @@ from typing import Any
 from swarm.blob.geometry import Window
 
 
-class Through:
+class Sequential:
     """The blob's bytes from the first on, in turns. *body*: begins at offset 0, and goes on to the end of the blob."""
 
     def __init__(self, body: Any) -> None:
@@ -41,9 +41,9 @@ class Through:
 
 
 class Part:
-    """One window's share of a Through."""
+    """One window's share of a Sequential."""
 
-    def __init__(self, through: Through, end: int) -> None:
+    def __init__(self, through: Sequential, end: int) -> None:
         self._through = through
         self._end = end
         self.total = through.total

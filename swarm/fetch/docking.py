@@ -1,0 +1,154 @@
+"""The torrents of one blob on their way into the session and out of it, and the pieces that arrive by them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from swarm.blob.digest import Digest
+from swarm.fetch.place import Place
+from swarm.metrics import SwarmMetrics
+from swarm.peer.arrivals import Arrivals
+from swarm.peer.peers import PeerAddress
+from swarm.peer.session import Session, Torrent
+
+log = logging.getLogger("shoal.swarm")
+
+Peers = Callable[[], Iterable[PeerAddress]]
+
+
+class Listener(Protocol):
+    """Who is told what arrives."""
+
+    def expected(self, piece: int) -> bytes | None:
+        """The SHA-1 of *piece*, if the board has told it."""
+
+    def came(self, piece: int, sha1: bytes) -> None:
+        """*piece* is in the file, and right."""
+
+    def moved(self) -> None:
+        """Something is on its way."""
+
+    def spoiled(self, torrent: Torrent, peer: PeerAddress) -> None:
+        """*peer* sent wrong bytes, and was banned."""
+
+
+class Docking:
+    """See the module. *spawn* starts a task that ends with the fetch."""
+
+    def __init__(
+        self,
+        digest: Digest,
+        place: Place,
+        listener: Listener,
+        session: Session,
+        pool: ThreadPoolExecutor,
+        metrics: SwarmMetrics,
+        spawn: Callable[..., asyncio.Task[None]],
+    ) -> None:
+        self._digest = digest
+        self._place = place
+        self._listener = listener
+        self._session = session
+        self._pool = pool
+        self._metrics = metrics
+        self._spawn = spawn
+        self._turn = 0
+        self._leaving: set[asyncio.Task[None]] = set()
+        """Torrents on their way out: until then, libtorrent may still write into the file."""
+        self._offered: dict[int, Torrent] = {}
+        """Pieces that were offered to a torrent and are not known to be in it."""
+        self._arrivals = Arrivals(
+            digest, place.layout, place.staged, place.file, pool, spawn,
+            generation=lambda: self._turn, expected=listener.expected, has=place.pieces.__contains__,
+            take=listener.came, late=self._late,
+        )  # fmt: skip
+
+    @property
+    def turn(self) -> int:
+        """Counts the restarts."""
+        return self._turn
+
+    @property
+    def checking(self) -> bool:
+        """Whether something has come that does not count yet: it is our own disk that is waited for."""
+        return self._arrivals.busy
+
+    def restart(self) -> None:
+        """The board began again: what has come and is not ready yet is void."""
+        self._turn += 1
+        self._offered.clear()
+
+    async def add(
+        self, info: bytes, have: Iterable[int], wanted: Iterable[int], priority: int, peers: Peers
+    ) -> Torrent | None:
+        """Add the torrent of *info*; None if the board began again meanwhile. Raises SessionError."""
+        turn = self._turn
+        await self.drained()  # the session takes a torrent once
+        self._listener.moved()
+        torrent: Torrent | None = None
+        early: list[int] = []
+
+        def on_piece(piece: int) -> None:
+            if torrent is None:
+                early.append(piece)
+            else:
+                self._arrivals.put(torrent, piece)
+
+        torrent = await self._session.add(
+            info,
+            path=self._place.path,
+            have=have,
+            wanted=wanted,
+            priority=priority,
+            on_piece=on_piece,
+            on_bad_piece=lambda _piece: self._metrics.bad_pieces.inc(),
+            on_error=lambda text: log.error("torrent-error", extra={"fields": {"digest": self._digest, "error": text}}),
+            peers=peers,
+            on_ban=lambda peer: self._listener.spoiled(torrent, peer) if torrent is not None else None,
+        )
+        if turn != self._turn:
+            await self._session.retire(torrent)
+            return None
+        for piece in early:
+            on_piece(piece)
+        return torrent
+
+    def send_away(self, torrent: Torrent) -> asyncio.Task[None]:
+        """Have *torrent* leave the session; what it has written by then stays."""
+        task = self._spawn(self._session.retire(torrent))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+        return task
+
+    def remove(self, torrent: Torrent) -> None:
+        """Take a torrent out that has nothing left to write."""
+        self._session.remove(torrent)
+
+    async def drained(self) -> None:
+        """Until no torrent is on its way out."""
+        while self._leaving:
+            await asyncio.wait(self._leaving)
+
+    async def offer(self, torrent: Torrent, piece: int) -> None:
+        """A piece that came by another way, in a torrent that waits for it too: its peers may have it from us.
+
+        libtorrent drops it if meanwhile it finds that a peer had sent it wrong bytes of that piece: see `offer_again`.
+        """
+        self._offered[piece] = torrent
+        torrent.give(piece, await self._place.read(piece, self._pool))
+
+    async def offer_again(self) -> None:
+        """Offer what was offered a while ago and is not in its torrent."""
+        offered, self._offered = self._offered, {}
+        for torrent in set(offered.values()):
+            have = await torrent.have()
+            for piece in [p for p, to in offered.items() if to is torrent and p < len(have) and not have[p]]:
+                await self.offer(torrent, piece)
+
+    def _late(self) -> None:
+        self._listener.moved()
+        self._metrics.read_back.inc()

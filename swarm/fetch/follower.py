@@ -1,0 +1,428 @@
+"""The board of one blob, followed wherever it is: at the tracker that is responsible, or on this node.
+
+Owns the link, what the board has told (swarm/fetch/news.py), and the publications under way. Every
+answer of the board enters one queue. One task applies them, each whole, in the order of arrival.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from swarm.blob.digest import Digest
+from swarm.blob.errors import BlobCorrupt, NotAMember, TrackerError, TrackerRefused
+from swarm.fetch.demand import Demand
+from swarm.fetch.events import Event, Poisoned
+from swarm.fetch.news import Asked, News
+from swarm.peer.peers import PeerAddress
+from swarm.protocol import wire
+from swarm.protocol.board import Failure
+from swarm.tracking.boards import BoardLink, LocalBoard, RemoteBoard
+from swarm.tracking.trackers import Link, Trackers
+
+log = logging.getLogger("shoal.swarm")
+
+LONGEST_PAUSE = 2.0
+"""Seconds between two tries to join a board whose tracker refuses what this agent tells."""
+
+UNHEARD = 4.0
+"""Seconds after which a board that does not act on a rejection is left: one node's word may not be enough for it."""
+
+PUBLISHING = 8
+"""Publications on their way at once: after a restart a blob may have hundreds of windows to tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a poll says of this node."""
+
+    demand: Demand
+    size: int | None = None
+    """Bytes of the blob; None: not known, or not to be told."""
+    claims: tuple[int, ...] = ()
+    """Windows that are being brought in."""
+    have: int = 0
+    """Bit w is set if window w is here."""
+    stalled: tuple[int, ...] = ()
+    """Published windows that no peer delivers."""
+    coming: tuple[int, ...] = ()
+    """Windows that peers are sending."""
+    wait: float = wire.MAX_WAIT
+    """Seconds for which an answer may be held back."""
+
+
+class Node(Protocol):
+    """What a follower asks of the node for which it speaks."""
+
+    def standing(self) -> Standing:
+        """What to say now."""
+
+    def sums(self, window: int) -> bytes | None:
+        """The piece hashes of a window that is here."""
+
+    async def offer(self, window: int) -> None:
+        """Offer a window to peers: it is about to be published."""
+
+    async def handle(self, event: Event) -> None:
+        """Something changed. Raises SwarmError: the fetch has failed."""
+
+    async def applied(self) -> None:
+        """All events of an answer were handled."""
+
+
+@dataclass(slots=True)
+class _Heard:
+    """An answer on its way through the queue."""
+
+    board: BoardLink
+    answer: wire.BoardAnswer
+    asked: Asked
+    done: asyncio.Future[None]
+
+
+class Follower:
+    """See the module. *spawn* starts a task that ends with the fetch."""
+
+    def __init__(
+        self,
+        digest: Digest,
+        trackers: Trackers,
+        node: Node,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+    ) -> None:
+        self._digest = digest
+        self._trackers = trackers
+        self._node = node
+        self._spawn = spawn
+        self._news = News(node.sums)
+        self._board: BoardLink = LocalBoard(digest)
+        self._link: Link | None = None
+        self._shunned: set[Link] = set()
+        self._alone = False
+        self._told: Demand | None = None
+        self._nudge = asyncio.Event()
+        self._heard: asyncio.Queue[_Heard] = asyncio.Queue()
+        self._publishing: set[int] = set()
+        self._sending = asyncio.Semaphore(PUBLISHING)
+        self._all_told = asyncio.Event()
+        self._all_told.set()
+        self._rejection: tuple[int, str, float] | None = None
+        """Generation, reason and time of a rejection that the board has not acted on."""
+
+    # -- what is known ----------------------------------------------------------------------------
+
+    @property
+    def hashes(self) -> Mapping[int, bytes]:
+        """Window -> piece hashes, of all windows that are published."""
+        return self._news.hashes
+
+    @property
+    def peers(self) -> tuple[PeerAddress, ...]:
+        """Other agents that take part."""
+        return self._news.peers
+
+    @property
+    def generation(self) -> int:
+        """Of the board."""
+        return self._news.generation
+
+    @property
+    def hope(self) -> bool:
+        """Whether the board knows who may bring in what is missing."""
+        return self._news.hope
+
+    @property
+    def shared(self) -> bool:
+        """Whether others see the same board."""
+        return self._board.shared
+
+    @property
+    def tracker(self) -> str | None:
+        """URL of the tracker whose board is followed; None: the board is this node's own."""
+        return self._link.url if self._link is not None else None
+
+    @property
+    def publishing(self) -> frozenset[int]:
+        """Windows whose hashes are on their way to the board."""
+        return frozenset(self._publishing)
+
+    # -- what the node decides --------------------------------------------------------------------
+
+    def sized(self, size: int) -> None:
+        """This node knows the size."""
+        self._news.sized(size)
+
+    def tell(self) -> None:
+        """Poll the board if it does not know what the readers want: a read of what is here costs no question."""
+        if not self._news.hope or self._node.standing().demand != self._told:
+            self._nudge.set()
+
+    def poll(self) -> None:
+        """Poll the board now."""
+        self._nudge.set()
+
+    def again(self) -> None:
+        """Have the board tell everything once more: something may have been missed."""
+        self._news.again()
+        self._nudge.set()
+
+    def ban(self, peer: PeerAddress) -> None:
+        """*peer* sent wrong bytes."""
+        self._news.ban(peer)
+
+    def prefer_all_peers(self) -> None:
+        """From now on the blob is fetched from everybody, whatever the board says of a sole seed."""
+        self._news.prefer_all_peers()
+        self._nudge.set()
+
+    # -- what the board is told -------------------------------------------------------------------
+
+    def publish(self, window: int, *, again: bool = False) -> bool:
+        """Tell the board the hashes of *window*, which is here. Whether it did not know them, or (*again*) may."""
+        if window in self._publishing or (self._news.knows(window) and not again):
+            return False
+        hashes = self._node.sums(window)
+        if hashes is None:
+            return False
+        self._news.tell(window, hashes)
+        self._publishing.add(window)
+        self._all_told.clear()
+        self._spawn(self._publish(window, hashes, self._news.generation))
+        return True
+
+    async def release(self, windows: tuple[int, ...], failure: Failure, retry_after: float | None = None) -> bool:
+        """Give claims back; whether there is still hope. A board that does not answer leaves it."""
+        board = self._board
+        message = wire.Release(
+            **self._me(),
+            incarnation=self._news.incarnation,
+            windows=windows,
+            failure=failure.value,
+            retry_after=retry_after,
+        )
+        try:
+            answer = await board.release(message)
+        except TrackerError:
+            return True
+        finally:
+            self._nudge.set()
+        await self._hear(board, answer, Asked(None))
+        return answer.hope
+
+    async def progress(self, done: dict[int, int]) -> None:
+        """Keep claims alive: window -> bytes that have arrived."""
+        board = self._board
+        if not board.shared:
+            return
+        message = wire.Progress(
+            **self._me(),
+            incarnation=self._news.incarnation,
+            generation=self._news.generation,
+            done=done,
+            have=wire.bitmap(self._node.standing().have),
+        )
+        with contextlib.suppress(TrackerError):
+            await self._hear(board, await board.progress(message), Asked(None))
+
+    async def seal(self) -> None:
+        """The sha256 matched. Told after every publication was answered: an incomplete board cannot be sealed."""
+        with contextlib.suppress(TrackerError):
+            await self._all_told.wait()
+            news = self._news
+            seal = wire.Seal(**self._me(), incarnation=news.incarnation, generation=news.generation)
+            await self._board.seal(seal)
+
+    async def reject(self, reason: str) -> None:
+        """What the board describes is wrong. Told again until the board begins anew."""
+        self._news.reject()
+        self._rejection = self._news.generation, reason, time.monotonic()
+        await self._tell_rejection()
+        self._nudge.set()
+        asyncio.get_running_loop().call_later(UNHEARD, self._nudge.set)
+
+    async def leave(self, claims: tuple[int, ...]) -> None:
+        """The fetch ends: hand its claims over. Raises TrackerError."""
+        if claims:
+            message = wire.Release(
+                **self._me(),
+                incarnation=self._news.incarnation,
+                windows=claims,
+                failure=Failure.HANDED_OVER.value,
+            )
+            await self._board.release(message)
+        await self._board.leave(wire.Leave(**self._me()))
+
+    # -- tasks ------------------------------------------------------------------------------------
+
+    async def follow(self) -> None:
+        """Follow the board at whichever tracker is responsible, or one of our own. Runs until it is cancelled."""
+        trackers = self._trackers
+        unsubscribe = trackers.on_change(self._nudge.set)
+        refusals = 0
+        try:
+            while True:
+                link = None if self._alone else trackers.pick(self._digest)
+                if link in self._shunned:
+                    link = None
+                self._link = link
+                self._board = RemoteBoard(link) if link is not None else self._own_board()
+                self._news.moved()
+                joined = time.monotonic()
+                try:
+                    await self._use(link)
+                except NotAMember as error:
+                    assert link is not None
+                    log.warning("not-a-member", extra={"fields": {"tracker": link.url, "error": str(error)}})
+                    self._shunned.add(link)
+                except TrackerRefused as error:
+                    # It is there: join again, at once at first, as after its restart.
+                    refusals = refusals + 1 if time.monotonic() - joined < LONGEST_PAUSE else 0
+                    log.info("board-refused", extra={"fields": {"digest": self._digest, "error": str(error)}})
+                    await asyncio.sleep(min(LONGEST_PAUSE, 0.05 * (2**refusals - 1)))
+                except TrackerError as error:
+                    log.info("board-lost", extra={"fields": {"digest": self._digest, "error": str(error)}})
+                    if link is not None:
+                        trackers.failed(link)
+        finally:
+            unsubscribe()
+
+    async def apply(self) -> None:
+        """Apply every answer that was heard, one after the other. Runs until it is cancelled."""
+        while True:
+            heard = await self._heard.get()
+            try:
+                if heard.board is self._board:
+                    await self._apply(heard.answer, heard.asked)
+            except TrackerError as error:
+                if not heard.done.done():
+                    heard.done.set_exception(error)
+                    heard.done.exception()
+            finally:
+                if not heard.done.done():
+                    heard.done.set_result(None)
+
+    async def _apply(self, answer: wire.BoardAnswer, asked: Asked) -> None:
+        for event in self._news.apply(answer, asked):
+            if isinstance(event, Poisoned):
+                log.error("board-poisoned", extra={"fields": {"digest": self._digest}})
+                if not self._board.shared:
+                    raise BlobCorrupt(f"the bytes do not match {self._digest}, however often they are fetched")
+                self._alone = True
+                self._nudge.set()
+            await self._node.handle(event)
+        await self._node.applied()
+
+    async def _hear(self, board: BoardLink, answer: wire.BoardAnswer, asked: Asked) -> None:
+        """Have *answer* applied, after all that was heard before it. Raises TrackerError if it makes no sense."""
+        heard = _Heard(board, answer, asked, asyncio.get_running_loop().create_future())
+        self._heard.put_nowait(heard)
+        await heard.done
+
+    async def _use(self, link: Link | None) -> None:
+        """Poll one board until another one is responsible."""
+        trackers = self._trackers
+        while True:
+            await self._tell_rejection()
+            if self._alone and link is not None:
+                return
+            if not self._alone:
+                picked = trackers.pick(self._digest)
+                if picked is not link and (picked is None or picked not in self._shunned):
+                    return
+            self._nudge.clear()
+            asked, message = self._question()
+            poll = asyncio.ensure_future(self._board.poll(message))
+            nudge = asyncio.ensure_future(self._nudge.wait())
+            try:
+                await asyncio.wait((poll, nudge), return_when=asyncio.FIRST_COMPLETED)
+                answer = poll.result() if poll.done() else None
+            finally:
+                for task in (poll, nudge):
+                    task.cancel()
+                await asyncio.gather(poll, nudge, return_exceptions=True)
+            if answer is not None:
+                await self._hear(self._board, answer, asked)
+
+    def _question(self) -> tuple[Asked, wire.BoardPoll]:
+        now, news = self._node.standing(), self._news
+        self._told = now.demand
+        message = wire.BoardPoll(
+            **self._me(),
+            incarnation=news.incarnation,
+            generation=news.generation,
+            since=news.since,
+            wait=now.wait if news.incarnation else 0.0,
+            size=now.size,
+            want=now.demand.want,
+            prefer=now.demand.prefer,
+            only_preferred=now.demand.only_preferred,
+            claims=now.claims,
+            have=wire.bitmap(now.have),
+            stalled=now.stalled,
+            turns=now.demand.turns,
+            beside=now.demand.concurrent,
+        )
+        return Asked(news.since), message
+
+    def _own_board(self) -> LocalBoard:
+        """A board of our own; windows that peers are sending us need not come from upstream."""
+        board, now = LocalBoard(self._digest), self._node.standing()
+        if now.size is not None and not self._alone:
+            board.others_hold(now.size, {w: self._news.hashes[w] for w in now.coming if w in self._news.hashes})
+        return board
+
+    async def _publish(self, window: int, hashes: bytes, generation: int) -> None:
+        board, news = self._board, self._news
+        try:
+            async with self._sending:
+                if board.shared:
+                    await self._node.offer(window)
+                if board is not self._board or generation != news.generation or news.size is None:
+                    return  # these hashes are another board's, or another generation's
+                asked = Asked(news.since)
+                answer = await board.publish(
+                    wire.Publish(
+                        **self._me(),
+                        incarnation=news.incarnation,
+                        generation=generation,
+                        size=news.size,
+                        window=window,
+                        hashes=hashes,
+                        since=news.since,
+                    )
+                )
+        except TrackerError:
+            if board is self._board and generation == news.generation:
+                news.untell(window)  # it is told again after the next answer
+            return
+        finally:
+            self._publishing.discard(window)
+            if not self._publishing:
+                self._all_told.set()
+        with contextlib.suppress(TrackerError):
+            await self._hear(board, answer, asked)
+
+    async def _tell_rejection(self) -> None:
+        """Tell the board of a rejection that it has not acted on: the first telling may have been lost."""
+        if self._rejection is None:
+            return
+        generation, reason, since = self._rejection
+        news = self._news
+        if not news.rejected:
+            self._rejection = None
+            return
+        if self._board.shared and time.monotonic() - since >= UNHEARD:
+            log.warning("board-left", extra={"fields": {"digest": self._digest, "why": reason}})
+            self._alone = True
+            return
+        message = wire.Reject(**self._me(), incarnation=news.incarnation, generation=generation, reason=reason)
+        with contextlib.suppress(TrackerError):
+            await self._board.reject(message)
+
+    def _me(self) -> dict[str, Any]:
+        return {**self._trackers.me(), "digest": self._digest}

@@ -1,0 +1,195 @@
+"""What a board has told so far, and what another answer adds to it. Pure: answers in, events out.
+
+An answer counts whole or not at all. It counts if its serial is not below that of the last one that
+counted. It moves the cursor only if it carries all the news since the cursor: the answer to a
+question that named a later version, or none, does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from swarm.blob.errors import TrackerError
+from swarm.blob.geometry import geometry
+from swarm.blob.metainfo import HASH_LENGTH
+from swarm.fetch.events import (
+    ClaimsChanged,
+    Event,
+    Hopeless,
+    ModeChanged,
+    PeersChanged,
+    Poisoned,
+    Published,
+    Restarted,
+    SizeConflict,
+    Sized,
+)
+from swarm.peer.peers import PeerAddress
+from swarm.protocol import wire
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a question to the board named. *since* None: its answer carries no news of windows."""
+
+    since: int | None
+
+
+class News:
+    """See the module. *sums*: the hashes of a window that is here, or None."""
+
+    def __init__(self, sums: Callable[[int], bytes | None]) -> None:
+        self.incarnation = ""
+        self.generation = 0
+        self.since = 0
+        """Version of the board up to which its publications are known."""
+        self.hope = True
+        self.sealed = False
+        self.sole: PeerAddress | None = None
+        self.available: int | None = None
+        self.peers: tuple[PeerAddress, ...] = ()
+        self._size: int | None = None
+        self._serial = 0
+        self._sums = sums
+        self._hashes: dict[int, bytes] = {}
+        self._told: set[int] = set()
+        self._banned: set[PeerAddress] = set()
+        self._rejected: int | None = None
+        self._whole = False
+
+    @property
+    def hashes(self) -> Mapping[int, bytes]:
+        """Window -> piece hashes, of all windows that are published, for reading."""
+        return MappingProxyType(self._hashes)
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the blob, once this node or the board knows them."""
+        return self._size
+
+    @property
+    def rejected(self) -> bool:
+        """Whether this node has rejected the generation that the board is still in."""
+        return self._rejected == self.generation
+
+    def sized(self, size: int) -> None:
+        """This node knows the size itself."""
+        self._size = size
+
+    def moved(self) -> None:
+        """Another board is followed from now on: it has been told nothing."""
+        self.incarnation, self.since, self._told = "", 0, set()
+
+    def again(self) -> None:
+        """Have everything told once more: something may have been missed."""
+        self.since = 0
+
+    def knows(self, window: int) -> bool:
+        """Whether the board knows *window*, or is being told."""
+        return window in self._told
+
+    def tell(self, window: int, hashes: bytes) -> None:
+        """This node is about to publish *window*."""
+        self._told.add(window)
+        self._hashes.setdefault(window, hashes)
+
+    def untell(self, window: int) -> None:
+        """The publication of *window* did not arrive."""
+        self._told.discard(window)
+
+    def reject(self) -> None:
+        """This node has found the generation to be wrong."""
+        self._rejected = self.generation
+
+    def ban(self, peer: PeerAddress) -> None:
+        """*peer* sent wrong bytes: nothing is fetched from it any more."""
+        self._banned.add(peer)
+        self.peers = tuple(other for other in self.peers if other != peer)
+
+    def prefer_all_peers(self) -> None:
+        """From now on the blob is fetched from everybody, whatever the board says of a sole seed."""
+        self._whole = True
+        self.sole = None
+
+    def apply(self, answer: wire.BoardAnswer, asked: Asked) -> Iterator[Event]:
+        """What *answer* changes, in the order to act on. Raises TrackerError if it does not fit the blob."""
+        if not self._counts(answer):
+            return
+        if self._begins_again(answer):
+            yield Restarted(answer.generation)
+        self._serial = answer.serial
+        yield from self._take_peers(answer)
+        if answer.poisoned:
+            yield Poisoned()
+            return
+        if answer.size is not None and self._size is None:
+            self._size = answer.size
+            yield Sized(answer.size)
+        elif answer.size is not None and answer.size != self._size:
+            yield SizeConflict(answer.size)
+            return
+        yield from self._take_hashes(answer, asked)
+        yield from self._take_mode(answer)
+        sole = self.sole is not None
+        claims = frozenset(answer.claims) if sole or not (self._whole and answer.lone is not None) else frozenset()
+        yield ClaimsChanged(claims, sole)
+        self.hope = answer.hope
+        if not answer.hope:
+            yield Hopeless()
+
+    def _counts(self, answer: wire.BoardAnswer) -> bool:
+        return answer.incarnation != self.incarnation or answer.serial >= self._serial
+
+    def _begins_again(self, answer: wire.BoardAnswer) -> bool:
+        """Bring incarnation and generation up to date; whether what was known is void."""
+        if answer.incarnation != self.incarnation:
+            known, void = bool(self.incarnation), self.rejected
+            if known:
+                self.since, self._told = 0, set()
+            self.incarnation, self.generation = answer.incarnation, answer.generation
+            if not void:
+                return False
+        elif answer.generation <= self.generation:
+            return False
+        self.generation, self.since, self._told, self._rejected = answer.generation, 0, set(), None
+        self._hashes.clear()
+        self.sealed, self.sole, self.available = False, None, None
+        return True
+
+    def _take_peers(self, answer: wire.BoardAnswer) -> Iterator[Event]:
+        told = tuple(peer for p in answer.peers if (peer := (p.ip, p.port)) not in self._banned)
+        if told and told != self.peers:
+            before, self.peers = self.peers, told
+            yield PeersChanged(told, more=bool(set(told) - set(before)))
+
+    def _take_hashes(self, answer: wire.BoardAnswer, asked: Asked) -> Iterator[Event]:
+        if self._size is None:
+            return
+        windows, new = geometry(self._size).windows, []
+        for window, hashes in answer.published.items():
+            if not 0 <= window < len(windows) or len(hashes) != windows[window].pieces * HASH_LENGTH:
+                raise TrackerError("the board does not fit the blob")
+            mine = None if self.rejected else self._sums(window)
+            if mine is not None and mine != hashes:
+                continue  # two truths: publishing ours makes the board begin again
+            new.append(window)
+            self._hashes[window] = hashes
+            self._told.add(window)
+        if self._carries_all(asked):
+            self.since = max(self.since, answer.version)
+        if new:
+            yield Published(tuple(new))
+
+    def _carries_all(self, asked: Asked) -> bool:
+        return asked.since is not None and asked.since <= self.since
+
+    def _take_mode(self, answer: wire.BoardAnswer) -> Iterator[Event]:
+        sole = (answer.lone.ip, answer.lone.port) if answer.lone is not None else None
+        available = None if answer.spread is None else wire.from_bitmap(answer.spread)
+        sealed = answer.sealed
+        if sole is not None and self._whole:  # asked before this fetch turned to all peers
+            sole, available, sealed = None, None, True
+        self.sealed, self.sole, self.available = sealed, sole, available
+        yield ModeChanged(sealed, sole, available)

@@ -1,0 +1,320 @@
+"""What is fetched from peers, and offered to them: by torrents of windows, of the whole blob, or from a sole seed.
+
+Owns the torrents of one blob and the mode. The rest of a fetch says what is wanted (`want`), in which
+mode (`set_mode`), and asks for a window to be left alone (`writing`) before anybody else writes there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Protocol
+
+from swarm.blob.digest import Digest
+from swarm.blob.geometry import Window
+from swarm.blob.metainfo import HASH_LENGTH
+from swarm.fetch.demand import Wanted
+from swarm.fetch.docking import Docking
+from swarm.fetch.modes import Mode
+from swarm.fetch.place import Place
+from swarm.fetch.whole import WholeTorrent
+from swarm.fetch.windows import WindowTorrents
+from swarm.metrics import SwarmMetrics
+from swarm.peer.peers import PeerAddress, successors
+from swarm.peer.session import Session, Torrent
+from swarm.peer.sole_seed import LoneHolder
+
+MOST_DIALLED = 2
+"""Peers that a window's torrent dials, the next ones on a ring: everybody has twice as many connections."""
+
+MOST_REBUILT = 8
+"""Torrents of one blob that begin anew because a peer sent wrong bytes."""
+
+
+class Host(Protocol):
+    """What transfers ask of the fetch, and tell it."""
+
+    def wanted(self) -> Wanted:
+        """What the readers want."""
+
+    def peers(self) -> tuple[PeerAddress, ...]:
+        """Other agents that take part."""
+
+    def me(self) -> str:
+        """Under which name this node stands among them."""
+
+    def came_from_peer(self, piece: int, sha1: bytes) -> None:
+        """*piece* is in the file, and right."""
+
+    def moved(self) -> None:
+        """Something is on its way."""
+
+    def banned(self, peer: PeerAddress) -> None:
+        """*peer* sent wrong bytes."""
+
+
+class Transfers:
+    """See the module. *hashes*: window -> piece hashes of what is published. *spawn* starts a task of the fetch."""
+
+    def __init__(
+        self,
+        digest: Digest,
+        place: Place,
+        host: Host,
+        hashes: Mapping[int, bytes],
+        session: Session,
+        pool: ThreadPoolExecutor,
+        metrics: SwarmMetrics,
+        spawn: Callable[..., asyncio.Task[None]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._place = place
+        self._host = host
+        self._hashes = hashes
+        self._session = session
+        self._spawn = spawn
+        self._mode = Mode.WINDOWS
+        self._sole: PeerAddress | None = None
+        self._available: int | None = None
+        self._claimed: list[int] = []
+        """Windows that come from the sole seed, first claimed first."""
+        self._written: Counter[int] = Counter()
+        """Windows that somebody else writes into."""
+        self._rebuilt = 0
+        self._stopped = False
+        self._docking = Docking(digest, place, self, session, pool, metrics, spawn)
+        self._windows = WindowTorrents(digest, place, self._docking, hashes, self._dial, self._wanted, spawn, clock)
+        self._whole = WholeTorrent(digest, place, self._docking, hashes, host.peers, self._wanted, spawn)
+        self._from_sole = LoneHolder(self._add_sole, session.retire, session.remove)
+        self._sole_leaving: asyncio.Task[None] | None = None
+
+    # -- what is known ----------------------------------------------------------------------------
+
+    @property
+    def mode(self) -> Mode:
+        """How the blob is fetched from peers."""
+        return self._mode
+
+    @property
+    def idle(self) -> bool:
+        """Whether no window has a torrent."""
+        return self._windows.idle
+
+    @property
+    def windows(self) -> frozenset[int]:
+        """Windows that have a torrent."""
+        return self._windows.windows
+
+    @property
+    def checking(self) -> bool:
+        """Whether something has come that does not count yet: it is our own disk that is waited for."""
+        return self._docking.checking
+
+    async def received(self) -> int:
+        """Payload bytes that have come from peers, whole pieces or not."""
+        return sum([await torrent.received() for torrent in self._all()])
+
+    def waiting(self) -> tuple[int, ...]:
+        """Published windows that are wanted from peers and not here, those without a torrent last."""
+        wanted, place = self._wanted(), self._place
+        unheld = ~self._available if self._available is not None and self._sole is None else 0
+        here = self._windows.windows
+        return tuple(
+            w
+            for w in sorted(self._hashes, key=lambda index: (index not in here, index))
+            if not place.pieces.holds(place.layout.windows[w])
+            and w not in wanted.elsewhere
+            and (wanted.whole or w in wanted.windows)
+            and not unheld >> w & 1
+        )
+
+    # -- what is decided elsewhere ----------------------------------------------------------------
+
+    def set_mode(self, mode: Mode, sole: PeerAddress | None, available: int | None) -> None:
+        """How to fetch from now on. *sole*: the only holder. *available*: bit w is set if peers hold window w."""
+        before, self._mode = self._mode, mode
+        self._available = available
+        if sole != self._sole:
+            self._sole = sole
+            self._sole_leaving = self._spawn(self._from_sole.leave())
+        if mode is before:
+            return
+        if mode is Mode.WHOLE:
+            self._windows.drop_unfinished()
+            self._spawn(self._start_whole())
+        elif before is Mode.WHOLE:
+            self._whole.stop()
+
+    def want(self) -> None:
+        """Fetch what the readers want now."""
+        if self._stopped:
+            return
+        if self._mode is Mode.WHOLE:
+            self._whole.want()
+        else:
+            self._windows.want(self._available)
+
+    @contextlib.asynccontextmanager
+    async def writing(self, window: Window) -> AsyncIterator[None]:
+        """Entered once nothing of *window* is left for libtorrent to write, and nothing of it is fetched meanwhile.
+
+        It writes into the same file what it has not verified yet: wrong bytes of a peer came down on right ones.
+        """
+        self._written[window.index] += 1
+        try:
+            await self.vacate(window)
+            yield
+        finally:
+            self._written[window.index] -= 1
+            if not self._written[window.index]:
+                del self._written[window.index]
+
+    async def vacate(self, window: Window) -> None:
+        """Until nothing of *window* is left for libtorrent to write. It must not be wanted any more."""
+        await self._vacate_torrents(window)
+        await self._from_sole.want(self._sole_wants)
+
+    def may_offer(self, window: int) -> bool:
+        """Whether *window* is not offered, though it could be."""
+        return self._mode is not Mode.WHOLE and not self._stopped and not self._windows.has(window)
+
+    async def seed(self, window: Window, hashes: bytes) -> None:
+        """Offer a window that is here, unless the torrent of the whole blob does."""
+        if self.may_offer(window.index):
+            await self._windows.seed(window, hashes)
+
+    def brought(self, piece: int) -> None:
+        """*piece* came from upstream."""
+        self._whole.came(piece)
+
+    def arrived(self, window: Window) -> None:
+        """*window* is here, from wherever."""
+        self._windows.arrived(window)
+
+    def reannounce(self) -> None:
+        """There are new peers."""
+        self._windows.reannounce()
+        self._whole.reannounce()
+
+    def restart(self) -> None:
+        """The board began again: nothing that was fetched or known counts any more."""
+        self._docking.restart()
+        self._windows.restart()
+        self._whole.stop()
+        self._mode, self._available, self._sole = Mode.WINDOWS, None, None
+        self._sole_leaving = self._spawn(self._from_sole.leave())
+
+    async def tidy(self) -> None:
+        """What is to be looked after once a second."""
+        await self._docking.offer_again()
+        self._windows.let_go_of_idle()
+
+    async def verified(self) -> None:
+        """The blob is here: nothing more is fetched, and it is offered whole from now on."""
+        self._stopped = True
+        await self._from_sole.leave()
+
+    def close(self) -> None:
+        """All torrents leave the session."""
+        self._stopped = True
+        for torrent in self._all():
+            self._session.remove(torrent)
+
+    # -- Origin of claims on the windows of a sole seed -----------------------------------------------
+
+    async def bring(self, window: int) -> None:
+        """Fetch a claimed window from the sole seed."""
+        place = self._place.layout.windows[window]
+        await self._vacate_torrents(place)
+        self._claimed.append(window)
+        try:
+            await self._from_sole.want(self._sole_wants)
+            for piece in place.span:
+                await self._place.pieces.wait(piece)
+        finally:
+            self._claimed.remove(window)
+            if not self._place.pieces.holds(place) and not self._stopped:
+                self._spawn(self._from_sole.want(self._sole_wants))
+
+    # -- Listener of the docking ----------------------------------------------------------------------
+
+    def expected(self, piece: int) -> bytes | None:
+        """The SHA-1 of *piece*, if the board has told it."""
+        window = self._place.window_of(piece)
+        hashes = self._hashes.get(window.index)
+        if hashes is None:
+            return None
+        at = (piece - window.first_piece) * HASH_LENGTH
+        return hashes[at : at + HASH_LENGTH]
+
+    def came(self, piece: int, sha1: bytes) -> None:
+        """*piece* is in the file, and right."""
+        if piece not in self._place.pieces:
+            self._from_sole.arrived(piece)
+            self._host.came_from_peer(piece, sha1)
+
+    def moved(self) -> None:
+        """Something is on its way."""
+        self._host.moved()
+
+    def spoiled(self, torrent: Torrent, peer: PeerAddress) -> None:
+        """*peer* sent wrong bytes: its torrent begins anew, without what it had sent of other pieces.
+
+        libtorrent bans it, but keeps those blocks, and then bans whoever sends the rest of such a piece as well.
+        """
+        self._host.banned(peer)
+        if self._rebuilt < MOST_REBUILT and not self._stopped:
+            self._rebuilt += 1
+            if self._windows.renew(torrent):
+                self.want()
+            else:
+                self._spawn(self._whole.renew(torrent))
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _wanted(self) -> Wanted:
+        wanted = self._host.wanted()
+        return replace(wanted, elsewhere=wanted.elsewhere | self._written.keys()) if self._written else wanted
+
+    def _all(self) -> list[Torrent]:
+        sole = self._from_sole.torrent
+        return [*self._windows.torrents, *self._whole.torrents, *([sole] if sole is not None else [])]
+
+    def _dial(self, window: int) -> tuple[PeerAddress, ...]:
+        """Whom to dial for a window: few, and as many dial us.
+
+        All with all is a connection per window and pair of nodes: half as many bytes per wakeup, and more CPU.
+        """
+        return successors(self._host.peers(), self._host.me(), str(window), MOST_DIALLED)
+
+    async def _vacate_torrents(self, window: Window) -> None:
+        await self._windows.vacate(window.index)
+        await self._sole_left()
+        await self._whole.vacate(window.span)
+
+    async def _start_whole(self) -> None:
+        await self._sole_left()
+        if self._mode is Mode.WHOLE:
+            await self._whole.start()
+
+    async def _sole_left(self) -> None:
+        if self._sole_leaving is not None:
+            await asyncio.wait([self._sole_leaving])
+
+    async def _add_sole(self, wanted: Iterable[int]) -> Torrent | None:
+        if len(self._hashes) < len(self._place.layout.windows):
+            return None
+        return await self._whole.add(self._whole.ready(), wanted, 1, lambda: (self._sole,) if self._sole else ())
+
+    def _sole_wants(self) -> list[list[int]]:
+        """The missing pieces of each window that is to come from the sole seed."""
+        if self._sole is None or self._stopped:
+            return []
+        windows = self._place.layout.windows
+        return [
+            list(self._place.pieces.missing(windows[index])) for index in self._claimed if index not in self._written
+        ]
