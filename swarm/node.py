@@ -20,7 +20,8 @@ from swarm.blob.digest import Digest, parse
 from swarm.blob.errors import BadHashes, DigestInvalid, TrackerError
 from swarm.blob.geometry import geometry
 from swarm.blob.metainfo import sealed_info
-from swarm.fetch.fetch import Context, Fetch
+from swarm.fetch.course import Context
+from swarm.fetch.fetch import Fetch
 from swarm.fetch.readers import Reader
 from swarm.metrics import SwarmMetrics
 from swarm.peer.session import Session, SessionError, Torrent

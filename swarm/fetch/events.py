@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swarm.peer.peers import PeerAddress
+PeerAddress = tuple[str, int]
+"""IP (v4 or v6) and swarm port."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,8 @@ from typing import Any, Protocol
 from swarm.blob.digest import Digest
 from swarm.blob.errors import BlobCorrupt, NotAMember, TrackerError, TrackerRefused
 from swarm.fetch.demand import Demand
-from swarm.fetch.events import Event, Poisoned
+from swarm.fetch.events import Event, PeerAddress, Poisoned
 from swarm.fetch.news import Asked, News
-from swarm.peer.peers import PeerAddress
 from swarm.protocol import wire
 from swarm.protocol.board import Failure
 from swarm.tracking.boards import BoardLink, LocalBoard, RemoteBoard
@@ -305,6 +304,7 @@ class Follower:
             finally:
                 if not heard.done.done():
                     heard.done.set_result(None)
+            await asyncio.sleep(0)  # hundreds may be waiting: others on this loop come in between
 
     async def _apply(self, answer: wire.BoardAnswer, asked: Asked) -> None:
         for event in self._news.apply(answer, asked):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from swarm.peer.peers import PeerAddress
+from swarm.fetch.events import PeerAddress
 
 
 class Mode(Enum):

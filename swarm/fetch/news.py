@@ -19,6 +19,7 @@ from swarm.fetch.events import (
     Event,
     Hopeless,
     ModeChanged,
+    PeerAddress,
     PeersChanged,
     Poisoned,
     Published,
@@ -26,7 +27,6 @@ from swarm.fetch.events import (
     SizeConflict,
     Sized,
 )
-from swarm.peer.peers import PeerAddress
 from swarm.protocol import wire
 
 

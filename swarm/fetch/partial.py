@@ -53,6 +53,7 @@ class Partial:
         self._make_room = make_room
         self._spawn = spawn
         self._epochs: list[Pieces] = []
+        self._restarting = asyncio.Event()
         self._ranges = False
         self._doubted = False
         self._spoiled = False
@@ -113,6 +114,8 @@ class Partial:
         self._doubted = False
         if not self._complete:
             self._epochs.append(self.pieces.forget())
+            waiting, self._restarting = self._restarting, asyncio.Event()
+            waiting.set()
 
     def doubt(self) -> None:
         """Something of it is wrong, and nobody knows what: nothing of it may be told, nor kept."""
@@ -129,6 +132,11 @@ class Partial:
                 done = self.ready(piece, expected, old.origin(piece))
                 found += [done] if done is not None else []
         return found
+
+    async def restarted(self, epoch: int) -> None:
+        """Until there was a restart after *epoch*."""
+        while len(self._epochs) <= epoch:
+            await self._restarting.wait()
 
     @property
     def epoch(self) -> int:

@@ -149,13 +149,13 @@ class Transfers:
         elif before is Mode.WHOLE:
             self._whole.stop()
 
-    def want(self) -> None:
-        """Fetch what the readers want now."""
+    def want(self, *, shared: bool = True) -> None:
+        """Fetch what the readers want now. *shared*: others see the same board, so there is somebody to ask."""
         if self._stopped:
             return
         if self._mode is Mode.WHOLE:
             self._whole.want()
-        else:
+        elif shared:
             self._windows.want(self._available)
 
     @contextlib.asynccontextmanager

@@ -1,0 +1,112 @@
+"""Where a fetch stands, and the owners that it works with: what its three coordinators share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from swarm.blob.digest import Digest
+from swarm.blob.errors import SwarmError
+from swarm.fetch.claims import Claims
+from swarm.fetch.follower import Follower
+from swarm.fetch.partial import Partial
+from swarm.fetch.readers import Readers
+from swarm.fetch.stalls import Stalls
+from swarm.fetch.tasks import Tasks
+from swarm.fetch.transfers import Transfers
+from swarm.metrics import SwarmMetrics
+from swarm.peer.session import Session
+from swarm.settings import SwarmSettings
+from swarm.storage.store import Store
+from swarm.tracking.trackers import Trackers
+
+if TYPE_CHECKING:
+    from swarm.fetch.fetch import Fetch
+
+log = logging.getLogger("shoal.swarm")
+
+
+class Phase(Enum):
+    """Where a fetch stands."""
+
+    SIZING = "sizing"
+    """The size is not known."""
+    FILLING = "filling"
+    """Pieces come."""
+    VERIFIED = "verified"
+    """The sha256 matched."""
+    KEPT = "kept"
+    """The blob is complete in the store."""
+    CLOSED = "closed"
+    """Nothing that the fetch started runs any more."""
+    FAILED = "failed"
+    """It cannot go on; `error` says why."""
+
+
+@dataclass(eq=False)
+class Context:
+    """The parts of the agent that every fetch works with."""
+
+    settings: SwarmSettings
+    session: Session
+    store: Store
+    trackers: Trackers
+    pool: ThreadPoolExecutor
+    metrics: SwarmMetrics
+    on_finished: Callable[[Fetch], None]
+    on_closed: Callable[[Fetch], None]
+    entering: Callable[[], int]
+    """Blobs that enter the cluster for readers on this node (`Fetch.enters`)."""
+    on_entering: Callable[[], None]
+    """There are more of those, or fewer."""
+    on_full: Callable[[], Awaitable[bool]]
+    """The store has no room: close what nobody reads. Whether there was anything."""
+
+
+@dataclass(eq=False)
+class Course:
+    """See the module. *partial* and *transfers* are there once the size is known."""
+
+    digest: Digest
+    context: Context
+    tasks: Tasks
+    started: float = field(default_factory=time.monotonic)
+    readers: Readers = field(default_factory=Readers)
+    phase: Phase = Phase.SIZING
+    error: SwarmError | None = None
+    closing: bool = False
+    ranged: bool = False
+    """Ranges of the blob were read on this node."""
+    enters: bool = False
+    """Much of it is still to be brought into the cluster, for those who read all of it."""
+    sized: asyncio.Event = field(default_factory=asyncio.Event)
+    """The size is known, or the fetch has failed."""
+    partial: Partial | None = None
+    transfers: Transfers | None = None
+    follower: Follower = field(init=False)
+    claims: Claims = field(init=False)
+    stalls: Stalls = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stalls = Stalls(self.started)
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether the whole blob is here, and its sha256 matched."""
+        return self.phase in (Phase.VERIFIED, Phase.KEPT) or (self.phase is Phase.CLOSED and self.error is None)
+
+    def want(self) -> None:
+        """Fetch from peers what the readers want now, where there is somebody to fetch it from."""
+        if self.transfers is not None and not self.is_verified and not self.closing:
+            self.transfers.want(shared=self.follower.shared)
+
+    def trace(self, event: str, window: int, **fields: Any) -> None:
+        """What happens to a window, for `bench.timeline`."""
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug(event, extra={"fields": {"digest": self.digest, "window": window, **fields}})

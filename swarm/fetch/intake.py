@@ -1,0 +1,176 @@
+"""What a fetch does with what upstream and peers send: it takes pieces in, and tells the owners that must know."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from swarm.blob.errors import BlobUnavailable, SourceError, SwarmError
+from swarm.blob.geometry import Window
+from swarm.fetch.course import Course, Phase
+from swarm.fetch.demand import Wanted, wanted_of
+from swarm.fetch.modes import Mode
+from swarm.fetch.partial import Partial
+from swarm.fetch.transfers import Transfers
+from swarm.peer.peers import PeerAddress
+from swarm.protocol.board import Failure
+from swarm.upstream.download import SizeChanged
+from swarm.upstream.source import Source
+
+log = logging.getLogger("shoal.swarm")
+
+
+class Intake:
+    """See the module: the Host of Claims and of Transfers. *fail*: the fetch cannot go on. *reject*: see Council."""
+
+    def __init__(
+        self, course: Course, fail: Callable[[SwarmError], None], reject: Callable[[str], Awaitable[None]]
+    ) -> None:
+        self._course = course
+        self._fail = fail
+        self._reject = reject
+        self._learning = asyncio.Lock()
+
+    # -- the size ---------------------------------------------------------------------------------------
+
+    @property
+    def place(self) -> Partial | None:
+        """Where the bytes go; None: the size is not known."""
+        return self._course.partial
+
+    async def learn(self, size: int) -> None:
+        """The size is known: make room for the blob. Raises StoreFull."""
+        course, context = self._course, self._course.context
+        async with self._learning:
+            if course.partial is not None:
+                return
+            # Ranges touch a part of a blob, which may be larger than the store: room is made window by window.
+            by_window = not course.readers.whole
+            here = await Partial.open(
+                course.digest, size, context.store, context.on_full, course.tasks.spawn, by_window=by_window
+            )
+            if course.ranged:
+                here.expect_ranges()
+            course.transfers = Transfers(
+                course.digest, here, self, course.follower.hashes, context.session, context.pool, context.metrics,
+                course.tasks.spawn, time.monotonic,
+            )  # fmt: skip
+            course.partial = here
+            course.follower.sized(size)
+            if course.phase is Phase.SIZING:
+                course.phase = Phase.FILLING
+            course.sized.set()
+
+    async def learned(self) -> None:
+        """Until the size is known."""
+        await self._course.sized.wait()
+
+    # -- what is asked ----------------------------------------------------------------------------------
+
+    def source(self, window: int | None = None) -> Source | None:
+        """Upstream, as a reader of *window* asks it."""
+        return self._course.readers.source(window)
+
+    def wanted(self) -> Wanted:
+        """What the readers want of peers."""
+        return wanted_of(self._course.readers, self._course.claims.elsewhere)
+
+    def peers(self) -> tuple[PeerAddress, ...]:
+        """Other agents that take part."""
+        return self._course.follower.peers
+
+    def me(self) -> str:
+        """Under which name this node stands among them."""
+        trackers = self._course.context.trackers
+        return trackers.address or trackers.session
+
+    def writing(self, window: Window) -> AbstractAsyncContextManager[None]:
+        """Entered before anything is written into *window*: then nobody else writes there."""
+        assert self._course.transfers is not None, "the size is known before anything is written"
+        return self._course.transfers.writing(window)
+
+    # -- what comes from upstream -----------------------------------------------------------------------
+
+    def received(self, count: int) -> None:
+        """Bytes arrived from upstream."""
+        self._course.context.metrics.bytes_in.labels("upstream").inc(count)
+
+    def came(self, piece: int, sha1: bytes) -> None:
+        """*piece* came from upstream."""
+        self._ready(piece, sha1, "upstream")
+        if self._course.transfers is not None:
+            self._course.transfers.brought(piece)
+
+    def brought(self, window: int) -> None:
+        """A claimed window is here: the claim ends with its hashes."""
+        self._course.follower.publish(window, again=True)
+
+    def unable(self, window: int, failure: Failure, error: SourceError | None) -> None:
+        """A claim is given back."""
+        if error is not None:
+            self._course.context.metrics.source_failures.labels(type(error).__name__).inc()
+            fields = {"digest": self._course.digest, "window": window, "error": str(error)}
+            log.warning("claim-failed", extra={"fields": fields})
+        self._course.tasks.spawn(self._give_back(window, failure, error))
+
+    def resized(self, error: SizeChanged) -> None:
+        """Upstream told another size than the one that is known."""
+        self._course.tasks.spawn(self._tell_size(error))
+
+    def broken(self, error: BaseException) -> None:
+        """Something else than upstream failed."""
+        self._fail(error if isinstance(error, SwarmError) else BlobUnavailable(repr(error)))
+
+    # -- what comes from peers --------------------------------------------------------------------------
+
+    def came_from_peer(self, piece: int, sha1: bytes) -> None:
+        """*piece* came from a peer, and its hash is what the board says."""
+        course = self._course
+        assert course.partial is not None, "the size is known before anything comes"
+        course.stalls.moved(time.monotonic())
+        length = course.partial.layout.piece_span(piece)[1]
+        course.context.metrics.bytes_in.labels("peer").inc(length)
+        course.claims.arrived(course.partial.window_of(piece).index, length)
+        self._ready(piece, sha1, "peer")
+
+    def moved(self) -> None:
+        """Something is on its way from peers."""
+        self._course.stalls.moved(time.monotonic())
+
+    def banned(self, peer: PeerAddress) -> None:
+        """*peer* sent wrong bytes."""
+        self._course.follower.ban(peer)
+
+    def here(self, window: int) -> None:
+        """*window* is complete, from wherever."""
+        course = self._course
+        assert course.partial is not None and course.transfers is not None, "the size is known before anything comes"
+        course.transfers.arrived(course.partial.layout.windows[window])
+        if course.transfers.mode is not Mode.WHOLE:
+            course.want()
+
+    def trace(self, event: str, window: int, **fields: Any) -> None:
+        """Tell who looks at timelines."""
+        self._course.trace(event, window, **fields)
+
+    # -- inside -----------------------------------------------------------------------------------------
+
+    def _ready(self, piece: int, sha1: bytes, origin: str) -> None:
+        assert self._course.partial is not None, "the size is known before anything comes"
+        done = self._course.partial.ready(piece, sha1, origin)
+        if done is not None:
+            self.trace("window-here", done.index, origin=origin)
+            self.here(done.index)
+
+    async def _give_back(self, window: int, failure: Failure, error: SourceError | None) -> None:
+        retry_after = error.retry_after if error is not None else None
+        hope = await self._course.follower.release((window,), failure, retry_after)
+        if not hope and error is not None:
+            raise BlobUnavailable(f"nobody can bring in {self._course.digest}", cause=error)
+
+    async def _tell_size(self, error: SizeChanged) -> None:
+        await self._reject(f"size: {error}")

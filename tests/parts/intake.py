@@ -1,0 +1,164 @@
+"""A Host of claims that notes what it is told, and an upstream that sends what a test lets it send."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from swarm.blob.digest import parse
+from swarm.blob.errors import SourceBroken, SourceError
+from swarm.blob.geometry import Window
+from swarm.fetch.claims import Claims
+from swarm.fetch.demand import Wanted
+from swarm.fetch.partial import Partial
+from swarm.fetch.tasks import Tasks
+from swarm.protocol.board import Failure
+from swarm.storage.store import Store
+from swarm.upstream.download import SizeChanged
+from tests.parts import data
+
+
+class SentBody:
+    """The body of one request."""
+
+    def __init__(self, upstream: SentUpstream, start: int, stop: int) -> None:
+        self.total = len(upstream.content)
+        self.offset = start
+        self.whole = False
+        self._upstream = upstream
+        self._stop = stop
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Chunks of `step` bytes, each as soon as the test lets it come."""
+        at, upstream = self.offset, self._upstream
+        while at < self._stop:
+            await upstream.flows.wait()
+            chunk = upstream.content[at : min(self._stop, at + upstream.step)]
+            at += len(chunk)
+            upstream.sent += len(chunk)
+            yield chunk
+            if upstream.breaks and at - self.offset >= upstream.breaks:
+                raise SourceBroken("reset")
+
+
+class SentUpstream:
+    """A Source of *content*. *breaks*: each body ends after so many bytes."""
+
+    upstream = "registry.test"
+
+    def __init__(self, content: bytes, *, step: int = 64 * 1024, breaks: int = 0) -> None:
+        self.content = content
+        self.step = step
+        self.breaks = breaks
+        self.asked: list[tuple[int, int | None]] = []
+        self.sent = 0
+        self.answers = asyncio.Event()
+        """Set while requests are answered."""
+        self.flows = asyncio.Event()
+        """Set while bytes come."""
+        self.answers.set()
+        self.flows.set()
+
+    @asynccontextmanager
+    async def open(self, start: int, stop: int | None) -> AsyncIterator[SentBody]:
+        """Ask for bytes [start, stop)."""
+        self.asked.append((start, stop))
+        await self.answers.wait()
+        yield SentBody(self, start, min(stop or len(self.content), len(self.content)))
+
+
+class NotingHost:
+    """What claims ask for and tell, noted."""
+
+    def __init__(self, upstream: SentUpstream) -> None:
+        self.upstream = upstream
+        self.place: Partial | None = None
+        self.free = asyncio.Event()
+        """Set while windows may be written into."""
+        self.free.set()
+        self.count = 0
+        self.pieces: list[int] = []
+        self.done: list[int] = []
+        self.failed: list[tuple[int, Failure]] = []
+        self.errors: list[BaseException] = []
+        self.open: Callable[[int], Any] | None = None
+
+    def source(self, window: int | None = None) -> SentUpstream:
+        return self.upstream
+
+    def wanted(self) -> Wanted:
+        return Wanted(whole=True)
+
+    async def learn(self, size: int) -> None:
+        assert self.open is not None
+        self.place = await self.open(size)
+
+    async def learned(self) -> None:
+        return None
+
+    @asynccontextmanager
+    async def writing(self, window: Window) -> AsyncIterator[None]:
+        await self.free.wait()
+        yield
+
+    def came(self, piece: int, sha1: bytes) -> None:
+        assert self.place is not None
+        self.place.ready(piece, sha1, "upstream")
+        self.pieces.append(piece)
+
+    def received(self, count: int) -> None:
+        self.count += count
+
+    def brought(self, window: int) -> None:
+        self.done.append(window)
+
+    def unable(self, window: int, failure: Failure, error: SourceError | None) -> None:
+        self.failed.append((window, failure))
+
+    def resized(self, error: SizeChanged) -> None:
+        self.errors.append(error)
+
+    def broken(self, error: BaseException) -> None:
+        self.errors.append(error)
+
+    def trace(self, event: str, window: int, **fields: Any) -> None:
+        return None
+
+
+@asynccontextmanager
+async def claiming(
+    tmp_path: Path, size: int, *, sized: bool = True, **upstream: Any
+) -> AsyncIterator[tuple[Claims, NotingHost, SentUpstream]]:
+    """Claims on a blob of *size* bytes, with a real store below. Whatever was begun ends with it."""
+    content = data.blob(size, 7)
+    source = SentUpstream(content, **upstream)
+    host, failures = NotingHost(source), list[BaseException]()
+    tasks, pool = Tasks(failures.append), ThreadPoolExecutor(2)
+    store = Store(tmp_path / "store", 1 << 30)
+    await store.open()
+
+    async def no_room() -> bool:
+        return False
+
+    async def place(total: int) -> Partial:
+        digest = parse(data.digest_of(content))
+        return await Partial.open(digest, total, store, no_room, tasks.spawn, by_window=False)
+
+    host.open = place
+    if sized:
+        await host.learn(size)
+    claims = Claims(host, pool, tasks.spawn)
+    try:
+        yield claims, host, source
+    finally:
+        await claims.close()
+        await tasks.close(None, claims.close)
+        if host.place is not None:
+            await host.place.close(keep=False)
+        await store.close()
+        pool.shutdown()
+    assert not failures
