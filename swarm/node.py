@@ -26,7 +26,7 @@ from swarm.fetch.readers import Reader
 from swarm.metrics import SwarmMetrics
 from swarm.peer.session import Session, SessionError, Torrent
 from swarm.protocol import wire
-from swarm.reading import Blob, FetchedBlob, HeldBlob, is_lost
+from swarm.reading import Blob, FetchedBlob, HeldBlob
 from swarm.settings import SwarmSettings
 from swarm.storage.content import BLOBS, Content
 from swarm.storage.hashing import Hasher
@@ -282,12 +282,10 @@ class Node:
     def _join(self, digest: Digest, source: Source | None, whole: bool, low: bool) -> tuple[Fetch, Reader]:
         assert self._context is not None, "start() first"
         fetch = self._fetches.get(digest)
-        if fetch is None or fetch.error is not None or fetch.closing or is_lost(fetch):
-            old, fetch = fetch, Fetch(digest, self._context)
-            if old is not None:
-                fetch.after = old.closed
-                if is_lost(old):
-                    self._spawn(old.close())
+        if fetch is None or fetch.error is not None or fetch.closing or fetch.is_lost:
+            old, fetch = fetch, Fetch(digest, self._context, after=fetch.closed if fetch is not None else None)
+            if old is not None and old.is_lost:
+                self._spawn(old.close())
             self._fetches[digest] = fetch
             self.metrics.fetches.set(len(self._fetches))
             self._trackers.stir()

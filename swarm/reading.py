@@ -11,8 +11,8 @@ from typing import Protocol, cast
 from swarm.blob.digest import Digest
 from swarm.blob.errors import BlobUnreadable
 from swarm.fetch.fetch import Fetch
-from swarm.fetch.reading import Span
 from swarm.fetch.readers import Reader
+from swarm.fetch.reading import Span
 from swarm.metrics import SwarmMetrics
 from swarm.storage.held import Held
 
@@ -112,11 +112,9 @@ class FetchedBlob:
 
     async def read(self, start: int, stop: int) -> AsyncIterator[Span]:
         """Verified bytes, as they become readable; from elsewhere once the copy made of them is found wrong."""
-        async with contextlib.aclosing(
-            cast("AsyncGenerator[Span, None]", self._fetch.read(self._reader, start, stop))
-        ) as spans:
+        async with contextlib.aclosing(self._fetch.read(self._reader, start, stop)) as spans:
             async for span in spans:
-                if is_lost(self._fetch):
+                if self._fetch.is_lost:
                     break
                 start = span.offset + span.count
                 yield span
@@ -124,11 +122,6 @@ class FetchedBlob:
             async with self._again() as blob, contextlib.aclosing(_generator(blob, start, stop)) as rest:
                 async for span in rest:
                     yield span
-
-
-def is_lost(fetch: Fetch) -> bool:
-    """Whether what it brought in was found to be wrong since."""
-    return fetch.held is not None and fetch.held.lost
 
 
 def _generator(blob: Blob, start: int, stop: int) -> AsyncGenerator[Span, None]:

@@ -110,6 +110,11 @@ class Fetch:
         return self._course.phase is Phase.KEPT
 
     @property
+    def is_lost(self) -> bool:
+        """Whether what it brought in was found to be wrong since."""
+        return self._course.partial is not None and self._course.partial.lost
+
+    @property
     def size(self) -> int | None:
         """Bytes of the blob, once known."""
         here = self._course.partial

@@ -231,6 +231,11 @@ class Partial:
         self._held = await asyncio.shield(self._finishing)
         return self._held
 
+    @property
+    def lost(self) -> bool:
+        """Whether the complete blob was found to be wrong since."""
+        return self._held is not None and self._held.lost
+
     async def close(self, keep: bool) -> None:
         """Nobody writes any more. *keep*: what is here stays for a later fetch, unless it is doubted."""
         self._stop_noting()
