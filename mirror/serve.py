@@ -22,6 +22,7 @@ from mirror.front.background import Background
 from mirror.front.bodies import Bodies
 from mirror.front.door import Door
 from mirror.front.opaque import OpaqueCache
+from mirror.front.possession import Possession
 from mirror.front.streaming import StreamingFront
 from mirror.front.v2 import RegistryFront
 from mirror.metrics import FrontMetrics, watch_loop
@@ -146,10 +147,12 @@ def front_of(
             opaque,
             background,
             node=header_word(settings.swarm().name),
+            possession=None if settings.share_private else Possession(),
             trust_node=settings.stream_trust_node,
             prefetch=settings.stream_prefetch,
         ),
         metrics,
+        names=frozenset({settings.listen.host, settings.swarm().name, *settings.called}),
     )
 
 

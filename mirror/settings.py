@@ -90,6 +90,13 @@ class MirrorSettings:
         unit="host and TCP port",
         reason="Loopback only: whoever may ask gets what this node's credentials can pull. Port 30000 is Peerd's.",
     )
+    called: tuple[str, ...] = setting(
+        (),
+        REGISTRY,
+        "A name by which clients call this agent, beside addresses, localhost and the node's name. Repeatable.",
+        unit="host",
+        reason="Other names are refused: a web page can bend its own name to this address (DNS rebinding).",
+    )
     swarm_listen: Endpoint = setting(
         Endpoint("0.0.0.0", 6881),
         ENDPOINT,

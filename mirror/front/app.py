@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from mirror.front.account import ACCOUNT, Account
 from mirror.front.bodies import Cut
+from mirror.front.browsers import HEADERS, foreign
 from mirror.front.oci import Refusal
 from mirror.front.streaming import StreamingFront
 from mirror.front.urls import PREFIXES
@@ -33,6 +34,9 @@ class Front:
     registry: RegistryFront
     streaming: StreamingFront
     metrics: FrontMetrics
+    names: frozenset[str] = frozenset()
+    """By which clients may call this server, beside addresses and `localhost`."""
+
     most: int = MOST_REQUESTS
     under_way: int = field(default=0, init=False)
 
@@ -67,6 +71,8 @@ class Front:
             if self.under_way > self.most:
                 self.metrics.refused.inc()
                 raise Refusal("TOOMANYREQUESTS", "too many requests at once", headers={"Retry-After": "1"})
+            if (why := foreign(request.host, request.headers, self.names)) is not None:
+                raise Refusal("DENIED", why)
             path = raw_path.partition("?")[0]
             if HOP_HEADER in request.headers and path not in ("/v2", "/v2/"):
                 # An agent asks an agent: itself, or one of a ring. Whoever is really asked goes to the registry.
@@ -118,7 +124,12 @@ def make_app(front: Front) -> web.Application:
     """The application that clients ask. One route: names hold slashes, and URLs hold everything."""
     app = web.Application(client_max_size=64 * 1024)
     app.router.add_route("*", "/{path:.*}", front.handle)
+    app.on_response_prepare.append(_kept_from_browsers)
     return app
+
+
+async def _kept_from_browsers(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(HEADERS)
 
 
 def make_site(

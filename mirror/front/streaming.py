@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from mirror.front import bodies, urls
+from mirror.front.access import fingerprint
 from mirror.front.account import ACCOUNT
 from mirror.front.background import Background
 from mirror.front.bodies import Bodies, complete, head_of, send_chunks, unsatisfiable
 from mirror.front.door import Door, Opened
 from mirror.front.oci import Refusal
 from mirror.front.opaque import OpaqueCache
+from mirror.front.possession import Possession
 from mirror.front.ranges import Asked, RangeUnsatisfiable, resolve
 from mirror.front.ranges import parse as parse_range
 from mirror.front.readahead import Readahead
@@ -41,6 +43,8 @@ class StreamingFront:
     opaque: OpaqueCache
     background: Background
     node: str
+    possession: Possession | None = None
+    """None: what nodes hold is shared with every reader whose URL upstream accepts; else it must show the bytes."""
     trust_node: bool = False
     """Serve what this node holds without asking upstream whether this reader may have it."""
     prefetch: bool = False
@@ -84,6 +88,9 @@ class StreamingFront:
         if not self.trust_node:
             opened = await self.door.enter(wanted.url, authorization, source)
             await self._same_file(wanted.digest, opened)
+        if self.possession is not None:
+            key = fingerprint(wanted.url, authorization)
+            await self.possession.prove(key, wanted.digest, source, self.bodies.swarm)
         headers["Docker-Content-Digest"], headers["ETag"] = wanted.digest, f'"{wanted.digest}"'
         if request.method == "GET":
             self._look_ahead(wanted, wanted.digest, authorization, asked)

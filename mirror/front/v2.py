@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from mirror.front import oci, passthrough
+from mirror.front import browsers, oci, passthrough
 from mirror.front import tags as names
 from mirror.front.access import Accepted, Standing
 from mirror.front.account import ACCOUNT
 from mirror.front.bodies import Bodies, complete, is_known
 from mirror.front.links import LinkInvalid, next_page
 from mirror.front.oci import Refusal, Route
+from mirror.front.possession import Possession
 from mirror.front.ranges import parse as parse_range
 from mirror.front.sending import read_span
 from mirror.metrics import FrontMetrics
 from mirror.upstream import manifests
-from mirror.upstream.client import Upstream
+from mirror.upstream.client import Upstream, fits
 from swarm.blob import digest as digests
 from swarm.blob.digest import Digest
 from swarm.blob.errors import (
@@ -42,6 +43,7 @@ class RegistryFront:
     upstream: Upstream
     metrics: FrontMetrics
     private: Accepted | None = None
+    possession: Possession = field(default_factory=Possession)
 
     async def answer(self, request: web.Request, raw_path: str) -> web.StreamResponse:
         """Answer one request. Raises Refusal."""
@@ -72,7 +74,8 @@ class RegistryFront:
         unknown = Refusal("BLOB_UNKNOWN", "this mirror cannot get the blob: ask its registry")
         try:
             source = self.upstream.blob(ns, route.name, digest)
-            await self._admit(ns, route.name, digest, lambda: _readable(source))
+            if not await self._is_admitted(request, ns, route.name, digest, source):
+                raise unknown
             asked = parse_range(request.headers.get("Range")) if request.method == "GET" else None
             etag = f'"{digest}"'
             # A reader of a given range wants that and no more; one that may go on to the end wants the blob.
@@ -167,10 +170,25 @@ class RegistryFront:
             raise
         self.private.note(key, time.monotonic())
 
+    async def _is_admitted(
+        self, request: web.Request, ns: str, repository: str, digest: Digest, source: Source
+    ) -> bool:
+        """Whether upstream lets this agent have the blob; a refusal is 404 also where it was answered before."""
+        try:
+            await self._admit(ns, repository, digest, lambda: self._shown(ns, repository, digest, source))
+        except SourceRefused as error:
+            request[ACCOUNT].note = str(error)
+            return False
+        return True
+
+    async def _shown(self, ns: str, repository: str, digest: Digest, source: Source) -> None:
+        await self.possession.prove((ns, repository), digest, source, self.bodies.swarm)
+
     async def _manifest_readable(self, ns: str, repository: str, digest: Digest) -> None:
-        found = await self.upstream.head_manifest(ns, repository, digest)
-        if found.digest != digest:
-            raise SourceRefused("upstream answered with another manifest")
+        # The bytes, not a HEAD: whoever runs a registry can say that it has a digest.
+        _, content = await self.upstream.get_manifest(ns, repository, digest)
+        if not fits(digest, content):
+            raise SourceRefused("upstream answered with another manifest", status=404)
 
     # -- everything else --------------------------------------------------------------------------
 
@@ -185,6 +203,8 @@ class RegistryFront:
                 ns, request.method, route.path + (f"?{query}" if query else ""), request.headers
             ) as answer:
                 headers = dict(answer.headers)
+                if "Content-Type" in headers:
+                    headers["Content-Type"] = browsers.content_type(headers["Content-Type"])
                 if route.kind in ("tags", "referrers") and (link := next_page(answer.links, answer.url, route, ns)):
                     headers["Link"] = link
                 response = web.StreamResponse(status=answer.status, headers=headers)
@@ -208,8 +228,3 @@ class RegistryFront:
         except (SourceError, LinkInvalid) as error:
             account.note = str(error)
             raise Refusal(unknown, "this mirror cannot get it: ask its registry", status=404) from None
-
-
-async def _readable(source: Source) -> None:
-    async with source.open(0, 1):
-        pass

@@ -28,12 +28,16 @@ _NEVER: tuple[Network, ...] = tuple(
         "255.255.255.255/32",
     )
 )
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_WITH_IPV4 = (
+    ipaddress.IPv6Network("64:ff9b::/96"),  # NAT64 (RFC 6052)
+    ipaddress.IPv6Network("64:ff9b:1::/48"),  # NAT64 of one's own (RFC 8215)
+    ipaddress.IPv6Network("::/96"),  # "IPv4-compatible" (RFC 4291, 2.5.5.1), given up long ago
+)
 
 
 def embedded(address: Address) -> Address:
-    """The IPv4 address inside a mapped, 6to4, Teredo or NAT64 address; else the address itself."""
-    if isinstance(address, ipaddress.IPv4Address):
+    """The IPv4 address inside a mapped, compatible, 6to4, Teredo or NAT64 address; else the address itself."""
+    if isinstance(address, ipaddress.IPv4Address) or address.is_loopback or address.is_unspecified:
         return address
     if address.ipv4_mapped is not None:
         return address.ipv4_mapped
@@ -41,7 +45,7 @@ def embedded(address: Address) -> Address:
         return address.sixtofour
     if address.teredo is not None:
         return address.teredo[1]
-    if address in _NAT64:
+    if any(address in network for network in _WITH_IPV4):
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address
 
