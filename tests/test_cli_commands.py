@@ -45,7 +45,14 @@ def test_help_names_every_command() -> None:
     """Agent and tracker alike."""
     done = shoal("--help")
     assert done.returncode == 0
-    assert re.findall(r"^  (\w+)  ", done.stdout, re.MULTILINE) == ["agent", "containerd", "status", "tracker", "up"]
+    assert re.findall(r"^  (\w+)  ", done.stdout, re.MULTILINE) == [
+        "agent",
+        "containerd",
+        "doctor",
+        "status",
+        "tracker",
+        "up",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +74,8 @@ def test_help_names_every_command() -> None:
         (["status", "--json", "--watch"], "--watch"),
         (["containerd"], "command"),
         (["containerd", "install", "--mirror", "x"], "x"),
+        (["doctor", "--canary"], "IMAGE"),
+        (["doctor", "UPPER/case"], "UPPER/case"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(arguments: list[str], word: str) -> None:

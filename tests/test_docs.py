@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from mirror.cli import shoal
 from mirror.commands.containerd import ContainerdSettings
+from mirror.commands.doctor import DoctorSettings
 from mirror.commands.status import StatusSettings
 from mirror.commands.up import UpSettings
 from mirror.settings import MirrorSettings
@@ -31,6 +32,13 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "shoal status": (
         StatusSettings,
         "Also `--json` (everything, for programs) and `--watch` (stay, and show it anew).",
+    ),
+    "shoal doctor": (
+        DoctorSettings,
+        (
+            "Takes images as arguments. Every flag of `shoal agent`, `--canary` (a pull by the node's runtime), "
+            "`--kubectl` (every agent of a cluster), `--json`, and:"
+        ),
     ),
     "shoal containerd install, uninstall, show": (
         ContainerdSettings,
@@ -111,6 +119,7 @@ FLAGS = [
         (LEAVES["shoal up"], MirrorSettings),
         (LEAVES["shoal status"], StatusSettings),
         (LEAVES["shoal containerd install"], ContainerdSettings),
+        (LEAVES["shoal doctor"], DoctorSettings),
     ]
     for item in settings_of(kind)
 ]

@@ -123,7 +123,7 @@ def _plan_install(certs: Path, name: str, url: str, later: Sequence[Path], host_
 def later_directories(certs: Path, config: Path, host_root: Path) -> list[Path]:
     """What containerd's config_path names after *certs*; nothing where that cannot be known."""
     try:
-        paths = [os.path.normpath(path) for path in criconfig.read(_config_files(config, host_root)).config_path]
+        paths = [os.path.normpath(path) for path in criconfig.read(config_files(config, host_root)).config_path]
     except (criconfig.ConfigInvalid, OSError):
         return []
     own = os.path.normpath(seen_by_containerd(certs, host_root))
@@ -231,7 +231,7 @@ def problems(certs: Path, config: Path, url: str, host_root: Path) -> Iterator[s
 def notes(config: Path, host_root: Path) -> Iterator[str]:
     """One line for each thing worth knowing that is no fault."""
     try:
-        found = criconfig.read(_config_files(config, host_root))
+        found = criconfig.read(config_files(config, host_root))
     except (criconfig.ConfigInvalid, OSError):
         return
     if len(found.config_path) > 1:
@@ -251,7 +251,7 @@ def notes(config: Path, host_root: Path) -> Iterator[str]:
 def _config_problems(certs: Path, config: Path, host_root: Path) -> Iterator[str]:
     wanted = seen_by_containerd(certs, host_root)
     try:
-        found = criconfig.read(_config_files(config, host_root))
+        found = criconfig.read(config_files(config, host_root))
     except FileNotFoundError:
         yield f'{config} is not there: containerd needs one with registry config_path = "{wanted}" (then restart it)'
         return
@@ -269,7 +269,7 @@ def _config_problems(certs: Path, config: Path, host_root: Path) -> Iterator[str
         yield f"{config} still has registry.mirrors, which containerd refuses beside config_path: move them to {wanted}"
 
 
-def _config_files(config: Path, host_root: Path) -> list[dict[str, object]]:
+def config_files(config: Path, host_root: Path) -> list[dict[str, object]]:
     """The parsed file and its imports, in the order in which they win. Raises OSError, ConfigInvalid."""
     parsed = _parse_config(config)
     files = [parsed]

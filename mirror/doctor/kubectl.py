@@ -1,0 +1,115 @@
+"""The same checks from a laptop: `shoal doctor` inside each agent's pod, and what only the cluster's API shows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import msgspec
+
+from mirror.doctor.finding import Finding, ok, wrong
+
+WITHIN = 60.0
+"""Seconds for one kubectl: an exec runs every check of a node."""
+
+AT_ONCE = 8
+"""Pods asked at once: each is a stream through the API server."""
+
+
+async def kubectl(*words: str) -> bytes:
+    """Output of `kubectl WORDS`. Raises click.ClickException with its last line, except where it printed JSON."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "kubectl", *words,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise click.ClickException("kubectl is not on PATH") from None
+    try:
+        async with asyncio.timeout(WITHIN):
+            out, errors = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise click.ClickException(f"kubectl {words[0]} did not end within {WITHIN:g} s") from None
+    if process.returncode and not out.lstrip().startswith(b"["):
+        lines = errors.decode(errors="replace").strip().splitlines()
+        raise click.ClickException(f"kubectl: {lines[-1][:300] if lines else process.returncode}")
+    return out
+
+
+async def check(namespace: str, selector: str, images: Sequence[str]) -> list[Finding]:
+    """Every agent of the cluster. Raises click.ClickException if the cluster cannot be asked."""
+    pods = _items(await kubectl("-n", namespace, "get", "pods", "-l", selector, "-o", "json"))
+    nodes = _items(await kubectl("get", "nodes", "-o", "json"))
+    findings = list(_pods(namespace, selector, pods, nodes))
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(pod: dict[str, Any]) -> list[Finding]:
+        async with gate:
+            return await _inside(namespace, pod, images)
+
+    running = [pod for pod in pods if pod.get("status", {}).get("phase") == "Running"]
+    for found in await asyncio.gather(*(one(pod) for pod in running)):
+        findings += found
+    return findings
+
+
+def _pods(
+    namespace: str, selector: str, pods: Sequence[dict[str, Any]], nodes: Sequence[dict[str, Any]]
+) -> list[Finding]:
+    """What the API says of the agents' pods. Pure."""
+    if not pods:
+        mend = f"helm -n {namespace} status shoal, or name its namespace with --namespace"
+        return [wrong("pod", f"no agent in {namespace} with {selector}", mend)]
+    findings = []
+    served = set()
+    for pod in pods:
+        name, node = pod["metadata"]["name"], pod.get("spec", {}).get("nodeName", "")
+        status = pod.get("status", {})
+        ready = any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions", []))
+        served.add(node)
+        if not ready:
+            waiting = [
+                state["waiting"].get("reason", "")
+                for one in status.get("containerStatuses", [])
+                if (state := one.get("state", {})).get("waiting")
+            ]
+            why = ", ".join(filter(None, waiting)) or status.get("phase", "unknown")
+            mend = f"kubectl -n {namespace} describe pod {name}; kubectl -n {namespace} logs {name} --all-containers"
+            finding = wrong("pod", f"{name} is not ready ({why})", mend)
+            findings.append(msgspec.structs.replace(finding, where=node))
+    bare = [one["metadata"]["name"] for one in nodes if one["metadata"]["name"] not in served]
+    findings += [
+        msgspec.structs.replace(
+            wrong("pod", "no agent runs on this node", f"kubectl describe node {name}: a taint? set agent.tolerations"),
+            where=name,
+        )
+        for name in bare
+    ]
+    return findings or [ok("pod", f"{len(pods)} agents are ready, one on each node")]
+
+
+async def _inside(namespace: str, pod: dict[str, Any], images: Sequence[str]) -> list[Finding]:
+    name, node = pod["metadata"]["name"], pod.get("spec", {}).get("nodeName", "")
+    try:
+        out = await kubectl(
+            "-n", namespace, "exec", name, "-c", "agent", "--", "shoal", "doctor", "--json", *images
+        )  # fmt: skip
+        found = msgspec.json.decode(out, type=list[Finding])
+    except (click.ClickException, msgspec.MsgspecError) as problem:
+        said = problem.format_message() if isinstance(problem, click.ClickException) else str(problem)
+        mend = f"kubectl -n {namespace} exec {name} -c agent -- shoal doctor"
+        found = [wrong("pod", f"{name} cannot be examined: {said}", mend)]
+    return [msgspec.structs.replace(finding, where=node) for finding in found]
+
+
+def _items(out: bytes) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(out)["items"]
+    except (ValueError, KeyError, TypeError):
+        raise click.ClickException("kubectl printed no list") from None
+    return [item for item in found if isinstance(item, dict)]
