@@ -78,6 +78,17 @@ class Disk:
             time.sleep(0.2)
         subprocess.run(["umount", "-l", str(self.path)], capture_output=True, check=False)
 
+    def take_out(self) -> None:
+        """Detach it, and go on with a copy of its image.
+
+        A process elsewhere may hold a copy of the mount: the kernel would then give the old state back.
+        """
+        self.unmount()
+        copy = self.image.with_suffix(f"{self.image.suffix}+")
+        run("cp", "--sparse=always", str(self.image), str(copy))
+        self.image.unlink()
+        self.image = copy
+
     def fill(self) -> Path:
         """Take every block that is left; the file to remove for having them back."""
         path = self.path / "somebody-else"
@@ -91,7 +102,7 @@ class Disk:
         return path
 
     def rot(self, mark: bytes) -> int:
-        """Flip a bit of each place in the image that holds *mark*: below the file system. Unmount it before."""
+        """Flip a bit of each place in the image that holds *mark*: below the file system. Take it out before."""
         flips, at = 0, 0
         with self.image.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
             while (at := content.find(mark, at)) >= 0:

@@ -6,7 +6,7 @@ import ctypes
 import os
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from bench.net import Host, NetError, Network
@@ -71,6 +71,18 @@ def run(*argv: str) -> str:
     if done.returncode:
         raise NetError(f"{' '.join(argv)}: {done.stderr.strip() or done.returncode}")
     return done.stdout
+
+
+class Mounted(Host):
+    """A host whose processes see the mounts of this machine, also those that change later.
+
+    `ip netns exec` gives each process a copy of them, which keeps a disk mounted that was taken out.
+    """
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        """*argv* as it must be started to run on this host, and to die with the bench."""
+        tied = ["setpriv", "--pdeathsig", "KILL", *argv]
+        return tied if self.namespace is None else ["nsenter", f"--net=/var/run/netns/{self.namespace}", *tied]
 
 
 class Switch:

@@ -70,7 +70,7 @@ def repair(stage: Scene) -> None:
     """The agent is restarted on a repaired disk."""
     assert stage.disk is not None
     stage.agents[0].kill()
-    stage.disk.unmount()
+    stage.disk.take_out()
     subprocess.run(["e2fsck", "-fy", str(stage.disk.image)], capture_output=True, check=False)
     stage.disk.mount()
     stage.mend()
@@ -83,7 +83,7 @@ def rot_while_down(stage: Scene) -> None:
     agent.kill(signal.SIGTERM)
     marks = [_mark(path) for path in (agent.store / "blobs/sha256").iterdir()]
     os.sync()
-    stage.disk.unmount()
+    stage.disk.take_out()
     flips = sum(stage.disk.rot(mark) for mark in marks)
     stage.disk.mount()
     agent.start()

@@ -19,7 +19,7 @@ from bench import net
 from bench.faults import relay
 from bench.faults.client import Answer
 from bench.faults.disks import Disk, Injector
-from bench.faults.hosts import Later, Switch, together
+from bench.faults.hosts import Later, Mounted, Switch, together
 from bench.faults.parts import TRACKER, Agent, Tracker, Use
 from bench.faults.upstream import MIB, Upstream
 
@@ -179,6 +179,8 @@ def scene(shape: Shape, *, keep: bool = False) -> Iterator[Scene]:
     with ExitStack() as stack:
         stack.callback(lambda: None if keep else shutil.rmtree(work, ignore_errors=True))
         network = stack.enter_context(net.shaped(links))
+        for name, host in network.hosts.items():
+            network.hosts[name] = Mounted(host.name, host.ip, host.link, host.namespace, host.port_device)
         up = Upstream(network.hosts[UPSTREAM])
         up.rate = shape.rate * MIB
         stack.callback(up.close)
