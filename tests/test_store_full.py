@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from swarm.blob.digest import parse
 from swarm.blob.errors import StoreFull
+from swarm.storage.memory import UNKEPT
 from swarm.storage.store import Store
 from tests.parts.data import blob, digest_of
 from tests.parts.storing import content, fill, hashes_of, pieces_of, put, small_file_system
@@ -101,3 +103,27 @@ async def test_a_store_opens_and_evicts_on_a_full_disk(small_disk: Path) -> None
     assert store.get(old) is None
     assert content(store, new)
     await store.close()
+
+
+async def test_a_blob_that_the_disk_does_not_take_can_come_in_through_memory_within_its_bound(tmp_path: Path) -> None:
+    """It is read like another, by name as well, is never kept, and its memory is free again once nobody reads it."""
+    store = Store(tmp_path, 64 * MIB, reserve_free=0)
+    await store.open()
+    data = blob(MIB, 1)
+    digest = parse(digest_of(data))
+    staged = await store.stage_unkept(digest, len(data))
+    await staged.write(data, 0)
+    await staged.note(pieces_of(data))
+    assert staged.path.read_bytes() == data
+    with pytest.raises(StoreFull, match="memory only"):
+        await staged.finish(hashes_of(data))
+    with pytest.raises(StoreFull, match="neither"):
+        await store.stage_unkept(parse(digest_of(b"another")), UNKEPT - MIB + 1)
+    with staged.share() as reader:
+        await staged.abandon(keep=True)
+        assert os.pread(reader.fd, MIB, 0) == data
+    assert (store.get(digest), store.partial_size(digest), store.used) == (None, None, 0)
+    whole = await store.stage_unkept(parse(digest_of(b"another")), UNKEPT)
+    await whole.abandon(keep=False)
+    await store.close()
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"] == []

@@ -83,6 +83,32 @@ class Eviction:
             staged.promised = before
             raise
 
+    async def punch(self, digest: Digest, offset: int, length: int) -> int:
+        """Give up the pieces that lie within [offset, offset+length) of a partial blob: bytes freed on disk.
+
+        Of a staged blob only what nobody reads: that is the caller's to know.
+        """
+        part = self._books.staged.get(digest) or self._books.partials.get(digest)
+        if part is None:
+            return 0
+        cut = geometry(part.size)
+        stop = min(offset + length, cut.size)
+        # Whole pieces only; the last one may end short.
+        first, last = -(-offset // cut.piece_length), cut.pieces if stop == cut.size else stop // cut.piece_length
+        gone = [piece for piece in range(first, last) if piece in part.pieces]
+        for piece in gone:
+            del part.pieces[piece]
+        spans = [cut.piece_span(piece) for piece in gone]
+        if isinstance(part, PartialRecord):
+            before = part.allocated
+            await self._workers.to_end(self.thin(part, spans))
+            return max(0, before - part.allocated)
+        with part.share() as reader:
+            before = part.allocated()
+            await part.dropped(gone)
+            self.can_punch &= await self._workers.to_end(self._workers.run(disk.punch, reader.fd, spans))
+            return max(0, before - os.fstat(reader.fd).st_blocks * 512)
+
     async def thin(self, part: PartialRecord, spans: list[tuple[int, int]]) -> None:
         """Give back the (offset, length) *spans* of a partial blob, whose record has lost those pieces already."""
         async with part.lock:

@@ -44,6 +44,11 @@ class Recheck:
         if blob.checking is None:
             self._begin(blob, hurried=False)
 
+    def unproven(self, blob: BlobRecord, why: str) -> None:
+        """It failed while it was read: given up."""
+        log.warning("blob-wrong", extra={"fields": {"digest": blob.digest, "error": why}})
+        self._verdicts.wrong(blob)
+
     async def now(self, blob: BlobRecord) -> bool:
         """Read the blob again before all others: is it right?"""
         if blob.checking is None or not blob.hurried:

@@ -59,6 +59,8 @@ class Staged:
         """Whether it is complete (`finish`), or was given up."""
         self.finished = False
         """Whether it is complete."""
+        self.kept = True
+        """Whether it is on the disk; else in memory, and never complete."""
         self.named = True
         """Whether its names in the staging directory are still its own."""
         self._shelf = shelf

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from swarm.blob.digest import Digest
 from swarm.blob.errors import StoreFull
-from swarm.blob.geometry import geometry
 from swarm.blob.metainfo import check_hashes
 from swarm.storage import disk
 from swarm.storage.books import BlobRecord, Books, PartialRecord, gaps
@@ -26,6 +25,7 @@ from swarm.storage.evict import blocks, cost, sidecars
 from swarm.storage.eviction import Eviction
 from swarm.storage.hashing import Hasher
 from swarm.storage.held import Held, OpenFile
+from swarm.storage.memory import Memory
 from swarm.storage.proof import LASTS, Proof
 from swarm.storage.recheck import Recheck
 from swarm.storage.sidecar import stamp_of
@@ -82,6 +82,7 @@ class Store:
             remove=self._remove,
         )
         self._recheck = Recheck(self._books, self._layout, self._workers, self.hasher, self)
+        self._memory = Memory(self._workers)
         self._lock_fd = -1
         self._closing = False
 
@@ -166,7 +167,7 @@ class Store:
             file = blob.file = OpenFile(fd, self._workers.close_fd)
         self._use(blob)
         if blob.proof is None:
-            blob.proof = Proof(digest, stamp.size, blob.hashes, self.hasher, partial(self._unproven, blob))
+            blob.proof = Proof(digest, stamp.size, blob.hashes, self.hasher, partial(self._recheck.unproven, blob))
         return Held(digest, stamp.size, path, blob.hashes, "disk", file, blob.proof)
 
     async def get_checked(self, digest: Digest) -> Held | None:
@@ -256,6 +257,22 @@ class Store:
             raise
         return staged
 
+    async def stage_unkept(self, digest: Digest, size: int) -> Staged:
+        """A place in memory for a blob that the disk does not take: shared while it comes in, gone once abandoned.
+
+        Raises StoreFull if there is no memory for it either; ValueError if it is staged already.
+        """
+        if digest in self._books.staged:
+            raise ValueError(f"already staged: {digest}")
+        if self._closing:
+            raise StoreFull("the store is closing")
+        file = self._memory.file(digest, size)
+        staged = Staged(self, digest, size, Path(f"/proc/self/fd/{file.fd}"))
+        staged.kept = staged.named = False
+        staged.attach(file, -1, {})
+        self._books.staged[digest] = staged
+        return staged
+
     async def grow(self, staged: Staged, promised: int) -> None:
         """Reserve *promised* bytes of the blob itself in all. Raises StoreFull."""
         await self._eviction.reserve(
@@ -267,6 +284,8 @@ class Store:
         check_hashes(hashes, staged.geometry.pieces)
         if staged.done or staged.file is None:
             raise ValueError(f"not staged: {staged.digest}")
+        if not staged.kept:
+            raise StoreFull("it is in memory only")
         file = staged.file
         file.enter()
         try:
@@ -299,26 +318,7 @@ class Store:
 
         Of a staged blob only what nobody reads: that is the caller's to know.
         """
-        part = self._books.staged.get(digest) or self._books.partials.get(digest)
-        if part is None:
-            return 0
-        cut = geometry(part.size)
-        stop = min(offset + length, cut.size)
-        # Whole pieces only; the last one may end short.
-        first, last = -(-offset // cut.piece_length), cut.pieces if stop == cut.size else stop // cut.piece_length
-        gone = [piece for piece in range(first, last) if piece in part.pieces]
-        for piece in gone:
-            del part.pieces[piece]
-        spans = [cut.piece_span(piece) for piece in gone]
-        if isinstance(part, PartialRecord):
-            before = part.allocated
-            await self._workers.to_end(self._eviction.thin(part, spans))
-            return max(0, before - part.allocated)
-        with part.share() as reader:
-            before = part.allocated()
-            await part.dropped(gone)
-            self._eviction.can_punch &= await self._workers.to_end(self._workers.run(disk.punch, reader.fd, spans))
-            return max(0, before - os.fstat(reader.fd).st_blocks * 512)
+        return await self._eviction.punch(digest, offset, length)
 
     async def emptied(self) -> None:
         """What was given up so far is off the disk."""
@@ -386,7 +386,7 @@ class Store:
         if staged.done or staged.file is None:
             return
         staged.done = True
-        if keep and staged.pieces:
+        if keep and staged.pieces and staged.kept:
             now, file = self._clock(), staged.file
             kept = PartialRecord(staged.digest, staged.size, 0, staged.pieces, now, dict(staged.used))
             try:
@@ -424,10 +424,6 @@ class Store:
         # The name before the meta: killed in between, a meta alone is rubbish, a blob alone is read again.
         paths = [self._layout.blob(blob.digest), self._layout.meta(blob.digest)]
         self._trash.throw_away(paths, 0 if blob.open_file else cost(blob.stamp.size))
-
-    def _unproven(self, blob: BlobRecord, why: str) -> None:
-        log.warning("blob-wrong", extra={"fields": {"digest": blob.digest, "error": why}})
-        self.wrong(blob)
 
     def _use(self, blob: BlobRecord) -> None:
         blob.used = self._clock()
