@@ -202,7 +202,7 @@ async def test_idle_connections_beyond_the_soft_limit_of_open_files(
                 assert b" 200 " in await reader.readline()
             return writer
 
-        asks = [b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /v2/ HTTP/1.1\r\nHost"]
+        asks = [b"GET /v2/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"GET /v2/ HTTP/1.1\r\nHost"]
         held = [await idle(asks[index % 2]) for index in range(600)]
         try:
             told = await agent.blob(blob, upstream.host)
