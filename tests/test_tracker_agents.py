@@ -10,11 +10,10 @@ import pytest
 import pytest_asyncio
 
 from swarm.blob.geometry import MIB
-from swarm.protocol import board as boards
-from swarm.protocol import wire
-from tests.parts.talk import Refusal, Town, digest_of, town, until, whole_of
+from swarm.protocol import participants, wire
+from tests.parts.talk import Refusal, Talker, Town, digest_of, town, until, whole_of
 from tracker.members.discovery import OnChange, Reason
-from tracker.state import cluster as clusters
+from tracker.state import copies, sessions
 
 D = digest_of("blob")
 SIZE = 3 * MIB
@@ -73,7 +72,7 @@ async def test_while_a_holder_tells_its_hashes_nobody_is_sent_upstream(
     waiting = asyncio.create_task(b.board(D, want=4, wait=20.0))
     await a.whole(D, SIZE)
     assert (await waiting).sealed
-    monkeypatch.setattr(clusters, "WHOLE_PATIENCE", 0.1)
+    monkeypatch.setattr(copies, "NEW_PATIENCE", 0.1)
     await a.poll(add=held("never told"))
     other = digest_of("never told")
     assert (await b.board(other, want=1, size=SIZE)).claims == ()
@@ -94,35 +93,61 @@ async def test_what_an_agent_no_longer_holds_is_not_handed_out(here: Town) -> No
     assert (await b.board(D, want=4)).copies == 0
 
 
-async def test_a_corrupt_copy_is_withdrawn_until_its_agent_has_checked_it(
+def corrupt(by: Talker, port: int, ip: str = "127.0.0.1") -> wire.Corrupt:
+    """*by* says that the agent at *port* sent it wrong pieces."""
+    return wire.Corrupt(**by.me, digest=D, peer_ip=ip, peer_port=port)
+
+
+async def test_a_report_of_corruption_acts_on_its_reporter_alone_until_a_second_member_confirms(
     here: Town, caplog: pytest.LogCaptureFixture
 ) -> None:
-    a, b = here.agent("a", 1001), here.agent("b", 1002)
-    await b.hello()
+    a, b, c, d = (here.agent(name, 1001 + place) for place, name in enumerate("abcd"))
+    holder = wire.Peer(ip="127.0.0.1", port=1001)
+    for agent in (b, c, d):
+        await agent.hello()
     await a.hello(blob=SIZE)
     await a.whole(D, SIZE)
     waiting = asyncio.create_task(a.poll(wait=20.0))
-    message = wire.Corrupt(**b.me, digest=D, peer_ip="127.0.0.1", peer_port=1001)
-    await b.say("corrupt", message, wire.Ok)
-    assert (await waiting).suspect == (D,)
-    assert (await b.board(D)).peers == ()
+    await b.say("corrupt", corrupt(b, 1001), wire.Ok)
+    assert (await waiting).suspect == (D,), "its owner looks"
+    assert holder not in (await b.board(D)).peers
+    assert holder in (await d.board(D)).peers
+    await c.say("corrupt", corrupt(c, 1001), wire.Ok)
+    assert holder not in (await d.board(D)).peers
     await a.poll(full=True, add=held("blob"))
-    assert (await b.board(D)).peers == ()
-    assert (await a.poll(add=held("blob"))).suspect == ()
-    assert (await b.board(D)).peers == (wire.Peer(ip="127.0.0.1", port=1001),)
+    assert holder not in (await d.board(D)).peers
+    await a.poll(add=held("blob"))
+    assert holder in (await d.board(D)).peers
     assert "agent.suspect" in caplog.messages
     state = msgspec.json.decode((await a.get("/api/v1/state"))[1])
     assert state["blame"][0]["what"] == "suspect"
-    assert "127.0.0.1:1002" in state["blame"][0]["reason"]
+    assert "127.0.0.1:1003" in state["blame"][0]["reason"]
+
+
+async def test_one_member_cannot_bring_another_into_quarantine_however_often_it_reports(here: Town) -> None:
+    a, b = here.agent("a", 1001), here.agent("b", 1002, "127.0.0.2")
+    other = here.agent("b", 1003, "127.0.0.2")
+    for agent in (b, other):
+        await agent.hello()
+    await a.hello(blob=SIZE)
+    await a.whole(D, SIZE)
+    for _ in range(5):
+        for agent in (b, other):
+            await agent.say("corrupt", corrupt(agent, 1001), wire.Ok)
+        answer = await a.poll(add=held("blob"))
+    assert answer.quarantined == 0
+    assert (await here.agent("c", 1004).board(D)).copies == 1
 
 
 async def test_an_agent_found_corrupt_again_and_again_is_quarantined(here: Town) -> None:
-    a, b = here.agent("a", 1001), here.agent("b", 1002)
+    a, b, c = here.agent("a", 1001), here.agent("b", 1002), here.agent("c", 1003)
     await b.hello()
+    await c.hello()
     await a.hello(blob=SIZE)
     await a.whole(D, SIZE)
+    await b.say("corrupt", corrupt(b, 1001), wire.Ok)
     for _ in range(3):
-        await b.say("corrupt", wire.Corrupt(**b.me, digest=D, peer_ip="::ffff:127.0.0.1", peer_port=1001), wire.Ok)
+        await c.say("corrupt", corrupt(c, 1001, "::ffff:127.0.0.1"), wire.Ok)
         answer = await a.poll(add=held("blob"))
     assert answer.quarantined > 0
     assert (await b.board(D)).copies == 0
@@ -158,6 +183,10 @@ async def test_after_a_rejection_holders_check_their_copies(here: Town) -> None:
     assert (await liar.poll()).suspect == (D,)
     await b.bring_in(D, SIZE)
     await b.seal(D)
+    assert (await liar.poll()).quarantined == 0, "the word of one member"
+    c = here.agent("c", 1003)
+    await c.board(D)
+    await c.seal(D)
     assert (await liar.poll()).quarantined > 0
 
 
@@ -181,8 +210,8 @@ async def test_an_agent_that_falls_silent_is_forgotten(monkeypatch: pytest.Monke
         a = here.agent("a", 1001)
         await a.hello(blob=SIZE)
         await until(lambda: not len(here.server.cluster.agents))
-        monkeypatch.setattr(clusters, "SILENCE", 0.05)
-        monkeypatch.setattr(boards, "SILENCE", 0.05)
+        monkeypatch.setattr(sessions, "SILENCE", 0.05)
+        monkeypatch.setattr(participants, "SILENCE", 0.05)
         await a.board(D, want=1)
         await until(lambda: not len(here.server.cluster.agents))
 

@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 
 from swarm.blob.geometry import MIB
-from swarm.protocol import board as boards
-from swarm.protocol import wire
+from swarm.protocol import leases, wire
+from swarm.protocol.blame import Blame
 from tests.parts.talk import Refusal, Talker, Town, digest_of, hashes_of, town, until
 from tracker.members.static import StaticDiscovery
 from tracker.state import cluster
@@ -133,7 +133,7 @@ async def test_only_those_with_news_are_woken(here: Town) -> None:
 async def test_a_claim_without_progress_goes_to_another_agent_when_its_lease_ends(
     here: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(boards, "LEASE", 0.2)
+    monkeypatch.setattr(leases, "LEASE", 0.2)
     a, b = here.agent("a", 1001), here.agent("b", 1002)
     assert (await a.board(D, want=1)).claims == (0,)
     assert (await b.board(D, want=1)).claims == ()
@@ -227,6 +227,7 @@ async def test_what_is_meant_for_another_incarnation_is_refused(here: Town) -> N
 async def test_after_a_restart_of_the_tracker_agents_keep_their_claims_and_others_wait_a_moment() -> None:
     async with town(recovery=0.2, gather=0.2) as here:
         a, b = here.agent("a", 1001), here.agent("b", 1002)
+        delivered(here, 1001, 1002)
         first = await b.board(D, want=2, size=4 * MIB, incarnation="before", since=9)
         assert first.claims == ()
         second = await a.board(D, want=2, size=4 * MIB, incarnation="before", since=9, claims=(2, 3))
@@ -238,6 +239,7 @@ async def test_agents_that_come_from_another_tracker_say_first_what_they_hold() 
     """They notice one after another that theirs is gone: who is first gets no claim on what the next brings with it."""
     async with town(recovery=0.2, gather=0.4) as here:
         a, b = here.agent("a", 1001), here.agent("b", 1002)
+        delivered(here, 1001, 1002)
         first = await a.board(D, want=4, size=6 * MIB, have=wire.bitmap(0b1), claims=(1,))
         assert first.claims == (1,)
         second = await b.board(D, want=4, size=6 * MIB, have=wire.bitmap(0b1), claims=(2, 3))
@@ -256,6 +258,7 @@ async def test_claims_of_agents_that_were_elsewhere_do_not_hold_up_who_comes_bac
     monkeypatch.setattr(cluster, "BUSY", 0.0)
     async with town(recovery=0.1, gather=0.1) as here:
         a, b = here.agent("a", 1001), here.agent("b", 1002)
+        delivered(here, 1001, 1002)
         assert (await a.board(D, want=2, size=4 * MIB)).claims == (0, 1)
         assert (await b.board(D, want=2)).claims == (2, 3)
         a.seen.clear()
@@ -270,6 +273,44 @@ async def test_who_joins_a_board_that_moves_makes_nobody_wait(here: Town) -> Non
     await until(lambda: here.server.cluster.now() > here.server.cluster.started)
     assert (await a.board(D, want=1, size=4 * MIB)).claims == (0,)
     assert (await b.board(D, want=1, size=4 * MIB, incarnation="before", claims=())).claims == (1,)
+
+
+async def test_who_has_delivered_nothing_yet_gets_one_claim_with_all_its_agents(here: Town) -> None:
+    a = here.agent("a", 1001, "127.0.0.2")
+    ghosts = [here.agent(f"ghost-{n}", 2000 + n, "127.0.0.3") for n in range(16)]
+    await a.board(D, want=4, size=8 * MIB)
+    told = [await ghost.board(D, want=4, size=8 * MIB) for ghost in ghosts]
+    assert sum(len(answer.claims) for answer in told) == 1
+
+
+async def test_quarantine_is_of_the_member_not_of_a_port(here: Town) -> None:
+    a, b = here.agent("a", 1001, "127.0.0.2"), here.agent("b", 1001, "127.0.0.3")
+    liar, other = here.agent("liar", 7001, "127.0.0.9"), here.agent("liar", 7002, "127.0.0.9")
+    await a.bring_in(D, SIZE)
+    await a.seal(D)
+    await b.board(D)
+    await b.seal(D)
+    await liar.board(D)
+    await liar.publish(D, SIZE, 0, told_by="liar")
+    await other.hello()
+    assert (await other.poll()).quarantined > 0
+    assert (await other.board(digest_of("other"), want=4, size=SIZE)).claims == ()
+
+
+async def test_an_agent_in_quarantine_is_sent_upstream_by_itself_for_what_nobody_brings_in(here: Town) -> None:
+    liar, a = here.agent("liar", 7001, "127.0.0.9"), here.agent("a", 1001, "127.0.0.2")
+    await liar.hello()
+    here.server.cluster.court.blame([Blame("127.0.0.9:7001", "proven")])
+    answer = await liar.board(D, want=4, size=SIZE)
+    assert (answer.claims, answer.hope, answer.poisoned) == ((), False, True)
+    assert (await a.board(D, want=1, size=SIZE)).claims == (0,)
+    answer = await liar.board(D, want=4, size=SIZE)
+    assert (answer.hope, answer.poisoned) == (True, False), "it comes from somebody else"
+
+
+def delivered(here: Town, *ports: int) -> None:
+    """The agents at these ports have delivered before, so that they may have several claims at once."""
+    here.server.cluster.trust.deliver(f"127.0.0.1:{port}" for port in ports)
 
 
 NORTH, SOUTH = "127.0.0.2", "127.0.0.3"
@@ -366,6 +407,9 @@ async def test_a_quarantine_ends() -> None:
         await liar.hello()
         await a.bring_in(D, SIZE)
         await a.seal(D)
+        b = short.agent("b", 1003)
+        await b.board(D)
+        await b.seal(D)
         await liar.board(D)
         await liar.publish(D, SIZE, 0, told_by="liar")
         assert (await liar.poll()).quarantined > 0

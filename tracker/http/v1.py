@@ -65,7 +65,7 @@ class Verbs:
         agent = cluster.hello(poll, visitor)
         cluster.holds(agent, poll)
         answer = cluster.news_for(agent)
-        news = cluster.channel_opened(agent)
+        news = cluster.sessions.opened(agent)
         broken = True
         try:
             if answer is None and poll.wait > 0:
@@ -77,7 +77,7 @@ class Verbs:
             broken = False
             raise
         finally:
-            cluster.channel_closed(agent, news, broken=broken)
+            cluster.sessions.closed(agent, news, broken=broken)
         return _encode(answer or cluster.nothing_for(agent))
 
     async def gone(self, visitor: Visitor, body: bytes) -> bytes:
@@ -85,7 +85,7 @@ class Verbs:
         said = self._decode(body, wire.Gone)
         agent = self._cluster.agents.get(key_of(visitor.ip, said.port))
         if agent is not None and agent.session == said.session:
-            self._cluster.forget(agent, "gone", replaced=True)
+            self._cluster.sessions.forget(agent, "gone", replaced=True)
         return _OK
 
     # -- boards -------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ class Agent:
     seen: float
     peer: wire.Peer
     told: Told
+    member: str = ""
+    """Who it is where quotas and quarantine count: see `member_at`."""
     synced: bool = False
     """It has told everything that it holds."""
     held: set[str] = field(default_factory=set)
@@ -60,6 +62,15 @@ def key_of(ip: str, port: int) -> str:
     return str(Endpoint(ip, port))
 
 
+def member_at(key: str) -> str:
+    """The member whose agent is named *key*: its address, for a port costs nothing.
+
+    On this machine itself several agents stand beside each other, and each is a member of its own.
+    """
+    ip = key.rpartition(":")[0].strip("[]")
+    return key if ip in ("127.0.0.1", "::1") else ip
+
+
 class Agents:
     """Agents by key and by IP address."""
 
@@ -87,6 +98,20 @@ class Agents:
         """All of them, oldest first."""
         return list(self._agents.values())
 
+    def member_of(self, key: str) -> str:
+        """The member that the agent named *key* is a process of."""
+        agent = self._agents.get(key)
+        return agent.member if agent is not None else member_at(key)
+
+    def zone_of(self, key: str) -> str:
+        """The zone of the agent named *key*; "" if unknown."""
+        agent = self._agents.get(key)
+        return agent.zone if agent is not None else ""
+
+    def addresses(self) -> list[str]:
+        """The IP addresses at which there are agents."""
+        return list(self._by_ip)
+
     def at(self, ip: str) -> list[Agent]:
         """Those at one IP address."""
         return list(self._by_ip.get(ip, {}).values())
@@ -109,6 +134,7 @@ class Agents:
             seen=now,
             peer=wire.Peer(ip=ip, port=me.port, lane=me.lane),
             told=Told(ip_address(ip).packed, me.port),
+            member=member_at(key),
         )
         self._agents[key] = agent
         self._by_ip.setdefault(ip, {})[key] = agent

@@ -1,8 +1,7 @@
-"""The soft state of the cluster and the rules that join its parts: agents, swarms, names, trust.
+"""The soft state of the cluster: joins its owners (sessions, copies, court, announcers, answers, swarms, tags).
 
-Each method is one thing that was said or that happened. It changes the state, then settles what
-follows: claims are assigned, whoever has news is woken, the next deadline is set. Nothing here
-waits, and nothing speaks HTTP.
+Each method is one thing that was said or that happened. It changes an owner, then settles what follows: claims are
+assigned, whoever has news is woken, the next deadline is set. Nothing here waits, and nothing speaks HTTP.
 """
 
 from __future__ import annotations
@@ -11,45 +10,38 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable
-from ipaddress import ip_address
+from collections.abc import Iterable
 from random import Random
 
 from swarm.blob.digest import Digest, parse
 from swarm.protocol import wire
-from swarm.protocol.board import Blame, Failure
-from tracker.errors import Malformed, Outdated, Unknown, Unready
+from swarm.protocol.board import Failure, Outcome
+from swarm.protocol.standing import Trust as BoardTrust
+from tracker.errors import Malformed, Outdated, Unready
 from tracker.members.discovery import Reason
 from tracker.members.gate import Gate, Visitor
 from tracker.metrics import Metrics
 from tracker.settings import TrackerSettings
-from tracker.state.agents import Agent, Agents, key_of
+from tracker.state.agents import Agent, Agents
 from tracker.state.alarm import Alarm
 from tracker.state.announce import Announce, Counts, Told
+from tracker.state.announcers import Announcers, counts
+from tracker.state.answers import Answers
+from tracker.state.copies import Copies, sizes
+from tracker.state.court import Court
 from tracker.state.history import History, growth
-from tracker.state.offers import NAMED, Asking
-from tracker.state.refusals import Refusals
-from tracker.state.rivals import PROOF, Rivals, explain
-from tracker.state.swarms import Announcer, Raw, Swarm, Swarms
+from tracker.state.sessions import Note, Sessions
+from tracker.state.swarms import Raw, Swarm, Swarms
 from tracker.state.tags import Names
 from tracker.state.trust import Backoffs, Trust
 
 log = logging.getLogger("shoal.tracker")
 
-Note = Callable[[str, Reason, str], None]
-"""Address, reason, message."""
-
-SILENCE = 60.0
-"""Seconds without any word after which an agent without an open channel is forgotten."""
-
 BUSY = 2.0
 """Seconds within which whoever brings a window in says something: progress is told once a second."""
 
-WHOLE_PATIENCE = 3.0
-"""Seconds for an agent to answer with the hashes of its copy..."""
-
-WHOLE_RATE = 200e6
-"""... plus the time to read the copy at this many bytes per second, before claims are given out instead."""
+MOST_STATS = 64
+"""Counters that are kept of an agent, for the page."""
 
 
 class Cluster:
@@ -62,21 +54,36 @@ class Cluster:
         self.settings = settings
         self.metrics = metrics
         self._note: Note = note or (lambda _ip, _reason, _message: None)
-        self.chance = chance or Random(secrets.randbits(64))
         self.incarnation = secrets.token_hex(6)
         self.alarm = Alarm(metrics.lag.observe)
         self.started = self.alarm.now()
         self.epoch = time.time() - self.started
         """Seconds since 1970 at zero of the loop's clock: people read dates."""
+        chance = chance or Random(secrets.randbits(64))
+        now = self.alarm.now
         self.history = History()
         self.agents = Agents()
-        zone_of = self._zone_of if settings.copy_per_zone else None
-        self.swarms = Swarms(self.incarnation, settings.max_boards, zone_of)
+        self.trust = Trust(settings.quarantine, self.agents.member_of)
+        self.swarms = Swarms(
+            self.incarnation,
+            settings.max_boards,
+            BoardTrust(
+                zone_of=self.agents.zone_of if settings.copy_per_zone else None,
+                member_of=self.agents.member_of,
+                may_claim=self._may_claim,
+                proven=self.trust.proven,
+            ),
+        )
         self.names = Names(settings.names_keep, settings.max_names)
-        self.trust = Trust(settings.quarantine)
         self.backoffs = Backoffs()
-        self.rivals = Rivals()
-        self.refusals = Refusals()
+        self.sessions = Sessions(settings, metrics, self.alarm, self.agents, self._note, self)
+        self.rivals, self.refusals = self.sessions.rivals, self.sessions.refusals
+        self.copies = Copies(settings, metrics, self.alarm, self.agents, self.swarms, self.trust, self)
+        self.court = Court(
+            settings, metrics, self.alarm, self.agents, self.swarms, self.trust, self.copies, self, self._note
+        )
+        self.announcers = Announcers(settings, now, chance, self.agents, self.swarms, self)
+        self.answers = Answers(settings, now, chance, self.agents, self.swarms, self.court.apart)
         self.stopping = False
         self._name_waiters: dict[str, list[asyncio.Future[None]]] = {}
 
@@ -87,138 +94,56 @@ class Cluster:
     # -- agents -----------------------------------------------------------------------------------
 
     def hello(self, me: wire.Me, visitor: Visitor) -> Agent:
-        """The agent that speaks; a new session at its address replaces the one before. Raises Outdated, Unready."""
-        now = self.now()
-        key = key_of(visitor.ip, me.port)
-        agent = self.agents.get(key)
-        if agent is None or agent.session != me.session:
-            if not 0 < me.port < 65536 or not me.session or len(me.session) > 64:
-                raise Malformed("port must be 1 to 65535, session 1 to 64 characters")
-            if self.agents.is_retired(key, me.session):
-                raise Outdated(self._replaced(key, agent, me, now))
-            if agent is not None:
-                self.forget(agent, "replaced", replaced=True)
-            if len(self.agents) >= self.settings.max_agents:
-                raise Unready("too many agents")
-            agent = self.agents.add(me, visitor.ip, visitor.zone, now)
-            self.metrics.agents.set(len(self.agents))
-            self.refusals.forget(agent.ip)
-            log.info("agent.joined", extra={"fields": {"agent": key, "name": agent.name, "zone": agent.zone}})
-            self._note(agent.ip, Reason.JOINED, f"Joined as {agent.name}")
-            self._watch_silence(agent, now + SILENCE)
-        if me.lane != agent.peer.lane:
-            if not 0 <= me.lane < 65536:
-                raise Malformed("lane must be a port, or 0")
-            agent.peer = wire.Peer(ip=agent.ip, port=agent.port, lane=me.lane)
-        agent.seen = now
-        return agent
+        """The agent that speaks. Raises Malformed, Outdated, Unready."""
+        return self.sessions.hello(me, visitor)
 
-    def _replaced(self, key: str, agent: Agent | None, me: wire.Me, now: float) -> str:
-        """Why a session that was replaced is refused, as one line."""
-        if agent is None:
-            return "this session was replaced"
-        rival = self.rivals.note(key, agent.name, me.node[:253], now)
-        if rival.times == PROOF:
-            log.error("agent.rivals", extra={"fields": {"agent": key, "taken": rival.taken, "refused": rival.refused}})
-        return explain(rival) if rival.times >= PROOF else "this session was replaced"
+    def review(self, gate: Gate, changed: Iterable[str] | None = None) -> None:
+        """Membership changed for these addresses; None: for any."""
+        self.sessions.review(gate, changed)
+        self.announcers.review(gate)
 
-    def forget(self, agent: Agent, why: str, *, replaced: bool = False) -> None:
-        """*agent* is gone: its claims are free at once, and it is handed to nobody."""
-        if self.agents.get(agent.key) is not agent:
-            return
-        self.agents.remove(agent, replaced=replaced)
-        self.alarm.set(("agent", agent.key), None, _nothing)
-        self.metrics.agents.set(len(self.agents))
-        self.metrics.agents_lost.labels(why).inc()
-        log.info("agent.left", extra={"fields": {"agent": agent.key, "name": agent.name, "why": why}})
+    def say(self, agent: Agent) -> None:
+        """There is something to tell *agent*."""
+        self.sessions.say(agent)
+
+    def left(self, agent: Agent) -> None:
+        """*agent* is gone."""
         for digest in agent.boards | agent.held:
             swarm = self.swarms.get(digest)
             if swarm is not None:
-                swarm.tried.discard(agent.key)
-                swarm.board.drop(agent.key)
-                if swarm.asked == agent.key:
-                    self._impatient(swarm)
-                self._part(swarm, agent)
+                self.copies.gone(swarm, agent)
+                self._part(swarm, agent, swarm.board.drop(agent.key))
         for name in self.names.forget(agent.key):
             self.wake_name(name)
-        if agent.news is not None and not agent.news.done():
-            agent.news.set_result(None)
 
-    def review(self, gate: Gate) -> None:
-        """Membership changed: whoever is no member any more leaves all swarms at once; zones may be new."""
-        for agent in self.agents.all():
-            visitor = gate.visitor(agent.ip)
-            if not visitor.member:
-                self.forget(agent, "no-member")  # its process may live on, and be a member again
-            elif visitor.zone != agent.zone:
-                agent.zone = visitor.zone
-                for digest in agent.boards | agent.held:
-                    if (swarm := self.swarms.get(digest)) is not None:
-                        self._place(swarm, agent.key)
-        for swarm in self.swarms:
-            for key, announcer in list(swarm.announcers.items()):
-                if not gate.visitor(str(ip_address(announcer.told.packed))).member:
-                    del swarm.announcers[key]
-                    self._place(swarm, key)
-
-    def channel_opened(self, agent: Agent) -> asyncio.Future[None]:
-        """*agent* polls its channel; the future is done when there is something to say. An older poll is answered."""
-        self._say(agent)
-        agent.news = asyncio.get_running_loop().create_future()
-        agent.channels += 1
-        self._watch_silence(agent, None)
-        return agent.news
-
-    def channel_closed(self, agent: Agent, news: asyncio.Future[None], *, broken: bool) -> None:
-        """A poll ended: answered, or *broken* because the connection was closed from the other end."""
-        agent.channels -= 1
-        if agent.news is news:
-            agent.news = None
-        if agent.channels == 0:
-            grace = self.settings.grace if broken else self.settings.away
-            self._watch_silence(agent, self.now() + grace)
+    def moved(self, agent: Agent) -> None:
+        """*agent* is in another zone now."""
+        for digest in agent.boards | agent.held:
+            if (swarm := self.swarms.get(digest)) is not None:
+                self.place(swarm, agent.key)
 
     def holds(self, agent: Agent, poll: wire.AgentPoll) -> None:
         """What *agent* holds has changed."""
-        digests = {parse(held.digest): held.size for held in poll.add}
+        added = {parse(digest): size for digest, size in sizes(poll).items()}
         gone = [parse(text) for text in poll.remove]
-        if any(size < 0 for size in digests.values()):
-            raise Malformed("a blob cannot have a negative size")
         if poll.full:
             if not agent.synced or not poll.wait:  # its last answer may have been lost: say everything again
                 agent.quarantine_told = 0.0
                 agent.backoff_seen = 0
                 agent.suspects = dict.fromkeys(agent.withdrawn)
             agent.synced = True
-            gone = [Digest(digest) for digest in agent.held if digest not in digests]
-        now = self.now()
+            gone = [Digest(digest) for digest in agent.held if digest not in added]
         for digest in gone:
-            agent.held.discard(digest)
-            agent.withdrawn.discard(digest)
-            agent.suspects.pop(digest, None)
-            agent.needs.pop(digest, None)
-            agent.asked.discard(digest)
-            if (swarm := self.swarms.get(digest)) is not None:
-                swarm.board.drop(agent.key)
-                self._place(swarm, agent.key)
-                self.settle(swarm)
-        for digest, size in digests.items():
-            agent.held.add(digest)
-            swarm = self.swarms.use(digest, now)
-            if not poll.full:  # a full list says what is there, not that a suspect was checked again
-                agent.withdrawn.discard(digest)
-                swarm.tried.discard(agent.key)
-            self._holds_whole(swarm, agent, size)
+            self.copies.lost(agent, digest)
+        for digest, size in added.items():
+            # A full list says what is there, not that a suspect was checked again.
+            self.copies.held(agent, digest, size, checked=not poll.full)
+        now = self.now()
         for name in poll.names:
             parse(name.digest)
             self.names.remember(name.name, name.digest, name.media_type, name.size, name.age, now)
         if poll.stats:
-            served = poll.stats.get("peer_bytes_out", 0.0)
-            if served > agent.stats.get("peer_bytes_out", 0.0):
-                self._note(agent.ip, Reason.ACTIVE, f"Served {served / 2**20:.0f} MiB to other agents since its start")
-            stats = dict(list(poll.stats.items())[:64])
-            self.history.add(growth(agent.stats, stats), self.epoch + now)
-            agent.stats = stats
+            self._count(agent, poll.stats, now)
         self._trim()
 
     def news_for(self, agent: Agent) -> wire.AgentAnswer | None:
@@ -226,7 +151,7 @@ class Cluster:
         if not agent.synced:
             return wire.AgentAnswer(resend=True, you=agent.key)
         now = self.now()
-        need = self._needs(agent)
+        need = self.copies.needs(agent)
         suspect, agent.suspects = tuple(agent.suspects), {}
         backoff = tuple(
             wire.Backoff(host=host, seconds=round(left, 3))
@@ -237,12 +162,11 @@ class Cluster:
         changed, agent.quarantine_told = agent.quarantine_told != until, until
         if not (need or suspect or backoff or changed):
             return None
-        return self._answer(agent, need, suspect, backoff, until - now if until else 0.0)
+        return self._answer(agent, need, suspect, backoff)
 
     def nothing_for(self, agent: Agent) -> wire.AgentAnswer:
         """The answer of a poll that waited in vain."""
-        until = self.trust.until(agent.key, self.now())
-        return self._answer(agent, (), (), (), until - self.now() if until else 0.0)
+        return self._answer(agent, (), (), ())
 
     # -- boards -----------------------------------------------------------------------------------
 
@@ -252,10 +176,8 @@ class Cluster:
         known = self.swarms.get(name) is not None
         swarm = self.swarms.use(name, self.now())
         if not known:
-            if self.swarms.dropped:
-                for agent in self.agents.all():
-                    if digest in agent.held and digest not in agent.withdrawn:
-                        self._holds_whole(swarm, agent, None)
+            if self.swarms.skipped:
+                self.copies.find(swarm)
             self._trim()
             if len(self.swarms) > self.settings.max_boards:
                 self.swarms.drop(swarm)
@@ -270,160 +192,76 @@ class Cluster:
         same = poll.incarnation == swarm.incarnation
         # An agent that comes from another tracker names no incarnation, but brings windows and claims with it.
         moved = not same and bool(poll.incarnation or poll.claims or poll.have)
+        outcome = Outcome()
         if moved:
             self._gather(swarm, now)
-            board.revoke(agent.key, but=poll.claims)
-        trusted = self._trusted(swarm, agent.key, now)
-        board.join(
-            agent.key,
-            now,
-            size=poll.size,
-            want=min(poll.want, 64) if trusted else 0,
-            prefer=poll.prefer[:1024],
-            only_preferred=poll.only_preferred,
-            have=wire.from_bitmap(poll.have) if trusted and (same or not poll.incarnation) else 0,
-            generation=poll.generation if same else None,
-            stalled=poll.stalled[:1024],
-            turns=min(poll.turns, 64) if trusted else 0,
-            beside=min(poll.beside, 64),
+            outcome.add(board.revoke(agent.key, but=poll.claims))
+        trusted = self.copies.trusted(swarm, agent.key)
+        outcome.add(
+            board.join(
+                agent.key,
+                now,
+                size=poll.size,
+                want=min(poll.want, 64),
+                prefer=poll.prefer[:1024],
+                only_preferred=poll.only_preferred,
+                have=wire.from_bitmap(poll.have) if trusted and (same or not poll.incarnation) else 0,
+                generation=poll.generation if same else None,
+                stalled=poll.stalled[:1024],
+                turns=min(poll.turns, 64) if trusted else 0,
+                beside=min(poll.beside, 64),
+            )
         )
         if moved and trusted and poll.size is not None:
-            board.resume(agent.key, now, poll.claims)
+            outcome.add(board.resume(agent.key, now, poll.claims))
         agent.boards.add(swarm.digest)
-        self._place(swarm, agent.key)
         if not same and poll.want:
             swarm.wishes[agent.key] = now
         if board.holders and not board.sealed:
-            self._ask_whole(swarm)
-        self.settle(swarm)
+            self.copies.ask(swarm)
+        self.settle(swarm, outcome)
         return swarm
 
     def due(self, swarm: Swarm, agent: Agent, poll: wire.BoardPoll) -> bool:
         """Whether *agent* is to be answered at once."""
-        board = swarm.board
-        if (
-            poll.incarnation != swarm.incarnation
-            or poll.generation != board.generation
-            or board.claims_of(agent.key) != tuple(sorted(poll.claims))
-        ):
-            return True
-        news = poll.since != board.version or swarm.hope_told.get(agent.key) != board.hope()
-        if news and swarm.rolling:
-            swarm.spread(self.now())  # the wave under way will not come by here
-            return False
-        return news
+        return self.answers.due(swarm, agent, poll)
 
     def view(self, swarm: Swarm, agent: Agent, since: int, generation: int | None, *, news: bool = True) -> Raw:
-        """What *agent* is told of a board. *generation* None: it knows nothing of this incarnation.
-
-        Without *news*: only what is so now, and nothing of what was published.
-        """
-        board = swarm.board
-        if generation != board.generation:
-            since = 0
-        hope = board.hope()
-        if agent.key in board.participants:
-            swarm.hope_told[agent.key] = hope
-        # Sealed means: fetch it whole from peers. Where a zone still brings its own copy in, there are none.
-        entering = self.settings.copy_per_zone and not board.has(agent.zone) and board.can_bring(agent.zone)
-        swarm.serial += 1
-        lone = self.agents.get(board.lone) if board.has_turn(agent.key) else None
-        spread = board.spread_for(agent.key)
-        return Raw(
-            incarnation=swarm.incarnation,
-            version=board.version if news else 0,
-            generation=board.generation,
-            serial=swarm.serial,
-            size=board.size,
-            sealed=board.sealed_for(agent.key) and not entering,
-            published=self.swarms.published_since(swarm, since if news else board.version),
-            claims=board.claims_of(agent.key),
-            hope=hope,
-            poisoned=board.poisoned,
-            copies=len(board.holders),
-            holders=self._holders(swarm, agent) if news else {},
-            peers=self.peers(swarm, agent, but=lone.key if lone is not None else ""),
-            lone=lone.peer if lone is not None else None,
-            spread=None if spread is None else wire.bitmap(spread),
-        )
-
-    def peers(self, swarm: Swarm, agent: Agent, but: str = "") -> tuple[wire.Peer, ...]:
-        """Whom *agent* may fetch from, without *but*."""
-        found: list[wire.Peer] = []
-        known = self.agents.by_key.get
-        walled = self.settings.copy_per_zone and (swarm.board.has(agent.zone) or swarm.board.can_bring(agent.zone))
-        for key in swarm.pool.pick(agent.key, agent.zone, self.settings.peers, self.chance, walled=walled):
-            other = known(key)
-            if other is not None:
-                if key != but:
-                    found.append(other.peer)
-            elif (announcer := swarm.announcers.get(key)) is not None:
-                found.append(wire.Peer(ip=key.rpartition(":")[0].strip("[]"), port=announcer.told.port))
-        return tuple(found)
-
-    def _holders(self, swarm: Swarm, agent: Agent) -> dict[int, tuple[wire.Peer, ...]]:
-        """Who holds what *agent* lacks of what is published."""
-        board = swarm.board
-        turn = board.has_turn(agent.key)
-        walled = self.settings.copy_per_zone and (board.has(agent.zone) or board.can_bring(agent.zone))
-        whole = () if turn else swarm.pool.pick_holders(agent.key, agent.zone, NAMED, self.chance, walled=walled)
-        asking = Asking(
-            agent.key, agent.zone, board.missing(agent.key), tuple(key for key in whole if key in self.agents)
-        )
-        lone = board.lone if turn else ""
-        known = self.agents.by_key.get
-
-        def holds(key: str, window: int) -> bool:
-            return key != lone and key in self.agents and board.holds(key, window)
-
-        named = swarm.offers.name(asking, self.now(), holds, self._zone_of)
-        return {
-            window: tuple(other.peer for key in keys if (other := known(key)) is not None)
-            for window, keys in named.items()
-        }
+        """What *agent* is told of a board; see Answers."""
+        return self.answers.view(swarm, agent, since, generation, news=news)
 
     def publish(self, agent: Agent, said: wire.Publish) -> Swarm:
         """Hashes of a window. Raises Outdated, BadHashes."""
         swarm = self._current(said.digest, said.incarnation)
         now = self.now()
-        if not self._trusted(swarm, agent.key, now):
+        if not self.copies.trusted(swarm, agent.key):
             raise Outdated("in quarantine: what this agent publishes does not count")
         board = swarm.board
-        before = board.windows.get(said.window)
+        known = said.window in board.windows
         claim = board.claims.get(said.window)
-        blame = board.contradicts(agent.key, said.generation, said.window, said.hashes)
-        if blame is not None:
-            self.blame([blame])
-            return swarm
-        accepted = board.publish(
-            agent.key,
-            now,
-            generation=said.generation,
-            size=said.size,
-            window=said.window,
-            hashes=said.hashes,
+        done = claim.done if claim is not None else 0
+        outcome = board.publish(
+            agent.key, now, generation=said.generation, size=said.size, window=said.window, hashes=said.hashes
         )
-        if accepted and before is None:
-            length = board.window_length(said.window)
-            swarm.count(max(0, length - (claim.done if claim is not None else 0)), now)
+        if outcome.accepted and not known:
+            swarm.count(max(0, board.window_length(said.window) - done), now)
             swarm.published_by[agent.key] = swarm.published_by.get(agent.key, 0) + 1
             self.metrics.windows.inc()
         agent.boards.add(swarm.digest)
-        self._place(swarm, agent.key)
-        self.settle(swarm)
+        self.settle(swarm, outcome)
         return swarm
 
     def progress(self, agent: Agent, said: wire.Progress) -> Swarm:
-        """Bytes that arrived. Raises Outdated."""
+        """How far the claims are. Raises Outdated."""
         swarm = self._current(said.digest, said.incarnation)
         now = self.now()
         board = swarm.board
-        before = board.arrived(agent.key)
-        board.progress(agent.key, now, said.done, waiting=said.waiting, timeout=said.upstream_timeout)
-        swarm.count(max(0, board.arrived(agent.key) - before), now)
-        if said.have and self._trusted(swarm, agent.key, now):
-            board.hold(agent.key, wire.from_bitmap(said.have), said.generation)
-        self.settle(swarm)
+        before = board.leases.arrived(agent.key)
+        outcome = board.progress(agent.key, now, said.done, waiting=said.waiting, timeout=said.upstream_timeout)
+        swarm.count(max(0, board.leases.arrived(agent.key) - before), now)
+        if said.have and self.copies.trusted(swarm, agent.key):
+            outcome.add(board.hold(agent.key, wire.from_bitmap(said.have), said.generation))
+        self.settle(swarm, outcome)
         return swarm
 
     def release(self, agent: Agent, said: wire.Release) -> Swarm:
@@ -433,50 +271,37 @@ class Cluster:
             failure = Failure(said.failure)
         except ValueError:
             raise Malformed(f"no such failure: {said.failure[:40]!r}") from None
-        swarm.board.release(agent.key, self.now(), said.windows, failure, said.retry_after)
+        outcome = swarm.board.release(agent.key, self.now(), said.windows, failure, said.retry_after)
         if failure is not Failure.HANDED_OVER:
             self.metrics.releases.labels(failure.value).inc()
-        self.settle(swarm)
+        self.settle(swarm, outcome)
         return swarm
 
     def seal(self, agent: Agent, said: wire.Seal) -> None:
         """The sha256 of the whole blob matched. Raises Outdated."""
         swarm = self._current(said.digest, said.incarnation)
-        if not self._trusted(swarm, agent.key, self.now()):
-            return
-        blamed = swarm.board.seal(agent.key, said.generation)
-        if agent.key in swarm.board.holders:
-            agent.held.add(swarm.digest)
-        self._place(swarm, agent.key)
-        self.blame(blamed)
-        self.settle(swarm)
+        if self.copies.trusted(swarm, agent.key):
+            self._vouched(swarm, agent, swarm.board.seal(agent.key, said.generation))
 
     def whole(self, agent: Agent, said: wire.Whole) -> None:
         """All hashes of a blob that *agent* holds. Raises BadHashes."""
         swarm = self.swarm(said.digest)
-        agent.asked.discard(swarm.digest)
-        if swarm.asked == agent.key:
-            swarm.asked = ""
-            swarm.quiet_until = 0.0
-            self.alarm.set(("whole", swarm.digest), None, _nothing)
+        self.copies.answered(swarm, agent)
         if said.size < 0:
             raise Malformed("a blob cannot have a negative size")
-        if self._trusted(swarm, agent.key, self.now()):
-            blamed = swarm.board.seal_whole(agent.key, said.size, said.hashes)
-            if swarm.board.sealed and agent.key in swarm.board.holders:
-                agent.held.add(swarm.digest)
-            self._place(swarm, agent.key)
-            self.blame(blamed)
+        if self.copies.trusted(swarm, agent.key):
+            self._vouched(swarm, agent, swarm.board.seal_whole(agent.key, said.size, said.hashes))
         self.settle(swarm)
-        self._offer_needs(agent)
+        self.copies.offer(agent)
 
     def reject(self, agent: Agent, said: wire.Reject) -> None:
         """The sha256 of what the board describes is wrong. Raises Outdated."""
         swarm = self._current(said.digest, said.incarnation)
-        if not self._trusted(swarm, agent.key, self.now()):
+        if not self.copies.trusted(swarm, agent.key):
             return
         holders = list(swarm.board.holders)
-        if swarm.board.reject(agent.key, said.generation):
+        outcome = swarm.board.reject(agent.key, said.generation)
+        if outcome.restarted:
             self.metrics.rejections.inc()
             fields = {
                 "digest": swarm.digest,
@@ -487,108 +312,88 @@ class Cluster:
             log.warning("board.rejected", extra={"fields": fields})
             for key in holders:
                 if (holder := self.agents.get(key)) is not None:
-                    self._suspect(holder, swarm, f"{agent.key} rejected the blob")
-            for key in list(swarm.board.participants):
-                self._place(swarm, key)
-        self.settle(swarm)
+                    self.copies.suspect(holder, swarm, f"{agent.key} rejected the blob", withdraw=True)
+        self.settle(swarm, outcome)
 
     def leave(self, agent: Agent, digest: str) -> None:
         """*agent* is no longer interested."""
         swarm = self.swarms.get(parse(digest))
         if swarm is not None:
             agent.boards.discard(swarm.digest)
-            self._part(swarm, agent)
+            self._part(swarm, agent, Outcome())
 
-    def settle(self, swarm: Swarm) -> None:
-        """Let follow what follows: claims, waking, sealing, the next deadline."""
+    def settle(self, swarm: Swarm, outcome: Outcome | None = None) -> None:
+        """Let follow what follows from *outcome*: who may be handed out, claims, waking, sealing, the next deadline."""
         board = swarm.board
         now = self.now()
-        count = len(board.participants)
-        if now < swarm.quiet_until and not board.sealed:
-            changed = board.assign(now, _nobody)
-        else:
-            near = self._near if self.settings.near_zone else None
-            changed = board.assign(now, self._may_claim if self.trust.anybody else None, near)
-        for key, gained in board.take_gained().items():
+        done = outcome or Outcome()
+        near = self._near if self.settings.near_zone else None
+        done.add(board.assign(now, near, quiet=now < swarm.quiet_until and not board.sealed))
+        for key in done.placed:
+            self.place(swarm, key)
+        for key, gained in done.gained.items():
             for other in swarm.offers.gained(key, gained):
                 swarm.wake(other)
         for other in swarm.offers.due(now):
             swarm.wake(other)
-        for key in changed:
+        for key in done.changed:
             swarm.wake(key)
             if key in swarm.wishes and board.claims_of(key):
                 self.metrics.claim_waits.observe(now - swarm.wishes.pop(key))
-        if len(board.participants) != count:
-            self._sweep(swarm)
         self.swarms.follow_torrent(swarm)
         news = (board.version, board.hope())
         if news != swarm.news:
             swarm.news = news
             swarm.spread(now)
-        self._watch(swarm, now)
+        self.watch(swarm)
+        if done.blamed:
+            self.court.blame(done.blamed)
 
-    # -- announces (BEP 3) ------------------------------------------------------------------------
+    def place(self, swarm: Swarm, key: str) -> None:
+        """Make the pool of *swarm* say of *key* what is so."""
+        board = swarm.board
+        agent = self.agents.get(key)
+        if agent is not None and self.copies.trusted(swarm, key):
+            holder = key in board.holders
+            if holder or key in board.participants:
+                swarm.pool.put(key, zone=agent.zone, holder=holder)
+                return
+        elif agent is None and (announcer := swarm.announcers.get(key)) is not None:
+            swarm.pool.put(key, zone=announcer.zone, holder=announcer.complete)
+            return
+        swarm.pool.remove(key)
+        if key not in board.participants:
+            swarm.hope_told.pop(key, None)
+            swarm.wishes.pop(key, None)
+            if agent is not None:
+                agent.boards.discard(swarm.digest)
+
+    def watch(self, swarm: Swarm) -> None:
+        """Set the alarm for the next deadline of *swarm*."""
+        now = self.now()
+        times = [swarm.board.next_deadline(), swarm.offers.wake_at]
+        if swarm.quiet_until > now:
+            times.append(swarm.quiet_until)
+        if swarm.announcers:
+            times.append(next(iter(swarm.announcers.values())).until)
+        if swarm.idle:
+            times.append(swarm.used + self.settings.idle_board)
+        due = min((at for at in times if at is not None), default=None)
+        self.alarm.set(("board", swarm.digest), due, lambda: self._due(swarm))
+
+    # -- announces (BEP 3), reports, names ---------------------------------------------------------
 
     def announce(self, asked: Announce, visitor: Visitor) -> tuple[Counts, list[Told]]:
         """A BitTorrent client announces a sealed blob. Raises Unknown."""
-        swarm = self.swarms.by_info_hash(asked.info_hash)
-        if swarm is None:
-            raise Unknown("unknown torrent: only sealed blobs have one")
-        now = self.now()
-        swarm.used = now
-        key = key_of(visitor.ip, asked.port)
-        if asked.event == "completed":
-            swarm.downloaded += 1
-        if self.agents.get(key) is None:
-            self._announced(swarm, key, asked, visitor, now)
-        if asked.event == "stopped":
-            return self.counts(swarm), []
-        told: list[Told] = []
-        known = self.agents.by_key.get
-        for other in swarm.pool.pick(key, visitor.zone, asked.numwant, self.chance):
-            if (agent := known(other)) is not None:
-                told.append(agent.told)
-            elif (announcer := swarm.announcers.get(other)) is not None:
-                told.append(announcer.told)
-        return self.counts(swarm), told
+        return self.announcers.announce(asked, visitor)
 
     def counts(self, swarm: Swarm) -> Counts:
         """What a scrape tells of *swarm* (BEP 48)."""
-        holders = swarm.pool.holders
-        return Counts(holders, len(swarm.pool) - holders, swarm.downloaded)
-
-    # -- trust ------------------------------------------------------------------------------------
-
-    def blame(self, blamed: Iterable[Blame]) -> None:
-        """Somebody was proven wrong: nobody relies on it for a while."""
-        for blame in blamed:
-            agent = self.agents.get(blame.agent)
-            name = agent.name if agent is not None else ""
-            until = self.trust.quarantine(blame.agent, name, blame.reason, self.now())
-            self.metrics.quarantines.inc()
-            fields = {"agent": blame.agent, "name": name, "reason": blame.reason}
-            log.error("agent.quarantined", extra={"fields": fields})
-            if agent is not None:
-                self._note(agent.ip, Reason.QUARANTINED, f"Gets no claims and no peers for a while: {blame.reason}")
-                self._distrust(agent)
-                self._say(agent)
-            self.alarm.set(("trust", blame.agent), until, lambda key=blame.agent: self._trust_again(key))  # type: ignore[misc]
+        return counts(swarm)
 
     def corrupt(self, reporter: Agent, said: wire.Corrupt, ip: str) -> None:
         """A peer sent *reporter* pieces that do not match. *ip*: the canonical address of that peer."""
-        swarm = self.swarms.get(parse(said.digest))
-        if swarm is None:
-            return
-        known = [self.agents.get(key_of(ip, said.peer_port))] if said.peer_port else self.agents.at(ip)
-        culprits = [
-            agent
-            for agent in known
-            if agent is not None and agent is not reporter and swarm.digest in agent.boards | agent.held
-        ]
-        for agent in culprits:
-            if swarm.digest not in agent.withdrawn:
-                self._suspect(agent, swarm, f"sent corrupt pieces to {reporter.key}", withdraw=len(culprits) == 1)
-        self.settle(swarm)
+        self.court.corrupt(reporter, said, ip)
 
     def backoff(self, host: str, seconds: float) -> None:
         """An upstream asked an agent to wait: tell all."""
@@ -596,9 +401,7 @@ class Cluster:
             fields = {"upstream": host[:255], "seconds": round(seconds, 1)}
             log.warning("upstream.backoff", extra={"fields": fields})
             for agent in self.agents.all():
-                self._say(agent)
-
-    # -- names ------------------------------------------------------------------------------------
+                self.say(agent)
 
     def name_waiter(self, name: str) -> asyncio.Future[None]:
         """Done when the meaning of *name* may be known."""
@@ -620,14 +423,12 @@ class Cluster:
             if not future.done():
                 future.set_result(None)
 
-    # -- the end ----------------------------------------------------------------------------------
-
     def stop(self) -> None:
         """Answer everybody who waits; agents go to another tracker."""
         self.stopping = True
         self.alarm.close()
         for agent in self.agents.all():
-            self._say(agent)
+            self.say(agent)
         for swarm in self.swarms:
             swarm.close()
         for name in list(self._name_waiters):
@@ -645,32 +446,16 @@ class Cluster:
     def _may_claim(self, key: str) -> bool:
         return not self.trust.until(key, self.now())
 
-    def _zone_of(self, key: str) -> str:
-        agent = self.agents.get(key)
-        return agent.zone if agent is not None else ""
-
     def _near(self, key: str) -> bool:
-        return self._zone_of(key) in self.settings.near_zone
+        return self.agents.zone_of(key) in self.settings.near_zone
 
-    def _trusted(self, swarm: Swarm, key: str, now: float) -> bool:
-        if self.trust.until(key, now):
-            return False
-        agent = self.agents.get(key)
-        return agent is None or swarm.digest not in agent.withdrawn
-
-    def _place(self, swarm: Swarm, key: str) -> None:
-        """Make the pool of *swarm* say of *key* what is so."""
-        board = swarm.board
-        agent = self.agents.get(key)
-        if agent is not None and self._trusted(swarm, key, self.now()):
-            holder = key in board.holders
-            if holder or key in board.participants:
-                swarm.pool.put(key, zone=agent.zone, holder=holder)
-                return
-        elif agent is None and (announcer := swarm.announcers.get(key)) is not None:
-            swarm.pool.put(key, zone=announcer.zone, holder=announcer.complete)
-            return
-        swarm.pool.remove(key)
+    def _count(self, agent: Agent, stats: dict[str, float], now: float) -> None:
+        served = stats.get("peer_bytes_out", 0.0)
+        if served > agent.stats.get("peer_bytes_out", 0.0):
+            self._note(agent.ip, Reason.ACTIVE, f"Served {served / 2**20:.0f} MiB to other agents since its start")
+        kept = dict(list(stats.items())[:MOST_STATS])
+        self.history.add(growth(agent.stats, kept), self.epoch + now)
+        agent.stats = kept
 
     def _gather(self, swarm: Swarm, now: float) -> None:
         """Agents come from another tracker, one after another: no new claims until they have said what they hold.
@@ -678,194 +463,42 @@ class Cluster:
         Where somebody brings windows in, the others are already: there is nothing to wait for.
         """
         gathering = now < swarm.gathering_until
-        if not gathering and swarm.board.busy(now - BUSY):
+        if not gathering and swarm.board.leases.busy(now - BUSY):
             return
         if not gathering:
             swarm.gathering_since = now
-            swarm.board.take_back(now - BUSY)
+            swarm.board.leases.take_back(now - BUSY)
         longest = swarm.gathering_since + self.settings.gather
         swarm.gathering_until = max(self.started + self.settings.gather, min(longest, now + self.settings.recovery))
         swarm.quiet_until = max(swarm.quiet_until, swarm.gathering_until)
 
-    def _part(self, swarm: Swarm, agent: Agent) -> None:
-        swarm.board.leave(agent.key)
-        swarm.hope_told.pop(agent.key, None)
-        swarm.wishes.pop(agent.key, None)
-        swarm.wake(agent.key)
-        self._place(swarm, agent.key)
-        self.settle(swarm)
-
-    def _sweep(self, swarm: Swarm) -> None:
-        """The board forgot silent participants."""
-        for key in list(swarm.pool):
-            if key not in swarm.board.participants and key not in swarm.announcers:
-                if (agent := self.agents.get(key)) is not None:
-                    agent.boards.discard(swarm.digest)
-                swarm.hope_told.pop(key, None)
-                swarm.wishes.pop(key, None)
-                self._place(swarm, key)
-
-    def _holds_whole(self, swarm: Swarm, agent: Agent, size: int | None) -> None:
+    def _vouched(self, swarm: Swarm, agent: Agent, outcome: Outcome) -> None:
+        """*agent* says that the sha256 matched."""
         board = swarm.board
-        if not self._trusted(swarm, agent.key, self.now()):
-            return
-        if board.sealed and size is not None and board.size != size:
-            self._suspect(agent, swarm, f"says that it has {size} bytes")
-            return
-        board.hold_whole(agent.key)
-        self._place(swarm, agent.key)
-        if not board.sealed:
-            self._ask_whole(swarm)
-        self.settle(swarm)
+        if board.sealed and agent.key in board.holders:
+            agent.held.add(swarm.digest)
+        if outcome.accepted and board.evidence.newly_confirmed():
+            self.trust.deliver({published.agent for published in board.windows.values()})
+        self.settle(swarm, outcome)
 
-    def _ask_whole(self, swarm: Swarm) -> None:
-        """Ask one of those who hold an unsealed blob for its hashes; meanwhile nobody is sent upstream for it."""
-        if swarm.asked or swarm.board.sealed:
-            return
-        for key in swarm.board.holders:
-            agent = self.agents.get(key)
-            if agent is None or key in swarm.tried:
-                continue
-            swarm.asked = key
-            swarm.tried.add(key)
-            agent.needs[swarm.digest] = None
-            if swarm.board.participants:
-                agent.needs = {swarm.digest: None, **agent.needs}
-            self._patience(swarm)
-            self._say(agent)
-            return
-
-    def _patience(self, swarm: Swarm) -> None:
-        now = self.now()
-        until = now + WHOLE_PATIENCE + (swarm.board.size or 0) / WHOLE_RATE
-        swarm.quiet_until = max(swarm.quiet_until, until)
-        self.alarm.set(("whole", swarm.digest), until, lambda: self._impatient(swarm))
-
-    def _impatient(self, swarm: Swarm) -> None:
-        """The hashes did not come: ask the next holder, or let the blob be brought in."""
-        agent = self.agents.get(swarm.asked)
-        swarm.asked = ""
-        swarm.quiet_until = 0.0
-        if agent is not None:
-            agent.needs.pop(swarm.digest, None)
-            agent.asked.discard(swarm.digest)
-            self._offer_needs(agent)
-        if not swarm.board.sealed:
-            self._ask_whole(swarm)
-        self.settle(swarm)
-
-    def _needs(self, agent: Agent) -> tuple[str, ...]:
-        need: list[str] = []
-        for digest in list(agent.needs):
-            if len(agent.asked) >= self.settings.max_needs:
-                break
-            del agent.needs[digest]
-            swarm = self.swarms.get(digest)
-            if swarm is not None and not swarm.board.sealed and digest in agent.held:
-                agent.asked.add(digest)
-                self._patience(swarm)
-                need.append(digest)
-        return tuple(need)
-
-    def _offer_needs(self, agent: Agent) -> None:
-        if agent.needs and len(agent.asked) < self.settings.max_needs:
-            self._say(agent)
+    def _part(self, swarm: Swarm, agent: Agent, outcome: Outcome) -> None:
+        outcome.add(swarm.board.leave(agent.key))
+        swarm.wake(agent.key)
+        self.settle(swarm, outcome)
 
     def _answer(
-        self,
-        agent: Agent,
-        need: tuple[str, ...],
-        suspect: tuple[str, ...],
-        backoff: tuple[wire.Backoff, ...],
-        quarantined: float,
+        self, agent: Agent, need: tuple[str, ...], suspect: tuple[str, ...], backoff: tuple[wire.Backoff, ...]
     ) -> wire.AgentAnswer:
-        return wire.AgentAnswer(
-            need=need, suspect=suspect, backoff=backoff, quarantined=round(quarantined, 3), you=agent.key
-        )
-
-    def _say(self, agent: Agent) -> None:
-        if agent.news is not None and not agent.news.done():
-            agent.news.set_result(None)
-
-    def _suspect(self, agent: Agent, swarm: Swarm, reason: str, *, withdraw: bool = True) -> None:
         now = self.now()
-        self.trust.suspect(agent.key, agent.name, f"{reason}: {swarm.digest}", now)
-        self.metrics.suspects.inc()
-        fields = {"agent": agent.key, "name": agent.name, "digest": swarm.digest, "reason": reason}
-        log.warning("agent.suspect", extra={"fields": fields})
-        agent.suspects[swarm.digest] = None
-        if withdraw:
-            agent.withdrawn.add(swarm.digest)
-            swarm.board.distrust(agent.key)
-            self._place(swarm, agent.key)
-            agent.strikes = [*(at for at in agent.strikes if now - at < self.settings.quarantine), now]
-            if len(agent.strikes) >= self.settings.strikes:
-                agent.strikes = []
-                self.blame([Blame(agent.key, f"found corrupt {self.settings.strikes} times, last: {reason}")])
-        self._say(agent)
-
-    def _distrust(self, agent: Agent) -> None:
-        """Take *agent* out of all swarms, except that it may still fetch."""
-        for digest in agent.boards | agent.held:
-            swarm = self.swarms.get(digest)
-            if swarm is None:
-                continue
-            swarm.board.distrust(agent.key)
-            swarm.board.revoke(agent.key)
-            swarm.wake(agent.key)
-            self._place(swarm, agent.key)
-            if not swarm.board.sealed and swarm.asked == agent.key:
-                self._impatient(swarm)
-            self.settle(swarm)
-
-    def _trust_again(self, key: str) -> None:
-        agent = self.agents.get(key)
-        if agent is None or self.trust.until(key, self.now()):
-            return
-        for digest in agent.held - agent.withdrawn:
-            self._holds_whole(self.swarms.use(Digest(digest), self.now()), agent, None)
-        for digest in agent.boards:
-            if (swarm := self.swarms.get(digest)) is not None:
-                self._place(swarm, key)
-                swarm.wake(key)
-        self._say(agent)
-
-    def _announced(self, swarm: Swarm, key: str, asked: Announce, visitor: Visitor, now: float) -> None:
-        known = swarm.announcers.pop(key, None)
-        if asked.event != "stopped":
-            complete = asked.left == 0 or asked.event == "completed"
-            until = now + 2 * self.settings.interval
-            if known is not None and known.told.peer_id == asked.peer_id:
-                told = known.told
-            else:
-                told = Told(visitor.packed, asked.port, asked.peer_id)
-            swarm.announcers[key] = Announcer(told, visitor.zone, complete, until)
-            while len(swarm.announcers) > self.settings.max_announcers:
-                old, _ = swarm.announcers.popitem(last=False)
-                self._place(swarm, old)
-            if len(swarm.announcers) == 1:
-                self._watch(swarm, now)
-        self._place(swarm, key)
-
-    def _watch(self, swarm: Swarm, now: float) -> None:
-        times = [swarm.board.next_deadline()]
-        if swarm.quiet_until > now:
-            times.append(swarm.quiet_until)
-        times.append(swarm.offers.wake_at)
-        if swarm.announcers:
-            times.append(next(iter(swarm.announcers.values())).until)
-        if swarm.idle:
-            times.append(swarm.used + self.settings.idle_board)
-        due = min((at for at in times if at is not None), default=None)
-        self.alarm.set(("board", swarm.digest), due, lambda: self._due(swarm))
+        until = self.trust.until(agent.key, now)
+        left = round(until - now, 3) if until else 0.0
+        return wire.AgentAnswer(need=need, suspect=suspect, backoff=backoff, quarantined=left, you=agent.key)
 
     def _due(self, swarm: Swarm) -> None:
         if self.swarms.get(swarm.digest) is not swarm:
             return
         now = self.now()
-        while swarm.announcers and next(iter(swarm.announcers.values())).until <= now:
-            key, _ = swarm.announcers.popitem(last=False)
-            self._place(swarm, key)
+        self.announcers.expire(swarm, now)
         if swarm.idle and now - swarm.used >= self.settings.idle_board:
             self._drop(swarm)
             return
@@ -880,23 +513,6 @@ class Cluster:
         self.alarm.set(("whole", swarm.digest), None, _nothing)
         self.swarms.drop(swarm)
 
-    def _watch_silence(self, agent: Agent, at: float | None) -> None:
-        self.alarm.set(("agent", agent.key), at, lambda: self._silent(agent))
-
-    def _silent(self, agent: Agent) -> None:
-        if agent.channels:
-            return
-        now = self.now()
-        if not agent.synced and now - agent.seen < SILENCE:
-            self._watch_silence(agent, agent.seen + SILENCE)  # it has not opened its channel yet
-            return
-        self._note(agent.ip, Reason.LOST, "Fell silent; its claims are free")
-        self.forget(agent, "silent")
-
 
 def _nothing() -> None:
     """For deadlines that are taken back."""
-
-
-def _nobody(_agent: str) -> bool:
-    return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -20,6 +20,8 @@ from swarm.blob.geometry import geometry
 from swarm.blob.metainfo import info_hash, sealed_info
 from swarm.protocol import wire
 from swarm.protocol.board import Board
+from swarm.protocol.standing import NOBODY_ELSE
+from swarm.protocol.standing import Trust as BoardTrust
 from tracker.state.announce import Told
 from tracker.state.handout import Pool
 from tracker.state.offers import Offers
@@ -214,19 +216,19 @@ class Swarm:
 
 
 class Swarms:
-    """Swarms by digest, least recently used first, and by info-hash. *cap*: how many are kept. *zone_of*: see Board."""
+    """Swarms by digest, least recently used first, and by info-hash. *cap*: how many are kept."""
 
-    def __init__(self, incarnation: str, cap: int, zone_of: Callable[[str], str] | None = None) -> None:
+    def __init__(self, incarnation: str, cap: int, trust: BoardTrust = NOBODY_ELSE) -> None:
         self._incarnation = incarnation
         self._cap = cap
-        self._zone_of = zone_of
+        self._trust = trust
         self._serial = 0
         self._swarms: OrderedDict[str, Swarm] = OrderedDict()
         self._torrents: dict[bytes, Swarm] = {}
         self._encoded: OrderedDict[tuple[str, int, int, int], bytes] = OrderedDict()
         self._encoded_bytes = 0
-        self.dropped = 0
-        """Swarms that went because of the cap: some agent may hold the blob although no swarm says so."""
+        self.skipped = 0
+        """Blobs that some agent holds although no swarm says so: there were too many."""
 
     def __len__(self) -> int:
         return len(self._swarms)
@@ -262,7 +264,7 @@ class Swarms:
         swarm = self._swarms.get(digest)
         if swarm is None:
             self._serial += 1
-            swarm = Swarm(Board(digest, zone_of=self._zone_of), f"{self._incarnation}.{self._serial}", now)
+            swarm = Swarm(Board(digest, trust=self._trust), f"{self._incarnation}.{self._serial}", now)
             self._swarms[digest] = swarm
         else:
             swarm.used = now
@@ -284,7 +286,7 @@ class Swarms:
         """Forget *swarm*."""
         if self._swarms.get(swarm.digest) is swarm:
             del self._swarms[swarm.digest]
-            self.dropped += bool(swarm.board.holders)
+            self.skipped += bool(swarm.board.holders)
         if swarm.info_hash is not None:
             self._torrents.pop(swarm.info_hash, None)
         swarm.close()

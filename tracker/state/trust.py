@@ -1,8 +1,13 @@
-"""Which agents were proven wrong, and for how long nobody relies on them. No I/O; time is passed in."""
+"""Which members were proven wrong, and for how long nobody relies on them; and who has delivered. No I/O, no clock.
+
+A member is who can be told apart by something that costs: a pod's address, or its proven identity. Another port, or
+another session, is the same member.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 REMEMBERED = 200
@@ -25,17 +30,22 @@ class Entry:
 
 
 class Trust:
-    """Quarantines by agent key. *length*: of one, in seconds."""
+    """Quarantines and credit by member. *length*: of a quarantine, in seconds. *member_of*: the member of an agent."""
 
-    def __init__(self, length: float) -> None:
+    def __init__(self, length: float, member_of: Callable[[str], str]) -> None:
         self._length = length
-        self._until: dict[str, float] = {}
+        self._member_of = member_of
+        self._until: dict[str, tuple[float, str]] = {}
+        self._credit: OrderedDict[str, None] = OrderedDict()
         self.record: deque[Entry] = deque(maxlen=REMEMBERED)
 
     def quarantine(self, agent: str, name: str, reason: str, now: float) -> float:
-        """Rely on *agent* no more for a while; returns until when."""
+        """Rely on the member of *agent* no more for a while; returns until when."""
         self.record.append(Entry(now, agent, name, "quarantined", reason))
-        until = self._until[agent] = now + self._length
+        member = self._member_of(agent)
+        self._credit.pop(member, None)
+        until = now + self._length
+        self._until[member] = (until, agent)
         while len(self._until) > MOST:
             del self._until[next(iter(self._until))]
         return until
@@ -46,9 +56,12 @@ class Trust:
 
     def until(self, agent: str, now: float) -> float:
         """When the quarantine of *agent* ends; 0: it is in none."""
-        until = self._until.get(agent, 0.0)
+        if not self._until:
+            return 0.0
+        member = self._member_of(agent)
+        until, _ = self._until.get(member, (0.0, ""))
         if until and until <= now:
-            del self._until[agent]
+            del self._until[member]
             return 0.0
         return until
 
@@ -58,8 +71,21 @@ class Trust:
         return bool(self._until)
 
     def quarantined(self, now: float) -> dict[str, float]:
-        """All quarantines: agent -> until when."""
-        return {agent: until for agent, until in self._until.items() if until > now}
+        """All quarantines: the agent that was found out -> until when."""
+        return {agent: until for until, agent in self._until.values() if until > now}
+
+    def deliver(self, agents: Iterable[str]) -> None:
+        """What *agents* brought in was confirmed by the sha256 of somebody else."""
+        for agent in agents:
+            member = self._member_of(agent)
+            self._credit[member] = None
+            self._credit.move_to_end(member)
+        while len(self._credit) > MOST:
+            self._credit.popitem(last=False)
+
+    def proven(self, agent: str) -> bool:
+        """Whether the member of *agent* has delivered before."""
+        return bool(self._credit) and self._member_of(agent) in self._credit
 
 
 class Backoffs:

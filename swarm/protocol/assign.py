@@ -1,0 +1,244 @@
+"""Who gets a claim on which window of one blob. No I/O; time is passed in.
+
+Whoever has few comes first, and whoever has delivered nothing yet gets one, while others would take some. Whoever
+would take a claim and finds none is given one of those who hold several.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from swarm.protocol.availability import Availability, bits
+from swarm.protocol.blame import Evidence
+from swarm.protocol.leases import LEASE, Claim, Leases, Scene
+from swarm.protocol.participants import Participant, Participants
+
+MAX_CLAIMS = 8
+"""Claims that may be out at once on one board: as many upstream connections."""
+
+FEWEST_CLAIMS = 2
+"""Claims that may be out at once on a board where those who bring it in bring in many others as well."""
+
+ASKED = 16
+"""Participants who are asked how many other boards they fill: all ask for the layers of an image at about one time."""
+
+TURNS = 16
+"""Claims that may be out at once on the windows of a lone holder: two for each of eight agents."""
+
+
+@dataclass(slots=True)
+class Assignment:
+    """Hands out the claims of one board. *proven*: whether an agent has delivered before; None: whoever asks has."""
+
+    who: Participants
+    available: Availability
+    evidence: Evidence
+    leases: Leases
+    most: int = MAX_CLAIMS
+    proven: Callable[[str], bool] | None = None
+    _sole: str = ""
+    """After a rejection: the one agent that brings everything in, so that it is known who told what."""
+    _yielded: float = float("-inf")
+    """When somebody last lost a claim to somebody who had none."""
+    _disputed: set[int] = field(default_factory=set)
+    """Windows that were taken from who had only one: not again."""
+
+    def claimable(self, scene: Scene, zone: str) -> list[int]:
+        """Windows that nobody in *zone* holds and nobody brings in, in order."""
+        if scene.layout is None:
+            return [] if 0 in self.leases.out else [0]
+        held = self.available.elsewhere(scene.lone) if scene.lone else self.available.within(zone)
+        missing = (1 << scene.count) - 1 & ~held
+        for window in self.leases.out:
+            missing &= ~(1 << window)
+        return [*bits(missing)]
+
+    def resume(self, agent: str, now: float, scene: Scene, zone: str, windows: Iterable[int]) -> None:
+        """*agent* is bringing *windows* in by claims of another tracker: let it, where nobody else does."""
+        free = set(self.claimable(scene, zone))
+        for window in windows:
+            if window in free and len(self.leases.out) < self.most:
+                self.leases.grant(agent, window, now, scene)
+                free.discard(window)
+
+    def restart(self) -> None:
+        """Another generation."""
+        self._sole = ""
+        self._disputed.clear()
+
+    @property
+    def share(self) -> int:
+        """Claims that may be out at once, but for readers of ranges: all boards together as many as one alone.
+
+        Three layers at eight claims each are 24 windows that come slowly instead of eight that come fast, and until the
+        first is there nobody has anything to trade.
+        """
+        beside = min((self.who.everybody[agent].beside for agent in islice(self.who.able, ASKED)), default=0)
+        return min(self.most, max(FEWEST_CLAIMS, -(-self.most // (1 + beside))))
+
+    def assign(
+        self, now: float, scene: Scene, zones: Mapping[str, str] | None, near: Callable[[str], bool] | None
+    ) -> set[str]:
+        """Hand out claims; returns the agents whose claims changed.
+
+        *zones*: agent -> zone, where each zone brings in a copy of its own. *near*: whether an agent is near to
+        upstream: those get claims before the others, except readers of ranges, who wait for windows of their own.
+        """
+        zone_of = zones.__getitem__ if zones is not None else _nowhere
+        every = set(zones.values()) if zones is not None else {""}
+        most = TURNS if scene.lone else self.most * len(every)
+        shared = most if scene.lone else self.share * len(every)
+        out = self.leases.out
+        changed: set[str] = set()
+        if len(out) >= most and not (changed := self._make_room(now, scene)):
+            return changed
+        able = self._takers(scene, shared=len(out) < shared)
+        free = {zone: self.claimable(scene, zone) for zone in every} if able else {}
+        if able and not changed and not any(free.values()) and (changed := self._make_room(now, scene)):
+            free = {zone: self.claimable(scene, zone) for zone in every}
+            able = self._takers(scene, shared=True)
+        if not able or (not any(free.values()) and not self.available.stalled):
+            return changed
+        member = self.evidence.member
+        held = Counter(member(claim.agent) for claim in out.values())
+        rivals = {member(agent) for agent in able}
+        nearest = {member(agent) for agent in able if near(agent)} if near is not None else set()
+        queue = self._queue(scene, able, near)
+        while queue and len(out) < most:
+            far, count, brought, rank, agent = heapq.heappop(queue)
+            who = self.who.everybody[agent]
+            in_turn = len(out) < shared or who.only_preferred
+            others = nearest if near is not None and not far else rivals
+            rival = len(others) > (member(agent) in others)
+            if not in_turn or count >= self._limit(agent, who, scene, held, rival=rival):
+                continue
+            window = self._choose(agent, able, free[zone_of(agent)], scene)
+            if window is None:
+                continue
+            self.leases.grant(agent, window, now, scene)
+            held[member(agent)] += 1
+            for open_windows in free.values():
+                if window in open_windows:
+                    open_windows.remove(window)
+            changed.add(agent)
+            heapq.heappush(queue, (far, count + 1, brought, rank, agent))
+        return changed
+
+    # -- inside -------------------------------------------------------------------------------------
+
+    def _queue(
+        self, scene: Scene, able: Sequence[str], near: Callable[[str], bool] | None
+    ) -> list[tuple[bool, int, int, int, str]]:
+        """Who is to have the next claim: a heap of (far from upstream, claims, windows brought, rank, agent)."""
+        own = Counter(claim.agent for claim in self.leases.out.values())
+        queue = []
+        for rank, agent in enumerate(able):
+            who = self.who.everybody[agent]
+            if own[agent] < (who.turns if scene.lone else who.want):
+                far = near is not None and not scene.lone and not who.only_preferred and not near(agent)
+                queue.append((far, own[agent], who.brought, rank, agent))
+        heapq.heapify(queue)
+        return queue
+
+    def _takers(self, scene: Scene, *, shared: bool) -> list[str]:
+        """Who may get a claim, first come first; *shared*: not only readers of ranges may."""
+        if scene.lone:
+            return [agent for agent in self.who.turning if agent != scene.lone and self.who.trusts(agent)]
+        contested = self.evidence.contested
+        # After a rejection it matters who else would take a window.
+        asking = self.who.able if shared or contested else self.who.reading
+        able = [agent for agent in asking if self.who.trusts(agent)]
+        if not contested or scene.layout is None:
+            return able
+        whole = [agent for agent in able if not self.who.everybody[agent].only_preferred]
+        if self._sole not in whole:
+            self._sole = min(whole, key=self.evidence.suspicion, default="")
+        readers = [agent for agent in able if self.who.everybody[agent].only_preferred]
+        return [self._sole, *readers] if self._sole else able
+
+    def _limit(self, agent: str, who: Participant, scene: Scene, held: Mapping[str, int], *, rival: bool) -> int:
+        """Claims that *agent* may hold at once: of upstream, or of the lone holder.
+
+        Who has delivered nothing yet gets one claim, with all of its member's agents, while others would take some.
+        """
+        if scene.lone:
+            return who.turns
+        if not rival or not self._new(agent):
+            return who.want
+        return min(who.want, 1 - held[self.evidence.member(agent)] + len(self.leases.of(agent)))
+
+    def _new(self, agent: str) -> bool:
+        """Whether *agent* has delivered nothing yet, here or elsewhere."""
+        who = self.who.get(agent)
+        return (who is None or not who.brought) and self.proven is not None and not self.proven(agent)
+
+    def _make_room(self, now: float, scene: Scene) -> set[str]:
+        """Take a claim for somebody who would take one, has none and finds none; returns whose it was.
+
+        Those who hold several give one up, or hold one for long without having brought anything in yet. It happens
+        once per lease, so that a slow line is not torn apart.
+        """
+        if scene.lone or now - self._yielded < LEASE:
+            return set()
+        member = self.evidence.member
+        held = Counter(member(claim.agent) for claim in self.leases.out.values())
+        victims = [
+            (claim.pace(now), window)
+            for window, claim in self.leases.out.items()
+            if now - claim.since >= LEASE
+            and self._may_lose(window, claim, now, scene, several=held[member(claim.agent)] > 1)
+        ]
+        if not victims:
+            return set()
+        self._yielded = now
+        everybody = self.who.everybody
+        if not any(
+            not held[member(agent)] and not everybody[agent].only_preferred and self.who.trusts(agent)
+            for agent in self.who.able
+        ):
+            return set()
+        _, window = min(victims)
+        claim = self.leases.out.pop(window)
+        self._disputed.add(window)
+        self.who.bar(claim.agent, now + LEASE)
+        return {claim.agent}
+
+    def _may_lose(self, window: int, claim: Claim, now: float, scene: Scene, *, several: bool) -> bool:
+        """Whether *claim* may be taken for somebody who has none."""
+        left = scene.length(window) - claim.done
+        if left <= claim.pace(now) * LEASE or claim.agent not in self.who.everybody:
+            return False  # it is nearly there
+        if several:
+            return True
+        return self._new(claim.agent) and now - claim.since >= 2 * LEASE and window not in self._disputed
+
+    def _choose(self, agent: str, able: Collection[str], open_windows: list[int], scene: Scene) -> int | None:
+        who = self.who.everybody[agent]
+        out = self.leases.out
+        stuck = [w for w in sorted(who.stalled) if w < scene.count and w not in out and not who.have >> w & 1]
+        free = set(open_windows) | set(stuck)
+        ordered = [w for w in who.prefer if w in free] + stuck
+        if not who.only_preferred or scene.layout is None:
+            ordered += open_windows
+        told = self.evidence.told_before if self.evidence.contested and agent != self._sole else None
+        for window in ordered:
+            # After a rejection a window is brought in by somebody else than the one who told its hashes.
+            if told is not None and told(agent, window):
+                others = [other for other in able if self._wants(other, window)]
+                if not all(told(other, window) for other in others):
+                    continue
+            return window
+        return None
+
+    def _wants(self, agent: str, window: int) -> bool:
+        """Whether *agent* would take a claim on *window*."""
+        who = self.who.everybody[agent]
+        return not who.only_preferred or window in who.prefer or window in who.stalled
+
+
+def _nowhere(_agent: str) -> str:
+    return ""
