@@ -16,7 +16,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from mirror.front import blobs
-from mirror.front.access import Accepted
+from mirror.front.access import AuthCache
 from mirror.front.app import Front, make_app, make_site
 from mirror.front.background import Background
 from mirror.front.bodies import Bodies
@@ -137,7 +137,7 @@ def front_of(
     stack.callback(opaque.close)
     stack.push_async_callback(door.close)
     stack.push_async_callback(background.close)
-    private = None if settings.share_private else Accepted(settings.share_private_ttl)
+    private = None if settings.share_private else AuthCache(settings.share_private_ttl)
     return Front(
         RegistryFront(bodies, upstream, metrics, private),
         StreamingFront(

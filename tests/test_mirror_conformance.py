@@ -177,7 +177,7 @@ async def known(origin: Registry, tmp_path_factory: pytest.TempPathFactory) -> A
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.said.partition(':')[0]}: {row.ask[:40]}")
 async def test_the_specification(known: Known, row: Row) -> None:
-    """Asked twice, since the second answer comes from this node's disk where the first one came from upstream."""
+    """Range twice, since the second answer comes from this node's disk where the first one came from upstream."""
     method, _, rest = known.filled(row.ask).partition(" ")
     path = rest if rest.startswith("/") else f"/v2/{REPOSITORY}/{rest}"
     path += f"{'&' if '?' in path else '?'}ns={known.host}"

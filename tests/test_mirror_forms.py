@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.front import oci
-from mirror.front.access import Accepted, Standing, fingerprint
+from mirror.front.access import AuthCache, Standing, fingerprint
 from mirror.front.oci import Refusal, Route
 from mirror.upstream import manifests
 from mirror.upstream.transport import HOP_HEADER
@@ -198,7 +198,7 @@ def test_deep_nesting_is_no_manifest() -> None:
 
 def test_a_yes_is_fresh_then_old_then_forgotten() -> None:
     """By the clock that is passed in."""
-    accepted = Accepted(10.0, keep=100.0)
+    accepted = AuthCache(10.0, keep=100.0)
     assert accepted.standing("k", 0.0) is Standing.NONE
     accepted.note("k", 0.0)
     table = {0.0: Standing.FRESH, 9.9: Standing.FRESH, 10.0: Standing.OLD, 99.9: Standing.OLD}
@@ -212,7 +212,7 @@ def test_a_yes_is_fresh_then_old_then_forgotten() -> None:
 
 def test_the_memory_of_yes_is_bounded() -> None:
     """The one that was noted longest ago goes first."""
-    accepted = Accepted(10.0, bound=2)
+    accepted = AuthCache(10.0, bound=2)
     for key in "abac":
         accepted.note(key, 0.0)
     assert [accepted.standing(key, 0.0) is Standing.FRESH for key in "abc"] == [True, False, True]

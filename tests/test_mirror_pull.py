@@ -200,7 +200,7 @@ async def test_other_algorithms_pass_without_a_swarm(pull: Pull) -> None:
 
 
 async def test_a_blob_that_is_no_manifest(pull: Pull) -> None:
-    """Asked for as one: not found, and no layer in memory."""
+    """Range for as one: not found, and no layer in memory."""
     status, _, body = await pull.agent.ask(pull.path(f"manifests/{pull.blob.digest}"))
     assert (status, json.loads(body)["errors"][0]["code"]) == (404, "MANIFEST_UNKNOWN")
 

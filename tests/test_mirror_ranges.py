@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.front.ranges import Asked, RangeUnsatisfiable, Resolved, parse, resolve
+from mirror.front.ranges import ContentRange, Range, RangeUnsatisfiable, parse, resolve
 
 WHOLE = None
 
@@ -15,12 +15,12 @@ WHOLE = None
     ("header", "asked"),
     [
         (None, WHOLE),
-        ("bytes=0-0", Asked(0, 0)),
-        ("bytes=5-", Asked(5, None)),
-        ("bytes=-5", Asked(None, 5)),
-        ("Bytes = 1-2", Asked(1, 2)),
-        ("bytes=1 - 2", Asked(1, 2)),
-        ("bytes=1-2,", Asked(1, 2)),
+        ("bytes=0-0", Range(0, 0)),
+        ("bytes=5-", Range(5, None)),
+        ("bytes=-5", Range(None, 5)),
+        ("Bytes = 1-2", Range(1, 2)),
+        ("bytes=1 - 2", Range(1, 2)),
+        ("bytes=1-2,", Range(1, 2)),
         ("bytes=0-0,5-9", WHOLE),
         ("bytes=9-5", WHOLE),
         ("bytes=-", WHOLE),
@@ -34,7 +34,7 @@ WHOLE = None
         ("bytes=" + "9" * 30 + "-", WHOLE),
     ],
 )
-def test_what_a_header_asks_for(header: str | None, asked: Asked | None) -> None:
+def test_what_a_header_asks_for(header: str | None, asked: Range | None) -> None:
     """One well-formed range counts; everything else is answered whole, which every client must understand."""
     assert parse(header) == asked
 
@@ -42,27 +42,27 @@ def test_what_a_header_asks_for(header: str | None, asked: Asked | None) -> None
 @pytest.mark.parametrize(
     ("asked", "size", "expected"),
     [
-        (WHOLE, 10, Resolved(0, 10, 10, partial=False)),
-        (WHOLE, 0, Resolved(0, 0, 0, partial=False)),
-        (Asked(0, 0), 10, Resolved(0, 1, 10, partial=True)),
-        (Asked(9, 9), 10, Resolved(9, 10, 10, partial=True)),
-        (Asked(5, 100), 10, Resolved(5, 10, 10, partial=True)),
-        (Asked(5, None), 10, Resolved(5, 10, 10, partial=True)),
-        (Asked(0, None), 10, Resolved(0, 10, 10, partial=True)),
-        (Asked(None, 3), 10, Resolved(7, 10, 10, partial=True)),
-        (Asked(None, 30), 10, Resolved(0, 10, 10, partial=True)),
+        (WHOLE, 10, ContentRange(0, 10, 10, partial=False)),
+        (WHOLE, 0, ContentRange(0, 0, 0, partial=False)),
+        (Range(0, 0), 10, ContentRange(0, 1, 10, partial=True)),
+        (Range(9, 9), 10, ContentRange(9, 10, 10, partial=True)),
+        (Range(5, 100), 10, ContentRange(5, 10, 10, partial=True)),
+        (Range(5, None), 10, ContentRange(5, 10, 10, partial=True)),
+        (Range(0, None), 10, ContentRange(0, 10, 10, partial=True)),
+        (Range(None, 3), 10, ContentRange(7, 10, 10, partial=True)),
+        (Range(None, 30), 10, ContentRange(0, 10, 10, partial=True)),
     ],
 )
-def test_which_bytes_that_is(asked: Asked | None, size: int, expected: Resolved) -> None:
+def test_which_bytes_that_is(asked: Range | None, size: int, expected: ContentRange) -> None:
     """A range is cut at the blob's end; a suffix longer than the blob is all of it."""
     assert resolve(asked, size) == expected
 
 
 @pytest.mark.parametrize(
     ("asked", "size"),
-    [(Asked(10, None), 10), (Asked(10, 20), 10), (Asked(None, 0), 10), (Asked(0, 0), 0), (Asked(None, 1), 0)],
+    [(Range(10, None), 10), (Range(10, 20), 10), (Range(None, 0), 10), (Range(0, 0), 0), (Range(None, 1), 0)],
 )
-def test_what_lies_outside_is_unsatisfiable(asked: Asked, size: int) -> None:
+def test_what_lies_outside_is_unsatisfiable(asked: Range, size: int) -> None:
     """416, and its Content-Range tells the size."""
     with pytest.raises(RangeUnsatisfiable, match=rf"^bytes \*/{size}$"):
         resolve(asked, size)
@@ -80,7 +80,7 @@ def test_a_range_is_what_python_slices(content: bytes, first: int, last: int | N
         assert content or last is not None or first
         return
     if not content:
-        assert (first, last, place) == (0, None, Resolved(0, 0, 0, partial=False)), "as registries answer it"
+        assert (first, last, place) == (0, None, ContentRange(0, 0, 0, partial=False)), "as registries answer it"
         return
     expected = content[first : None if last is None else last + 1]
     assert content[place.start : place.stop] == expected

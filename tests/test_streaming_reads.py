@@ -206,7 +206,7 @@ async def test_bytes_on_disk_are_no_right_to_them(stream: Stream) -> None:
 
 
 async def test_upstream_down_after_a_yes(server: BlobServer, tmp_path: Path) -> None:
-    """Accepted before: what is here is served on, also when the yes is old; what was never accepted is not."""
+    """AuthCache before: what is here is served on, also when the yes is old; what was never accepted is not."""
     async with agent(tmp_path, stream_ttl=0.0) as running:
         stream = make(running, server)
         assert (await stream.read(stream.url))[0] == 200

@@ -17,7 +17,7 @@ class Standing(Enum):
     NONE = "none"
 
 
-class Accepted:
+class AuthCache:
     """Keys that were accepted: fresh for *ttl* seconds, old until *keep*, then forgotten; at most *bound* of them."""
 
     def __init__(self, ttl: float, *, keep: float = 0.0, bound: int = 65536) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from mirror.front.account import ACCOUNT, Account
-from mirror.front.bodies import Cut
+from mirror.front.bodies import BodyAborted
 from mirror.front.browsers import HEADERS, foreign
 from mirror.front.oci import Refusal
+from mirror.front.requestlog import REQUEST_LOG, RequestLog
 from mirror.front.streaming import StreamingFront
 from mirror.front.urls import PREFIXES
 from mirror.front.v2 import RegistryFront
@@ -43,8 +43,8 @@ class Front:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request, whatever it is: an answer, a cut connection, but never a traceback."""
         raw_path = _raw_path(request)
-        account = Account("other", request.method, raw_path.partition("?")[0][:1000], self.metrics)
-        request[ACCOUNT] = account
+        account = RequestLog("other", request.method, raw_path.partition("?")[0][:1000], self.metrics)
+        request[REQUEST_LOG] = account
         status = 499  # the client left before there was an answer
         self.under_way += 1
         self.metrics.in_flight.set(self.under_way)
@@ -52,7 +52,7 @@ class Front:
             response = await self._answer(request, account, raw_path)
             status = response.status
             return response
-        except Cut:
+        except BodyAborted:
             status = 200
             return _nothing(request)
         except ConnectionError:
@@ -66,7 +66,7 @@ class Front:
             self.metrics.in_flight.set(self.under_way)
             account.close(status)
 
-    async def _answer(self, request: web.Request, account: Account, raw_path: str) -> web.StreamResponse:
+    async def _answer(self, request: web.Request, account: RequestLog, raw_path: str) -> web.StreamResponse:
         try:
             if self.under_way > self.most:
                 self.metrics.refused.inc()
@@ -85,7 +85,7 @@ class Front:
         except Refusal as refusal:
             account.note = account.note or str(refusal)
             return _refused(request, refusal)
-        except (ConnectionError, Cut):
+        except (ConnectionError, BodyAborted):
             raise
         except Exception:
             log.exception("request-failed", extra={"fields": {"path": account.path}})

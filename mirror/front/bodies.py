@@ -17,10 +17,10 @@ from typing import Any, cast
 from aiohttp import web
 
 from mirror.front import passthrough
-from mirror.front.access import Accepted, Standing
-from mirror.front.account import ACCOUNT, Account
+from mirror.front.access import AuthCache, Standing
 from mirror.front.blobs import Blob, Span, Swarm
-from mirror.front.ranges import Asked, RangeUnsatisfiable, Resolved, resolve
+from mirror.front.ranges import ContentRange, Range, RangeUnsatisfiable, resolve
+from mirror.front.requestlog import REQUEST_LOG, RequestLog
 from mirror.front.sending import send_spans
 from swarm.blob.digest import Digest
 from swarm.blob.errors import BlobUnavailable, SourceBusy, SourceRefused, StoreFull, SwarmError
@@ -43,7 +43,7 @@ RETRY = 0.5
 """Seconds between two of those tries; each waits for board and upstream by itself."""
 
 
-class Cut(Exception):
+class BodyAborted(Exception):
     """The body could not be completed, and the connection is cut."""
 
 
@@ -52,14 +52,14 @@ class Bodies:
     """What it takes to answer with a blob's bytes. *begun*: the digests that were answered a while ago."""
 
     swarm: Swarm
-    begun: Accepted = field(default_factory=lambda: Accepted(BEGUN_FOR, bound=16384))
+    begun: AuthCache = field(default_factory=lambda: AuthCache(BEGUN_FOR, bound=16384))
 
     async def answer(
         self,
         request: web.Request,
         digest: Digest,
         source: Source | None,
-        asked: Asked | None,
+        asked: Range | None,
         headers: dict[str, str],
         *,
         whole: bool,
@@ -71,7 +71,7 @@ class Bodies:
         and no failure (overlaybd): what fails is tried again, also in mid-body. Raises BlobUnavailable and
         SourceError, both before the first byte.
         """
-        account = request[ACCOUNT]
+        account = request[REQUEST_LOG]
         deadline = time.monotonic() + PERSIST
         while True:
             try:
@@ -84,7 +84,7 @@ class Bodies:
                 size = await passthrough.size_of(source)
                 return await _answer(request, account, digest, source, size, asked, headers, self)
             except BlobUnavailable as error:
-                # Nothing was sent, or it would be a Cut. Bytes of this blob may have been promised, though.
+                # Nothing was sent, or it would be a BodyAborted. Bytes of this blob may have been promised, though.
                 now = time.monotonic()
                 begun = patient or self.begun.standing(digest, now) is Standing.FRESH
                 if not begun or now > deadline or _is_told(error, patient):
@@ -99,11 +99,11 @@ def _is_told(error: BlobUnavailable, patient: bool) -> bool:
 
 async def _answer(
     request: web.Request,
-    account: Account,
+    account: RequestLog,
     digest: Digest,
     source: Source | None,
     blob: Blob | int,
-    asked: Asked | None,
+    asked: Range | None,
     headers: dict[str, str],
     bodies: Bodies,
     *,
@@ -147,7 +147,7 @@ async def _answer(
 
 
 async def _patiently(
-    bodies: Bodies, digest: Digest, source: Source | None, place: Resolved
+    bodies: Bodies, digest: Digest, source: Source | None, place: ContentRange
 ) -> AsyncGenerator[Span, None]:
     """The spans of *place*; what fails is opened again where it failed, until PERSIST seconds brought nothing.
 
@@ -183,7 +183,7 @@ def is_known(request: web.Request, etag: str) -> bool:
     return etag in listed or "*" in listed
 
 
-def head_of(place: Resolved, headers: dict[str, str]) -> web.StreamResponse:
+def head_of(place: ContentRange, headers: dict[str, str]) -> web.StreamResponse:
     """The response to a range, as far as its size tells."""
     response = web.StreamResponse(status=206 if place.partial else 200, headers=headers)
     response.content_length = place.length
@@ -202,10 +202,10 @@ def unsatisfiable(error: RangeUnsatisfiable, headers: dict[str, str]) -> web.Res
 async def _send(
     request: web.Request,
     response: web.StreamResponse,
-    account: Account,
+    account: RequestLog,
     digest: Digest,
     source: Source | None,
-    place: Resolved,
+    place: ContentRange,
     spans: AsyncGenerator[Span, None],
 ) -> None:
     before = account.origins.total()
@@ -217,11 +217,11 @@ async def _send(
         # The disk filled up under the fetch. What was sent was verified; the rest comes past the store.
         account.note = "the store filled up: passed through from there"
         at = place.start + account.origins.total() - before
-        rest = Resolved(at, place.stop, place.size, place.partial)
+        rest = ContentRange(at, place.stop, place.size, place.partial)
         await send_chunks(response, passing(source, digest, rest), account)
 
 
-def passing(source: Source, digest: Digest, place: Resolved) -> AsyncGenerator[bytes, None]:
+def passing(source: Source, digest: Digest, place: ContentRange) -> AsyncGenerator[bytes, None]:
     """The bytes of *place* straight from upstream; checked where they reach to the blob's end as a whole."""
     if place.partial:
         return unchecked(source, place.size, place.start, place.stop)
@@ -234,7 +234,7 @@ def unchecked(source: Source, size: int, start: int, stop: int) -> AsyncGenerato
 
 
 async def send_chunks(
-    response: web.StreamResponse, chunks: AsyncGenerator[bytes, None], account: Account, first: bytes = b""
+    response: web.StreamResponse, chunks: AsyncGenerator[bytes, None], account: RequestLog, first: bytes = b""
 ) -> None:
     """Send *first* and then *chunks* as the body. Raises SwarmError, ConnectionError."""
     async with aclosing(chunks):
@@ -247,7 +247,7 @@ async def send_chunks(
 
 
 async def complete(
-    request: web.Request, response: web.StreamResponse, account: Account, sending: Coroutine[Any, Any, None]
+    request: web.Request, response: web.StreamResponse, account: RequestLog, sending: Coroutine[Any, Any, None]
 ) -> None:
     """Run *sending* to the end of the body; if it fails, cut the connection so that the body is visibly short."""
     try:
@@ -260,7 +260,7 @@ async def complete(
     except (SwarmError, OSError) as error:
         account.outcome, account.note = "broken", f"{type(error).__name__}: {error}"
         _abort(request)
-        raise Cut from error
+        raise BodyAborted from error
 
 
 def _abort(request: web.Request) -> None:

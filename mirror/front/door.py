@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from mirror.front.access import Accepted, Standing, fingerprint
+from mirror.front.access import AuthCache, Standing, fingerprint
 from swarm.blob.errors import SourceBroken, SourceBusy, SourceRefused
 from swarm.storage.disk import write_whole
 from swarm.upstream.source import Source
@@ -79,7 +79,7 @@ class Door:
         self._told: dict[bytes, float] = {}
         self._saving: asyncio.TimerHandle | None = None
         self._saves: set[asyncio.Task[None]] = set()
-        self._accepted = Accepted(ttl, keep=keep, bound=MOST)
+        self._accepted = AuthCache(ttl, keep=keep, bound=MOST)
         self._said: OrderedDict[bytes, Opened] = OrderedDict()
         self._asking: dict[bytes, asyncio.Task[Opened]] = {}
 

@@ -15,7 +15,7 @@ class RangeUnsatisfiable(SwarmError):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Range:
     """One range as asked. `first` None: the last `last` bytes. `last` None: to the end. *last* is inclusive."""
 
     first: int | None
@@ -28,7 +28,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class ContentRange:
     """Bytes [start, stop) of a blob of *size* bytes. *partial*: to be answered with 206."""
 
     start: int
@@ -47,7 +47,7 @@ class Resolved:
         return f"bytes {self.start}-{self.stop - 1}/{self.size}"
 
 
-def parse(header: str | None) -> Asked | None:
+def parse(header: str | None) -> Range | None:
     """The single range that *header* asks for; None: the whole blob.
 
     RFC 9110, 14.2: a server may ignore the field, and must ignore a unit that it does not know. So what is
@@ -66,23 +66,23 @@ def parse(header: str | None) -> Asked | None:
     first, last = (int(group) if group else None for group in match.groups())
     if first is not None and last is not None and last < first:
         return None
-    return Asked(first, last)
+    return Range(first, last)
 
 
-def resolve(asked: Asked | None, size: int) -> Resolved:
+def resolve(asked: Range | None, size: int) -> ContentRange:
     """The bytes that *asked* means in a blob of *size* bytes. Raises RangeUnsatisfiable.
 
     No range fits into an empty blob. `bytes=0-` is answered whole, as registries do it: clients that send it with
     every request would otherwise fail over the empty file.
     """
-    if asked is None or (not size and asked == Asked(0, None)):
-        return Resolved(0, size, size, partial=False)
+    if asked is None or (not size and asked == Range(0, None)):
+        return ContentRange(0, size, size, partial=False)
     if asked.first is None:
         # RFC 9110, 14.1.2: a suffix longer than the blob is the whole of it; one of length 0 is unsatisfiable.
         if not asked.last or not size:
             raise RangeUnsatisfiable(f"bytes */{size}")
-        return Resolved(max(0, size - asked.last), size, size, partial=True)
+        return ContentRange(max(0, size - asked.last), size, size, partial=True)
     if asked.first >= size:
         raise RangeUnsatisfiable(f"bytes */{size}")
     stop = size if asked.last is None else min(asked.last + 1, size)
-    return Resolved(asked.first, stop, size, partial=True)
+    return ContentRange(asked.first, stop, size, partial=True)

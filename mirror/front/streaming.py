@@ -10,16 +10,16 @@ from aiohttp import web
 
 from mirror.front import bodies, urls
 from mirror.front.access import fingerprint
-from mirror.front.account import ACCOUNT
 from mirror.front.background import Background
 from mirror.front.bodies import Bodies, complete, head_of, send_chunks, unsatisfiable
 from mirror.front.door import Door, Opened
 from mirror.front.oci import Refusal
 from mirror.front.opaque import OpaqueCache
 from mirror.front.possession import Possession
-from mirror.front.ranges import Asked, RangeUnsatisfiable, resolve
+from mirror.front.ranges import Range, RangeUnsatisfiable, resolve
 from mirror.front.ranges import parse as parse_range
 from mirror.front.readahead import Readahead
+from mirror.front.requestlog import REQUEST_LOG
 from mirror.front.sending import send_spans
 from mirror.front.urls import UrlInvalid, Wanted
 from mirror.upstream.client import Upstream
@@ -53,7 +53,7 @@ class StreamingFront:
 
     async def answer(self, request: web.Request, target: str) -> web.StreamResponse:
         """Answer one request. Raises Refusal."""
-        account = request[ACCOUNT]
+        account = request[REQUEST_LOG]
         account.kind = "stream"
         if request.method not in ("GET", "HEAD"):
             raise Refusal("UNSUPPORTED", "files can only be read", headers={"Allow": "GET, HEAD"})
@@ -79,7 +79,7 @@ class StreamingFront:
         wanted: Wanted,
         source: Source,
         authorization: str,
-        asked: Asked | None,
+        asked: Range | None,
         headers: dict[str, str],
     ) -> web.StreamResponse:
         if wanted.digest is None:
@@ -108,10 +108,10 @@ class StreamingFront:
         wanted: Wanted,
         source: Source,
         opened: Opened,
-        asked: Asked | None,
+        asked: Range | None,
         headers: dict[str, str],
     ) -> web.StreamResponse:
-        account = request[ACCOUNT]
+        account = request[REQUEST_LOG]
         if opened.etag:
             headers["ETag"] = opened.etag
         try:
@@ -138,7 +138,7 @@ class StreamingFront:
         await complete(request, response, account, send())
         return response
 
-    def _look_ahead(self, wanted: Wanted, digest: Digest, authorization: str, asked: Asked | None) -> None:
+    def _look_ahead(self, wanted: Wanted, digest: Digest, authorization: str, asked: Range | None) -> None:
         size = self.bodies.swarm.held(digest)
         if size is not None or asked is None or asked.first is None or asked.last is None:
             return

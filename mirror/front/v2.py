@@ -10,13 +10,13 @@ from aiohttp import web
 
 from mirror.front import browsers, oci, passthrough
 from mirror.front import tags as names
-from mirror.front.access import Accepted, Standing
-from mirror.front.account import ACCOUNT
+from mirror.front.access import AuthCache, Standing
 from mirror.front.bodies import Bodies, complete, is_known
 from mirror.front.links import LinkInvalid, next_page
 from mirror.front.oci import Refusal, Route
 from mirror.front.possession import Possession
 from mirror.front.ranges import parse as parse_range
+from mirror.front.requestlog import REQUEST_LOG
 from mirror.front.sending import read_span
 from mirror.metrics import FrontMetrics
 from mirror.upstream import manifests
@@ -42,13 +42,13 @@ class RegistryFront:
     bodies: Bodies
     upstream: Upstream
     metrics: FrontMetrics
-    private: Accepted | None = None
+    private: AuthCache | None = None
     possession: Possession = field(default_factory=Possession)
 
     async def answer(self, request: web.Request, raw_path: str) -> web.StreamResponse:
         """Answer one request. Raises Refusal."""
         route = oci.route(request.method, raw_path)
-        account = request[ACCOUNT]
+        account = request[REQUEST_LOG]
         account.kind = route.kind
         if route.kind == "check":
             return web.json_response({}, headers={"Docker-Distribution-Api-Version": "registry/2.0"})
@@ -83,7 +83,7 @@ class RegistryFront:
             headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": digest, "ETag": etag}
             return await self.bodies.answer(request, digest, source, asked, headers, whole=whole)
         except SwarmError as error:
-            request[ACCOUNT].note = str(error)
+            request[REQUEST_LOG].note = str(error)
             if self.bodies.begun.standing(digest, time.monotonic()) is Standing.FRESH:
                 # After a blob's first byte a 404 would end the whole pull; a 503 sends this part elsewhere.
                 raise Refusal("UNAVAILABLE", "the blob cannot be had now", headers={"Retry-After": "1"}) from None
@@ -103,7 +103,7 @@ class RegistryFront:
             await self._admit(ns, route.name, digest, lambda: self._manifest_readable(ns, route.name, digest))
             content = await self._content(request, digest, source, size)
         except SwarmError as error:
-            request[ACCOUNT].note = str(error)
+            request[REQUEST_LOG].note = str(error)
             raise unknown from None
         media_type = manifests.media_type(content)
         if media_type is None:
@@ -126,12 +126,12 @@ class RegistryFront:
         )
         if named.stale:
             self.metrics.stale_names.inc()
-            request[ACCOUNT].note = f"last known digest, {named.age:.0f} s old"
+            request[REQUEST_LOG].note = f"last known digest, {named.age:.0f} s old"
         return named
 
     async def _content(self, request: web.Request, digest: Digest, source: Source, size: int | None) -> bytes:
         """The bytes of a manifest, which are few. Raises BlobUnavailable, BlobCorrupt, SourceError."""
-        account = request[ACCOUNT]
+        account = request[REQUEST_LOG]
         try:
             async with self.bodies.swarm.open(digest, source, size=size) as blob:
                 if blob.size > manifests.LARGEST:
@@ -177,7 +177,7 @@ class RegistryFront:
         try:
             await self._admit(ns, repository, digest, lambda: self._shown(ns, repository, digest, source))
         except SourceRefused as error:
-            request[ACCOUNT].note = str(error)
+            request[REQUEST_LOG].note = str(error)
             return False
         return True
 
@@ -194,7 +194,7 @@ class RegistryFront:
 
     async def _pass(self, request: web.Request, route: Route, ns: str) -> web.StreamResponse:
         """Hand the request on to upstream, and its answer back."""
-        account = request[ACCOUNT]
+        account = request[REQUEST_LOG]
         query = oci.without_ns(request.query_string)
         unknown = "BLOB_UNKNOWN" if account.kind == "blob" else "MANIFEST_UNKNOWN"
         unknown = "NAME_UNKNOWN" if account.kind == "tags" else unknown

@@ -16,7 +16,7 @@ log = logging.getLogger("shoal.mirror")
 
 
 @dataclass
-class Account:
+class RequestLog:
     """One request. Times in seconds of the monotonic clock; nothing here holds a query or a header."""
 
     kind: str
@@ -60,5 +60,5 @@ class Account:
         log.log(level, "request", extra={"fields": fields})
 
 
-ACCOUNT = web.RequestKey("account", Account)
-"""Where a request keeps its account."""
+REQUEST_LOG = web.RequestKey("log", RequestLog)
+"""Where a request keeps its log."""
