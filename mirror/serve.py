@@ -8,9 +8,12 @@ import ipaddress
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Mapping
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -53,6 +56,13 @@ KEEP_ALIVE = 75.0
 """Seconds for which an idle connection is kept: longer than the pauses between layers, short enough to free it."""
 
 
+WAITING = 1024
+"""Connections that the kernel keeps for us: containerd opens one per layer and chunk."""
+
+AT_ONCE = 16
+"""Connections that are accepted in one turn of the loop. asyncio tries as many when descriptors have run out, too."""
+
+
 class SettingsInvalid(SwarmError):
     """A file that the settings name cannot be used; the text is one line that says which and why."""
 
@@ -68,6 +78,7 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
     """A running agent. Leaving stops it: no new requests, GRACE for the old, then the swarm says goodbye."""
     give_back()
     batch()
+    calm(asyncio.get_running_loop())
     prometheus = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=prometheus)
@@ -119,11 +130,48 @@ async def listening(app: web.Application, where: Endpoint, *, grace: float) -> A
     )
     await runner.setup()
     try:
-        # 1024: containerd opens a connection per layer and chunk; the kernel's own bound applies beside it.
-        await web.TCPSite(runner, where.host, where.port, backlog=1024, reuse_address=True).start()
+        for place in await _bound(where):
+            await web.SockSite(runner, place, backlog=AT_ONCE).start()
+            place.listen(WAITING)
         yield runner
     finally:
         await runner.cleanup()
+
+
+async def _bound(where: Endpoint) -> list[socket.socket]:
+    """A socket for each address of *where*, bound. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(where.host or None, where.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    places: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            place = socket.socket(family, kind, protocol)
+            places.append(place)
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                place.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            place.bind(address)
+    except OSError as error:
+        for place in places:
+            place.close()
+        raise OSError(error.errno, f"cannot listen at {where}: {os.strerror(error.errno or 0)}") from None
+    return places
+
+
+def calm(loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = time.monotonic) -> None:
+    """Have *loop* tell once a second that it can accept no connection, instead of once for each that waits."""
+    told = float("-inf")
+
+    def tell(inner: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal told
+        if not str(context.get("message", "")).startswith("socket.accept() out of"):
+            inner.default_exception_handler(context)
+        elif clock() - told >= 1.0:
+            told = clock()
+            fields = {"reason": str(context.get("exception"))}
+            log.warning("connections-wait", extra={"fields": fields})
+
+    loop.set_exception_handler(tell)
 
 
 def front_of(

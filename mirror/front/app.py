@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from mirror.front.bodies import BodyAborted
@@ -150,7 +151,15 @@ def make_site(
     async def show_status(_: web.Request) -> web.Response:
         return web.json_response(status())
 
-    app = web.Application()
+    @web.middleware
+    async def at_home(request: web.Request, handler: Handler) -> web.StreamResponse:
+        # By any name: Prometheus may know this pod by one. But no page of another site.
+        if (why := foreign("", request.headers, ())) is not None:
+            raise web.HTTPForbidden(text=f"{why}\n")
+        return await handler(request)
+
+    app = web.Application(middlewares=[at_home])
+    app.on_response_prepare.append(_kept_from_browsers)
     app.router.add_get("/metrics", show_metrics)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)

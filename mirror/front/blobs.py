@@ -10,21 +10,11 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from swarm.blob.digest import Digest
+from swarm.fetch.reading import Span
 from swarm.tracking.tags import Meaning, Resolved
 from swarm.upstream.source import Source
 
-
-class Span(Protocol):
-    """Bytes [offset, offset+count) of the open file *fd*, verified; *origin*: disk, containerd, peer, upstream."""
-
-    @property
-    def fd(self) -> int: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def count(self) -> int: ...
-    @property
-    def origin(self) -> str: ...
+__all__ = ["Blob", "Names", "Span", "Swarm"]
 
 
 class Blob(Protocol):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -47,6 +48,31 @@ class BodyAborted(Exception):
     """The body could not be completed, and the connection is cut."""
 
 
+@dataclass(frozen=True, slots=True)
+class BlobRequest:
+    """What a client wants of one blob, and how it is to be answered."""
+
+    request: web.Request
+    digest: Digest
+    source: Source | None
+    """Where it can be brought in from; None: only from this node and its peers."""
+
+    range: Range | None
+    headers: dict[str, str]
+    """Sent with every answer that has a body; ETag is among them."""
+
+    whole: bool
+    """Whether the blob as a whole is to be kept."""
+
+    patient: bool = False
+    """The client forgives PERSIST seconds and no failure (overlaybd): what fails is tried again, also in mid-body."""
+
+    @property
+    def log(self) -> RequestLog:
+        """What is noted about the request."""
+        return self.request[REQUEST_LOG]
+
+
 @dataclass
 class Bodies:
     """What it takes to answer with a blob's bytes. *begun*: the digests that were answered a while ago."""
@@ -54,41 +80,81 @@ class Bodies:
     swarm: Swarm
     begun: AuthCache = field(default_factory=lambda: AuthCache(BEGUN_FOR, bound=16384))
 
-    async def answer(
-        self,
-        request: web.Request,
-        digest: Digest,
-        source: Source | None,
-        asked: Range | None,
-        headers: dict[str, str],
-        *,
-        whole: bool,
-        patient: bool = False,
-    ) -> web.StreamResponse:
-        """Answer GET or HEAD for *digest*.
-
-        *headers* (with ETag) go out with every answer that has a body. *patient*: the client forgives PERSIST seconds
-        and no failure (overlaybd): what fails is tried again, also in mid-body. Raises BlobUnavailable and
-        SourceError, both before the first byte.
-        """
-        account = request[REQUEST_LOG]
+    async def answer(self, asked: BlobRequest) -> web.StreamResponse:
+        """Answer GET or HEAD. Raises BlobUnavailable and SourceError, both before the first byte."""
         deadline = time.monotonic() + PERSIST
         while True:
             try:
-                async with self.swarm.open(digest, source, whole=whole) as blob:
-                    return await _answer(request, account, digest, source, blob, asked, headers, self, patient=patient)
+                async with self.swarm.open(asked.digest, asked.source, whole=asked.whole) as blob:
+                    return await self._from_swarm(asked, blob)
             except StoreFull:
-                if source is None:
+                if asked.source is None:
                     raise
-                account.note = "passed through: the store is full"
-                size = await passthrough.size_of(source)
-                return await _answer(request, account, digest, source, size, asked, headers, self)
+                asked.log.note = "passed through: the store is full"
+                return await self._past_store(asked, asked.source)
             except BlobUnavailable as error:
                 # Nothing was sent, or it would be a BodyAborted. Bytes of this blob may have been promised, though.
                 now = time.monotonic()
-                begun = patient or self.begun.standing(digest, now) is Standing.FRESH
-                if not begun or now > deadline or _is_told(error, patient):
+                begun = asked.patient or self.begun.standing(asked.digest, now) is Standing.FRESH
+                if not begun or now > deadline or _is_told(error, asked.patient):
                     raise
+            await asyncio.sleep(RETRY)
+
+    async def _past_store(self, asked: BlobRequest, source: Source) -> web.StreamResponse:
+        place = _head(asked, await passthrough.size_of(source))
+        if isinstance(place, web.StreamResponse):
+            return await _empty(asked, place)
+        chunks = passing(source, asked.digest, place)
+        # Upstream's first bytes before our first byte: it may yet refuse, and then the answer is no 200.
+        first = await anext(chunks, b"")
+        response = await self._begun(asked, place)
+        await complete(asked.request, response, asked.log, send_chunks(response, chunks, asked.log, first))
+        return response
+
+    async def _from_swarm(self, asked: BlobRequest, blob: Blob) -> web.StreamResponse:
+        place = _head(asked, blob.size)
+        if isinstance(place, web.StreamResponse):
+            return await _empty(asked, place)
+        reading = self._patiently(asked, blob, place) if asked.patient else blob.read(place.start, place.stop)
+        async with aclosing(cast("AsyncGenerator[Span, None]", reading)) as spans:
+            # As above: a size is known long before it is known whether anybody still has the bytes.
+            try:
+                async with asyncio.timeout(FIRST_BYTE if asked.patient else None):
+                    first_span = await anext(spans)
+            except TimeoutError:
+                raise BlobUnavailable("nothing came in time") from None
+            response = await self._begun(asked, place)
+            sending = _send(asked, response, place, _chained(first_span, spans))
+            await complete(asked.request, response, asked.log, sending)
+        return response
+
+    async def _begun(self, asked: BlobRequest, place: ContentRange) -> web.StreamResponse:
+        response = head_of(place, asked.headers)
+        await response.prepare(asked.request)
+        self.begun.note(asked.digest, time.monotonic())
+        return response
+
+    async def _patiently(self, asked: BlobRequest, blob: Blob, place: ContentRange) -> AsyncGenerator[Span, None]:
+        """The spans of *place*; what fails is opened again where it failed, until PERSIST seconds brought nothing.
+
+        Raises BlobUnavailable, StoreFull, BlobCorrupt.
+        """
+        at, deadline, again = place.start, time.monotonic() + PERSIST, False
+        while True:
+            try:
+                async with AsyncExitStack() as stack:
+                    if again:
+                        opened = self.swarm.open(asked.digest, asked.source, whole=False)
+                        blob = await stack.enter_async_context(opened)
+                    reading = cast("AsyncGenerator[Span, None]", blob.read(at, place.stop))
+                    async for span in await stack.enter_async_context(aclosing(reading)):
+                        yield span
+                        at, deadline = span.offset + span.count, time.monotonic() + PERSIST
+                return
+            except BlobUnavailable as error:
+                if time.monotonic() > deadline or _is_told(error, True):
+                    raise
+            again = True
             await asyncio.sleep(RETRY)
 
 
@@ -97,75 +163,23 @@ def _is_told(error: BlobUnavailable, patient: bool) -> bool:
     return isinstance(error.cause, SourceRefused) or (patient and isinstance(error.cause, SourceBusy))
 
 
-async def _answer(
-    request: web.Request,
-    account: RequestLog,
-    digest: Digest,
-    source: Source | None,
-    blob: Blob | int,
-    asked: Range | None,
-    headers: dict[str, str],
-    bodies: Bodies,
-    *,
-    patient: bool = False,
-) -> web.StreamResponse:
-    size = blob if isinstance(blob, int) else blob.size
-    if is_known(request, headers["ETag"]):
-        return web.Response(status=304, headers={"ETag": headers["ETag"]})
+def _head(asked: BlobRequest, size: int) -> ContentRange | web.StreamResponse:
+    """Which bytes are to be sent, or the answer where there are none to send."""
+    if is_known(asked.request, asked.headers["ETag"]):
+        return web.Response(status=304, headers={"ETag": asked.headers["ETag"]})
     try:
-        place = resolve(asked if request.method == "GET" else None, size)
+        place = resolve(asked.range if asked.request.method == "GET" else None, size)
     except RangeUnsatisfiable as error:
-        return unsatisfiable(error, headers)
-    response = head_of(place, headers)
-    if request.method == "HEAD" or not place.length:
-        await response.prepare(request)
-        return response
-    if isinstance(blob, int):
-        assert source is not None
-        chunks = passing(source, digest, place)
-        # Upstream's first bytes before our first byte: it may yet refuse, and then the answer is no 200.
-        first = await anext(chunks, b"")
-        await response.prepare(request)
-        bodies.begun.note(digest, time.monotonic())
-        await complete(request, response, account, send_chunks(response, chunks, account, first))
-        return response
-    reading = blob.read(place.start, place.stop)
-    if patient:
-        reading = _patiently(bodies, digest, source, place)
-    async with aclosing(cast("AsyncGenerator[Span, None]", reading)) as spans:
-        # As above: a size is known long before it is known whether anybody still has the bytes.
-        try:
-            async with asyncio.timeout(FIRST_BYTE if patient else None):
-                first_span = await anext(spans)
-        except TimeoutError:
-            raise BlobUnavailable("nothing came in time") from None
-        await response.prepare(request)
-        bodies.begun.note(digest, time.monotonic())
-        sending = _send(request, response, account, digest, source, place, _chained(first_span, spans))
-        await complete(request, response, account, sending)
+        return unsatisfiable(error, asked.headers)
+    if asked.request.method == "HEAD" or not place.length:
+        return head_of(place, asked.headers)
+    return place
+
+
+async def _empty(asked: BlobRequest, response: web.StreamResponse) -> web.StreamResponse:
+    if not isinstance(response, web.Response):
+        await response.prepare(asked.request)
     return response
-
-
-async def _patiently(
-    bodies: Bodies, digest: Digest, source: Source | None, place: ContentRange
-) -> AsyncGenerator[Span, None]:
-    """The spans of *place*; what fails is opened again where it failed, until PERSIST seconds brought nothing.
-
-    Raises BlobUnavailable, StoreFull, BlobCorrupt.
-    """
-    at, deadline = place.start, time.monotonic() + PERSIST
-    while True:
-        try:
-            async with bodies.swarm.open(digest, source, whole=False) as blob:
-                async with aclosing(cast("AsyncGenerator[Span, None]", blob.read(at, place.stop))) as spans:
-                    async for span in spans:
-                        yield span
-                        at, deadline = span.offset + span.count, time.monotonic() + PERSIST
-                return
-        except BlobUnavailable as error:
-            if time.monotonic() > deadline or _is_told(error, True):
-                raise
-        await asyncio.sleep(RETRY)
 
 
 async def _chained(first: Span, rest: AsyncGenerator[Span, None]) -> AsyncGenerator[Span, None]:
@@ -200,25 +214,25 @@ def unsatisfiable(error: RangeUnsatisfiable, headers: dict[str, str]) -> web.Res
 
 
 async def _send(
-    request: web.Request,
-    response: web.StreamResponse,
-    account: RequestLog,
-    digest: Digest,
-    source: Source | None,
-    place: ContentRange,
-    spans: AsyncGenerator[Span, None],
+    asked: BlobRequest, response: web.StreamResponse, place: ContentRange, spans: AsyncGenerator[Span, None]
 ) -> None:
-    before = account.origins.total()
+    before = asked.log.origins.total()
     try:
-        await send_spans(request, response, spans, account.sent)
+        await send_spans(asked.request, response, spans, asked.log.sent)
+        return
     except StoreFull:
-        if source is None:
+        # The disk filled up under the fetch.
+        if asked.source is None:
             raise
-        # The disk filled up under the fetch. What was sent was verified; the rest comes past the store.
-        account.note = "the store filled up: passed through from there"
-        at = place.start + account.origins.total() - before
-        rest = ContentRange(at, place.stop, place.size, place.partial)
-        await send_chunks(response, passing(source, digest, rest), account)
+        asked.log.note = "the store filled up: passed through from there"
+    except OSError as error:
+        if asked.source is None or isinstance(error, ConnectionError):
+            raise
+        asked.log.note = f"the copy cannot be read ({os.strerror(error.errno or 0)}): passed through from there"
+    # What was sent was verified; the rest comes past the store.
+    at = place.start + asked.log.origins.total() - before
+    rest = ContentRange(at, place.stop, place.size, place.partial)
+    await send_chunks(response, passing(asked.source, asked.digest, rest), asked.log)
 
 
 def passing(source: Source, digest: Digest, place: ContentRange) -> AsyncGenerator[bytes, None]:

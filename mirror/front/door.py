@@ -190,4 +190,4 @@ async def _probe(source: Source, waits: tuple[float, ...]) -> Opened:
 async def _opened(source: Source) -> Opened:
     # One byte: signatures do not always cover HEAD, and the answer to a range tells the whole size as well.
     async with source.open(0, 1) as body:
-        return Opened(body.total, getattr(body, "etag", ""))
+        return Opened(body.total, body.etag)

@@ -15,6 +15,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mirror.front.access import fingerprint
+from mirror.front.blobs import Span
 from mirror.front.passthrough import ranged
 from swarm.blob.errors import SourceBroken, SourceError, StoreFull
 from swarm.storage.errnos import translate
@@ -31,16 +33,6 @@ BUDGET = 1024 * 1024 * 1024
 
 FILES = 256
 """Files open at once: each costs a descriptor."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpaqueSpan:
-    """Bytes [offset, offset+count) of *fd*. *origin*: "disk" or "upstream"."""
-
-    fd: int
-    offset: int
-    count: int
-    origin: str
 
 
 @dataclass(eq=False)
@@ -62,13 +54,15 @@ class OpaqueFile:
 
 
 class OpaqueCache:
-    """The files of one agent by scheme+host+path. *budget* in bytes."""
+    """The files of one agent. *budget* in bytes."""
 
     def __init__(self, directory: Path, budget: int = BUDGET, files: int = FILES) -> None:
         self._directory = directory
         self._budget = budget
         self._most = files
-        self._files: OrderedDict[str, OpaqueFile] = OrderedDict()
+        self._files: OrderedDict[bytes, OpaqueFile] = OrderedDict()
+        self._making: dict[bytes, asyncio.Task[None]] = {}
+        self._closed = False
 
     @property
     def held(self) -> int:
@@ -76,21 +70,17 @@ class OpaqueCache:
         return sum(file.held for file in self._files.values())
 
     @asynccontextmanager
-    async def open(self, place: str, size: int, etag: str) -> AsyncIterator[OpaqueFile]:
-        """The file at *place*, which upstream now says to have *size* bytes. Raises StoreFull."""
-        file = self._files.get(place)
-        if file is not None and (file.size, file.etag) != (size, etag):
-            # Another file under the same URL: its bytes must never be mixed with the old ones.
-            self._drop(place)
-            file = None
-        if file is None:
-            fd = await asyncio.to_thread(_nameless, self._directory, size)
-            if (other := self._files.get(place)) is not None and (other.size, other.etag) == (size, etag):
-                os.close(fd)
-                file = other
-            else:
-                file = self._files[place] = OpaqueFile(size, etag, fd)
-        self._files.move_to_end(place)
+    async def open(self, place: str, url: str, size: int, etag: str) -> AsyncIterator[OpaqueFile]:
+        """The file of *size* bytes at *url*, whose part without query is *place*. Raises StoreFull.
+
+        A strong *etag* names the bytes, whatever the query says (signatures change). Without one the whole URL is
+        the key: who asks for `?id=2` must not get what `?id=1` was.
+        """
+        named = bool(etag) and not etag.startswith("W/")
+        key = fingerprint(place if named else url, etag, str(size))
+        while (file := self._files.get(key)) is None:
+            await asyncio.shield(self._made(key, size, etag))
+        self._files.move_to_end(key)
         file.users += 1
         try:
             self._evict(0)
@@ -99,7 +89,23 @@ class OpaqueCache:
             file.users -= 1
             _close_unused(file)
 
-    async def read(self, file: OpaqueFile, source: Source, start: int, stop: int) -> AsyncIterator[OpaqueSpan]:
+    def _made(self, key: bytes, size: int, etag: str) -> asyncio.Task[None]:
+        """The one task that makes the file of *key*, for all who come for it first."""
+        task = self._making.get(key)
+        if task is None:
+            task = asyncio.create_task(self._make(key, size, etag))
+            self._making[key] = task
+            task.add_done_callback(lambda _: self._making.pop(key, None))
+        return task
+
+    async def _make(self, key: bytes, size: int, etag: str) -> None:
+        fd = await asyncio.to_thread(_nameless, self._directory, size)
+        if self._closed:
+            os.close(fd)
+            raise StoreFull("the agent ends")
+        self._files[key] = OpaqueFile(size, etag, fd)
+
+    async def read(self, file: OpaqueFile, source: Source, start: int, stop: int) -> AsyncIterator[Span]:
         """Bytes [start, stop) in order; missing blocks come from *source*. Raises SourceError, StoreFull."""
         while start < stop:
             end = min(stop, (start // RUN + 1) * RUN)
@@ -107,7 +113,7 @@ class OpaqueCache:
             origin = "disk" if all(block in file.blocks for block in wanted) else "upstream"
             if origin == "upstream":
                 await self._bring(file, source, wanted)
-            yield OpaqueSpan(file.fd, start, end - start, origin)
+            yield Span(file.fd, start, end - start, origin)
             start = end
 
     async def _bring(self, file: OpaqueFile, source: Source, wanted: range) -> None:
@@ -134,23 +140,24 @@ class OpaqueCache:
 
     def _evict(self, room: int) -> None:
         """Give up files that nobody reads, the longest unused first. Raises StoreFull if that is not enough."""
-        for place in list(self._files):
+        for key in list(self._files):
             if self.held + room <= self._budget and len(self._files) <= self._most:
                 return
-            if not self._files[place].users:
-                self._drop(place)
+            if not self._files[key].users:
+                self._drop(key)
         if room and self.held + room > self._budget:
             raise StoreFull("no room for files without a digest")
 
-    def _drop(self, place: str) -> None:
-        file = self._files.pop(place)
+    def _drop(self, key: bytes) -> None:
+        file = self._files.pop(key)
         file.gone = True
         _close_unused(file)
 
     def close(self) -> None:
         """Give up everything that nobody reads."""
-        for place in list(self._files):
-            self._drop(place)
+        self._closed = True
+        for key in list(self._files):
+            self._drop(key)
 
 
 def _close_unused(file: OpaqueFile) -> None:
@@ -198,7 +205,7 @@ async def _all(tasks: set[asyncio.Task[None]]) -> list[SourceError | StoreFull |
 async def _fetch(file: OpaqueFile, source: Source, first: int, last: int) -> None:
     start, stop = first * BLOCK, min((last + 1) * BLOCK, file.size)
     async with source.open(start, stop) as body:
-        if body.total != file.size or getattr(body, "etag", file.etag) != file.etag:
+        if body.total != file.size or body.etag != file.etag:
             raise SourceBroken(f"{source.upstream} has another file now")
         place = start
         async for chunk in ranged(body, start, stop):

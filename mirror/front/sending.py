@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -17,6 +18,10 @@ SMALL = 64 * 1024
 STEP = 4 * 1024 * 1024
 """Bytes per sendfile call. A reader as fast as we are would otherwise keep the loop in one call for the whole
 blob: 4 MiB are 2-4 ms on loopback, and the cost of a call (about 60 us) disappears in it."""
+
+
+_CANNOT_TELL = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+"""What file systems without RWF_NOWAIT say. Anything else is about the file: a thread is to find out."""
 
 
 class _File:
@@ -39,7 +44,8 @@ async def send_spans(
 ) -> None:
     """Send all of *spans* as the body of *response*, which has been prepared. *count*(origin, bytes) as they leave.
 
-    Raises what *spans* raises, and ConnectionError if the client went away.
+    Raises what *spans* raises, ConnectionError if the client went away, and another OSError if the file cannot be
+    read: what was counted has left, and is right.
     """
     async with aclosing(spans) as reading:  # type: ignore[type-var]  # every reader is a generator
         async for span in reading:
@@ -66,7 +72,8 @@ async def _send(
         try:
             sent = await loop.sendfile(transport, file, span.offset + done, step, fallback=False)  # type: ignore[arg-type]
         except asyncio.SendfileNotAvailableError as error:
-            # asyncio says this of any failure before the first byte: for a socket and a file it is the connection.
+            # asyncio says this of any failure before the first byte, the file's and the connection's alike.
+            await asyncio.to_thread(os.pread, span.fd, step, span.offset + done)
             raise ConnectionResetError("the client went away") from error
         if not sent:
             raise OSError(f"file is shorter than its {span.count} verified bytes")
@@ -102,8 +109,8 @@ def _is_cached(fd: int, offset: int, count: int) -> bool:
         return all(os.preadv(fd, [bytearray(1)], place, os.RWF_NOWAIT) for place in (offset, offset + count - 1))
     except BlockingIOError:
         return False
-    except OSError:  # this file system cannot tell
-        return True
+    except OSError as error:
+        return error.errno in _CANNOT_TELL
 
 
 def _warm(fd: int, offset: int, count: int) -> None:

@@ -11,7 +11,7 @@ from aiohttp import web
 from mirror.front import bodies, urls
 from mirror.front.access import fingerprint
 from mirror.front.background import Background
-from mirror.front.bodies import Bodies, complete, head_of, send_chunks, unsatisfiable
+from mirror.front.bodies import BlobRequest, Bodies, complete, head_of, send_chunks, unsatisfiable
 from mirror.front.door import Door, Opened
 from mirror.front.oci import Refusal
 from mirror.front.opaque import OpaqueCache
@@ -94,7 +94,8 @@ class StreamingFront:
         headers["Docker-Content-Digest"], headers["ETag"] = wanted.digest, f'"{wanted.digest}"'
         if request.method == "GET":
             self._look_ahead(wanted, wanted.digest, authorization, asked)
-        return await self.bodies.answer(request, wanted.digest, source, asked, headers, whole=False, patient=True)
+        wish = BlobRequest(request, wanted.digest, source, asked, headers, whole=False, patient=True)
+        return await self.bodies.answer(wish)
 
     async def _same_file(self, digest: Digest, opened: Opened) -> None:
         """The URL only claims the digest: what upstream showed must at least be as long as what we would serve."""
@@ -126,7 +127,7 @@ class StreamingFront:
         async def send() -> None:
             before = account.origins.total()
             try:
-                async with self.opaque.open(wanted.place, opened.size, opened.etag) as file:
+                async with self.opaque.open(wanted.place, wanted.url, opened.size, opened.etag) as file:
                     spans = self.opaque.read(file, source, place.start, place.stop)
                     await send_spans(request, response, spans, account.sent)
             except StoreFull:

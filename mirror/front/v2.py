@@ -11,7 +11,7 @@ from aiohttp import web
 from mirror.front import browsers, oci, passthrough
 from mirror.front import tags as names
 from mirror.front.access import AuthCache, Standing
-from mirror.front.bodies import Bodies, complete, is_known
+from mirror.front.bodies import BlobRequest, Bodies, complete, is_known
 from mirror.front.links import LinkInvalid, next_page
 from mirror.front.oci import Refusal, Route
 from mirror.front.possession import Possession
@@ -33,6 +33,9 @@ from swarm.blob.errors import (
     SwarmError,
 )
 from swarm.upstream.source import Source
+
+LARGEST_LIST = 32 * 1024 * 1024
+"""Bytes of a page of tags or referrers: a hundred thousand tags are a tenth of it."""
 
 
 @dataclass
@@ -81,7 +84,7 @@ class RegistryFront:
             # A reader of a given range wants that and no more; one that may go on to the end wants the blob.
             whole = request.method == "GET" and (asked is None or asked.open_ended)
             headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": digest, "ETag": etag}
-            return await self.bodies.answer(request, digest, source, asked, headers, whole=whole)
+            return await self.bodies.answer(BlobRequest(request, digest, source, asked, headers, whole))
         except SwarmError as error:
             request[REQUEST_LOG].note = str(error)
             if self.bodies.begun.standing(digest, time.monotonic()) is Standing.FRESH:
@@ -203,6 +206,8 @@ class RegistryFront:
                 ns, request.method, route.path + (f"?{query}" if query else ""), request.headers
             ) as answer:
                 headers = dict(answer.headers)
+                if route.kind in ("tags", "referrers") and int(headers.get("Content-Length", 0)) > LARGEST_LIST:
+                    raise SourceRefused("upstream announces a list that is none")
                 if "Content-Type" in headers:
                     headers["Content-Type"] = browsers.content_type(headers["Content-Type"])
                 if route.kind in ("tags", "referrers") and (link := next_page(answer.links, answer.url, route, ns)):

@@ -22,6 +22,10 @@ class Body(Protocol):
     def whole(self) -> bool:
         """Whether all of the blob comes, although a range was asked for."""
 
+    @property
+    def etag(self) -> str:
+        """What upstream calls these bytes (RFC 9110, 8.8.3); "" if it does not say."""
+
     def chunks(self) -> AsyncIterator[bytes]:
         """The bytes in order, in chunks of any size.
 

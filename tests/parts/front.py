@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from yarl import URL
 
 from mirror.front.app import Front, make_app
+from mirror.front.blobs import Span
 from mirror.metrics import FrontMetrics
 from mirror.serve import front_of, listening, running
 from mirror.settings import MirrorSettings
@@ -77,16 +78,6 @@ async def agent(directory: Path, **settings: Any) -> AsyncIterator[Agent]:
 # -- a swarm that reads files ----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class FileSpan:
-    """Bytes of an open file."""
-
-    fd: int
-    offset: int
-    count: int
-    origin: str
-
-
 @dataclass
 class FileBlob:
     """A file as a blob. *failure* is raised at byte *fails_at*; with *gate* set, reading stops there until it opens."""
@@ -103,7 +94,7 @@ class FileBlob:
         """Bytes."""
         return self.path.stat().st_size
 
-    async def read(self, start: int, stop: int) -> AsyncIterator[FileSpan]:
+    async def read(self, start: int, stop: int) -> AsyncIterator[Span]:
         """Spans of the file."""
         self.readers += 1
         try:
@@ -117,7 +108,7 @@ class FileBlob:
                     end = min(stop, start + self.span)
                     if start < self.fails_at < end:
                         end = self.fails_at
-                    yield FileSpan(file.fileno(), start, end - start, "disk")
+                    yield Span(file.fileno(), start, end - start, "disk")
                     start = end
         finally:
             self.readers -= 1

@@ -32,6 +32,8 @@ class SentBody:
         self._upstream = upstream
         self._stop = stop
 
+    etag = ""
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """Chunks of `step` bytes, each as soon as the test lets it come."""
         at, upstream = self.offset, self._upstream
