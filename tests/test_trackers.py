@@ -9,7 +9,11 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
+import msgspec
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +21,8 @@ from swarm.base.flags import tracker_urls
 from swarm.blob.errors import TrackerError
 from swarm.protocol import wire
 from swarm.tracking import trackers
+from swarm.tracking.boards import RemoteBoard
+from swarm.tracking.doubts import Doubts
 from swarm.tracking.trackers import Link, Trackers, rendezvous
 from tests.parts.procs import free_port
 from tests.parts.talk import Town, digest_of, town
@@ -158,11 +164,81 @@ async def test_a_tracker_that_answers_nothing_is_left_at_the_first_call(monkeypa
             return b""
 
         monkeypatch.setitem(one.server._verbs, "board", never)
+        digest = digest_of("x")
+        poll = wire.BoardPoll(**seen.all.me(), digest=digest)
         with pytest.raises(TrackerError):
-            await link.call("/v1/board", wire.BoardPoll(**seen.all.me(), digest=digest_of("x")), wire.BoardAnswer)
-        seen.all.failed(link)
-        assert [one.url for one in seen.all.up()] == [two.server.url]
+            await link.call("/v1/board", poll, wire.BoardAnswer)
+        board = RemoteBoard(link)
+        with pytest.raises(TrackerError):
+            await board.poll(msgspec.structs.replace(poll, incarnation="joined"))
+        elsewhere = seen.all.pick(digest)
+        assert elsewhere is not None
+        assert elsewhere.url == two.server.url, "the blob's board is kept elsewhere for a while"
+        await seen.all._look()
+        assert len(seen.all.up()) == 2, "it answers other questions"
         stuck.set()
+
+
+async def test_when_no_tracker_gives_a_sign_of_life_all_are_down_and_nobody_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are frozen: the kernel takes connections, and nobody answers."""
+    async with town() as one, town() as two, seeing(one.server.url, two.server.url) as seen:
+        await seen.up(one.server.url, two.server.url)
+        link = seen.all.pick(digest_of("x"))
+        assert link is not None
+        asked = 0
+
+        async def dead(_: Link) -> bool:
+            nonlocal asked
+            asked += 1
+            return False
+
+        async def never(*_: Any) -> bytes:
+            await asyncio.Event().wait()
+            return b""
+
+        monkeypatch.setattr(Link, "alive", dead)
+        for here in (one, two):
+            monkeypatch.setitem(here.server._verbs, "board", never)
+            monkeypatch.setitem(here.server._verbs, "agent", never)
+        poll = wire.BoardPoll(**seen.all.me(), digest=digest_of("x"))
+        answers = await asyncio.gather(*(RemoteBoard(link).poll(poll) for _ in range(20)), return_exceptions=True)
+        assert all(isinstance(answer, TrackerError) for answer in answers)
+        assert (seen.all.up(), asked) == ([], 2), "all are asked once for all who wait"
+
+
+async def test_a_blob_returns_to_a_tracker_whose_board_failed_only_after_longer_and_longer_pauses() -> None:
+    doubts, now, pauses = Doubts(), 0.0, []
+    for _ in range(8):
+        until = doubts.failed("t", "d", now)
+        assert doubts.shuns("t", "d", until - 0.1)
+        assert not doubts.shuns("t", "d", until)
+        assert not doubts.shuns("t", "other", now)
+        assert doubts.failed("t", "d", now) == until, "calls that fail together are one failure"
+        pauses.append(until - now)
+        now = until
+    assert pauses == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+
+
+@pytest.mark.parametrize("body", [b"<html>log in</html>", b"oops", b"", b"x" * 20_000_000, b'{"version": 1e999}'])
+@pytest.mark.parametrize("status", [200, 404, 500])
+async def test_an_answer_that_makes_no_sense_is_a_failure_of_that_board(status: int, body: bytes) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=status, body=body)
+
+    app = web.Application()
+    app.router.add_post("/v1/board", answer)
+    server = TestServer(app)
+    await server.start_server()
+    failed: list[str] = []
+    async with aiohttp.ClientSession() as http:
+        link = Link(str(server.make_url("")).rstrip("/"), http, None, lambda _link, digest: failed.append(digest))
+        poll = wire.BoardPoll(node="n", port=1, session="s", digest=digest_of("x"))
+        with pytest.raises(TrackerError):
+            await RemoteBoard(link).poll(poll)
+    await server.close()
+    assert failed == [digest_of("x")]
 
 
 async def test_the_only_tracker_is_given_more_time() -> None:

@@ -245,7 +245,8 @@ class Board(Standing):
         """
         if generation != self.generation:
             return self._refused()
-        if (self.size is None and not self.windows) or not self.evidence.may_restart(agent):
+        unknown = self.size is None and not self.windows
+        if not self._trust.alone and (unknown or not self.evidence.may_restart(agent)):
             self._cast_out(agent)
             return self._refused()
         self._begin_again(agent)

@@ -20,7 +20,10 @@ class Trust:
 
     *zone_of*: given where each zone brings in a copy of its own. *member_of*: the member that an agent is a process of.
     *may_claim*: whether an agent is trusted to bring windows in. *proven*: whether it has delivered before.
+    *alone*: one agent keeps the board for itself, and its word is enough.
     """
+
+    alone: bool = False
 
     zone_of: Callable[[str], str] | None = None
     member_of: Callable[[str], str] | None = None

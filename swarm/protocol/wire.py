@@ -8,15 +8,38 @@ either side may be newer. Piece hashes are 20 bytes each, concatenated in order.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 MAX_BODY = 16 * 1024 * 1024
 """Bytes of the largest request or answer: the hashes of 800,000 pieces."""
 
 MAX_WAIT = 25.0
 """Seconds for which a tracker holds a long-poll at most."""
+
+
+MAX_SIZE = 1 << 40
+"""Bytes of the largest blob that is spoken of: one TiB, 21 MB of hashes."""
+
+MAX_HELD = 20_000
+"""Blobs that one agent says it holds."""
+
+MAX_NAMES = 10_000
+"""Tags whose meaning one agent tells."""
+
+Size = Annotated[int, Meta(ge=0, le=MAX_SIZE)]
+"""Bytes of a blob."""
+
+Text = Annotated[str, Meta(max_length=1024)]
+"""A name of anything; digests, hosts and sessions are shorter."""
+
+Bitmap = Annotated[bytes, Meta(max_length=1024)]
+"""Bit w, little-endian, is window w."""
+
+Windows = Annotated[tuple[int, ...], Meta(max_length=4096)]
+"""Numbers of windows."""
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -26,11 +49,11 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Me(Wire, frozen=True, kw_only=True):
     """Who speaks. The tracker takes the IP address from the connection."""
 
-    node: str
+    node: Text
     """Node name, for people."""
     port: int
     """Swarm port (BitTorrent)."""
-    session: str
+    session: Text
     """Random text, new at each start of the agent."""
     lane: int = 0
     """TCP port, on the same address, from which it gives windows away over HTTP; 0: none."""
@@ -39,24 +62,24 @@ class Me(Wire, frozen=True, kw_only=True):
 class Problem(Wire, frozen=True, kw_only=True):
     """Why a request was refused."""
 
-    code: str
-    message: str
+    code: Text
+    message: Annotated[str, Meta(max_length=65_536)]
 
 
 class Held(Wire, frozen=True, kw_only=True):
     """A complete blob that an agent offers."""
 
-    digest: str
-    size: int
+    digest: Text
+    size: Size
 
 
 class Name(Wire, frozen=True, kw_only=True):
     """A mutable name (registry/repository:tag) and what it last meant."""
 
-    name: str
-    digest: str
-    media_type: str
-    size: int
+    name: Text
+    digest: Text
+    media_type: Text
+    size: Size
     age: float
     """Seconds since upstream said so."""
 
@@ -73,18 +96,18 @@ class AgentPoll(Me, frozen=True, kw_only=True):
     """
 
     full: bool = False
-    add: tuple[Held, ...] = ()
-    remove: tuple[str, ...] = ()
-    names: tuple[Name, ...] = ()
+    add: Annotated[tuple[Held, ...], Meta(max_length=MAX_HELD)] = ()
+    remove: Annotated[tuple[Text, ...], Meta(max_length=MAX_HELD)] = ()
+    names: Annotated[tuple[Name, ...], Meta(max_length=MAX_NAMES)] = ()
     wait: float = 0.0
-    stats: dict[str, float] = {}
+    stats: Annotated[dict[Annotated[str, Meta(max_length=64)], float], Meta(max_length=64)] = {}
     """Counters for the page: store_bytes, store_budget, upstream_bytes, peer_bytes_in, peer_bytes_out ..."""
 
 
 class Backoff(Wire, frozen=True, kw_only=True):
     """No agent should ask this upstream host for *seconds* (Retry-After, shared cluster-wide)."""
 
-    host: str
+    host: Text
     seconds: float
 
 
@@ -99,7 +122,7 @@ class AgentAnswer(Wire, frozen=True, kw_only=True):
     quarantined: float = 0.0
     """Seconds for which this agent gets no claims, and is handed to nobody as a peer."""
     backoff: tuple[Backoff, ...] = ()
-    you: str = ""
+    you: Text = ""
     """The address under which the tracker knows the agent: "ip:port"."""
 
 
@@ -110,23 +133,23 @@ class BoardPoll(Me, frozen=True, kw_only=True):
     """Take part in a board. Answered at once if the board is newer than *since*, or if the claims
     that the tracker has for this agent are not *claims*; else when that happens, or after *wait* s."""
 
-    digest: str
-    incarnation: str = ""
+    digest: Text
+    incarnation: Text = ""
     """Of the last answer; another one means that the tracker forgot: since and generation are void."""
     generation: int = 0
     since: int = 0
     wait: float = 0.0
-    size: int | None = None
+    size: Size | None = None
     want: int = 0
     """Claims to hold at once, in total. 0: cannot go upstream."""
-    prefer: tuple[int, ...] = ()
+    prefer: Windows = ()
     only_preferred: bool = False
     """True: claims on the preferred windows only (a reader of ranges)."""
-    claims: tuple[int, ...] = ()
+    claims: Windows = ()
     """Windows that the agent is bringing in now."""
-    have: bytes = b""
+    have: Bitmap = b""
     """Bitmap of the windows it holds: little-endian, bit w of the integer is window w."""
-    stalled: tuple[int, ...] = ()
+    stalled: Windows = ()
     """Published windows that no peer delivers: please let me bring them in."""
     turns: int = 0
     """Windows that it would fetch at once from a lone holder, by claim. 0: it has the blob, or reads ranges of it."""
@@ -137,7 +160,7 @@ class BoardPoll(Me, frozen=True, kw_only=True):
 class Peer(Wire, frozen=True, kw_only=True, array_like=True, omit_defaults=False):
     """Somebody to fetch from."""
 
-    ip: str
+    ip: Text
     port: int
     """Swarm port (BitTorrent)."""
     lane: int = 0
@@ -147,17 +170,17 @@ class Peer(Wire, frozen=True, kw_only=True, array_like=True, omit_defaults=False
 class BoardAnswer(Wire, frozen=True, kw_only=True):
     """A View of the board (swarm.protocol.board) plus whom to fetch from."""
 
-    incarnation: str
+    incarnation: Text
     version: int
     """How far *published* tells the news of the board; the next poll says it as *since*.
     0: this answer does not tell the news, and `since` stays where it is."""
     generation: int
     serial: int = 0
     """Counts the answers that a tracker made: one with a lower serial shows an older state."""
-    size: int | None = None
+    size: Size | None = None
     sealed: bool = False
     published: dict[int, bytes] = {}
-    claims: tuple[int, ...] = ()
+    claims: Windows = ()
     hope: bool = True
     poisoned: bool = False
     copies: int = 0
@@ -168,7 +191,7 @@ class BoardAnswer(Wire, frozen=True, kw_only=True):
     peers: tuple[Peer, ...] = ()
     lone: Peer | None = None
     """The only agent that holds the blob: *claims* are on windows to fetch from it, and *peers* are the others."""
-    spread: bytes | None = None
+    spread: Bitmap | None = None
     """Bitmap of the windows that *peers* hold, where not all that are published do; None: they do."""
 
 
@@ -178,10 +201,10 @@ class BoardAnswer(Wire, frozen=True, kw_only=True):
 class Publish(Me, frozen=True, kw_only=True):
     """The hashes of a window that this agent brought in and now offers."""
 
-    digest: str
-    incarnation: str
+    digest: Text
+    incarnation: Text
     generation: int
-    size: int
+    size: Size
     window: int
     hashes: bytes
     since: int = 0
@@ -193,14 +216,14 @@ class Publish(Me, frozen=True, kw_only=True):
 class Progress(Me, frozen=True, kw_only=True):
     """How far the claims are; sent about once a second while there are any."""
 
-    digest: str
-    incarnation: str
+    digest: Text
+    incarnation: Text
     generation: int = 0
     """Of *have*."""
-    done: dict[int, int]
+    done: Annotated[dict[int, int], Meta(max_length=256)]
     """Window -> bytes that have arrived, of a piece that is not complete as well."""
-    have: bytes = b""
-    waiting: dict[int, float] = {}
+    have: Bitmap = b""
+    waiting: Annotated[dict[int, float], Meta(max_length=256)] = {}
     """Window -> seconds since upstream was asked for it, where no byte has come yet."""
     upstream_timeout: float = 0.0
     """Seconds for which this agent waits for upstream's first byte; the tracker believes 60 at most."""
@@ -212,10 +235,10 @@ class Progress(Me, frozen=True, kw_only=True):
 class Release(Me, frozen=True, kw_only=True):
     """Claims given back. *failure*: a swarm.protocol.board.Failure value."""
 
-    digest: str
-    incarnation: str
-    windows: tuple[int, ...]
-    failure: str
+    digest: Text
+    incarnation: Text
+    windows: Windows
+    failure: Text
     retry_after: float | None = None
 
 
@@ -225,39 +248,39 @@ class Release(Me, frozen=True, kw_only=True):
 class Seal(Me, frozen=True, kw_only=True):
     """The whole blob is here and its sha256 matched."""
 
-    digest: str
-    incarnation: str
+    digest: Text
+    incarnation: Text
     generation: int
 
 
 class Reject(Me, frozen=True, kw_only=True):
     """The sha256 of the bytes that this generation describes is wrong."""
 
-    digest: str
-    incarnation: str
+    digest: Text
+    incarnation: Text
     generation: int
-    reason: str = ""
+    reason: Text = ""
 
 
 class Leave(Me, frozen=True, kw_only=True):
     """No longer interested in this board."""
 
-    digest: str
+    digest: Text
 
 
 class Whole(Me, frozen=True, kw_only=True):
     """POST /v1/whole -> Ok: size and all hashes of a blob that this agent holds, sha256 checked."""
 
-    digest: str
-    size: int
+    digest: Text
+    size: Size
     hashes: bytes
 
 
 class Corrupt(Me, frozen=True, kw_only=True):
     """POST /v1/corrupt -> Ok: a peer sent pieces that do not match their hash."""
 
-    digest: str
-    peer_ip: str
+    digest: Text
+    peer_ip: Text
     peer_port: int = 0
     """0: unknown (an incoming connection)."""
 
@@ -277,7 +300,7 @@ class NameLookup(Me, frozen=True, kw_only=True):
     """What does *name* mean? If nobody asked upstream within *ttl* seconds, one agent is told to
     (`resolve`); the others wait up to *wait* seconds for its answer."""
 
-    name: str
+    name: Text
     ttl: float
     wait: float = 0.0
 
@@ -294,16 +317,16 @@ class NameAnswer(Wire, frozen=True, kw_only=True):
 class NameTold(Me, frozen=True, kw_only=True):
     """POST /v1/name/told -> Ok: upstream says that *name* means *digest*."""
 
-    name: str
-    digest: str
-    media_type: str
-    size: int
+    name: Text
+    digest: Text
+    media_type: Text
+    size: Size
 
 
 class NameFailed(Me, frozen=True, kw_only=True):
     """POST /v1/name/failed -> Ok: upstream did not say. The others stop waiting."""
 
-    name: str
+    name: Text
     gone: bool = False
     """True: upstream answered that the name does not exist."""
 
@@ -311,7 +334,7 @@ class NameFailed(Me, frozen=True, kw_only=True):
 class BackoffTold(Me, frozen=True, kw_only=True):
     """POST /v1/backoff -> Ok: an upstream asked this agent to wait."""
 
-    host: str
+    host: Text
     seconds: float
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from swarm.blob.digest import Digest
+from swarm.blob.errors import TrackerError, TrackerRefused
 from swarm.protocol import wire
 from swarm.protocol.board import Board, Failure
-from swarm.tracking.trackers import Link
+from swarm.protocol.standing import Trust
+from swarm.tracking.link import Link
 
 
 class BoardLink(Protocol):
@@ -55,25 +58,42 @@ class RemoteBoard:
         self.link = link
 
     async def poll(self, message: wire.BoardPoll) -> wire.BoardAnswer:
-        return await self.link.call("/v1/board", message, wire.BoardAnswer, message.wait)
+        async with self._judged(message.digest):
+            if not message.incarnation:  # somebody waits for the first answer
+                return await self.link.ask("/v1/board", message, wire.BoardAnswer, message.wait)
+            return await self.link.call("/v1/board", message, wire.BoardAnswer, message.wait)
 
     async def publish(self, message: wire.Publish) -> wire.BoardAnswer:
-        return await self.link.call("/v1/publish", message, wire.BoardAnswer)
+        async with self._judged(message.digest):
+            return await self.link.call("/v1/publish", message, wire.BoardAnswer)
 
     async def progress(self, message: wire.Progress) -> wire.BoardAnswer:
         return await self.link.call("/v1/progress", message, wire.BoardAnswer)
 
     async def release(self, message: wire.Release) -> wire.BoardAnswer:
-        return await self.link.call("/v1/release", message, wire.BoardAnswer)
+        async with self._judged(message.digest):
+            return await self.link.call("/v1/release", message, wire.BoardAnswer)
 
     async def seal(self, message: wire.Seal) -> None:
         await self.link.call("/v1/seal", message, wire.Ok)
 
     async def reject(self, message: wire.Reject) -> None:
-        await self.link.call("/v1/reject", message, wire.Ok)
+        async with self._judged(message.digest):
+            await self.link.call("/v1/reject", message, wire.Ok)
 
     async def leave(self, message: wire.Leave) -> None:
         await self.link.call("/v1/leave", message, wire.Ok)
+
+    @asynccontextmanager
+    async def _judged(self, digest: str) -> AsyncIterator[None]:
+        """Without these verbs a board is of no use: where one fails, the blob's board is kept elsewhere for a while."""
+        try:
+            yield
+        except TrackerRefused:
+            raise  # an answer: it is there, and says why not
+        except TrackerError:
+            self.link.failed(digest)
+            raise
 
 
 _ME = "self"
@@ -86,7 +106,7 @@ class LocalBoard:
     shared = False
 
     def __init__(self, digest: Digest) -> None:
-        self._board = Board(digest)
+        self._board = Board(digest, trust=Trust(alone=True))
         self._incarnation = f"local-{secrets.token_hex(4)}"
         self._changed = asyncio.Event()
         self._serial = 0

@@ -139,9 +139,7 @@ class Names:
 
     async def _with_tracker(self, link: Link, name: str, ttl: float, ask: Callable[[], Awaitable[Meaning]]) -> Resolved:
         me = self._trackers.me()
-        answer = await link.call(
-            "/v1/name", wire.NameLookup(**me, name=name, ttl=ttl, wait=WAIT), wire.NameAnswer, WAIT
-        )
+        answer = await link.ask("/v1/name", wire.NameLookup(**me, name=name, ttl=ttl, wait=WAIT), wire.NameAnswer, WAIT)
         if answer.known is not None:
             self._take(answer.known)
             if answer.fresh:

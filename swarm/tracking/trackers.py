@@ -15,8 +15,8 @@ import random
 import secrets
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict, TypeVar
+from itertools import islice
+from typing import Any, Protocol, TypedDict
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -25,28 +25,23 @@ from swarm.base.flags import tracker_urls
 from swarm.base.seldom import Seldom
 from swarm.blob.errors import NotAMember, TrackerError, TrackerRefused
 from swarm.protocol import wire
+from swarm.tracking.doubts import Doubts
+from swarm.tracking.link import CALL_DEADLINE, LAST_DEADLINE, Link
+
+__all__ = ["CALL_DEADLINE", "LAST_DEADLINE", "TELL_EVERY", "Holdings", "Link", "Me", "Trackers", "rendezvous"]
 
 log = logging.getLogger("shoal.swarm")
 
 TELL_EVERY = 5.0
 """Seconds between two tellings of the counters while something is fetched: the page draws them."""
 
-CALL_DEADLINE = 2.0
-"""Seconds for an answer to anything but a long-poll: then the next tracker is asked."""
-
-LAST_DEADLINE = 8.0
-"""The same for the only tracker that is up: without it every agent goes upstream alone, so a slow one is better."""
-
 _ALIVE = (1, 1, 2)
 """Seconds without a word, seconds between probes, probes: a long-poll to a tracker whose node vanished without closing
 its connections ends after three seconds, not after 25. The kernels do it, at one small packet a second."""
 
-_CONNECT_DEADLINE = 1.0
 _RESOLVE_EVERY = 5.0
 _RESOLVE_DEADLINE = 3.0
 _RETRY_FIRST, _RETRY_LONGEST = 0.1, 2.0
-
-A = TypeVar("A", bound=wire.Wire)
 
 
 class Holdings(Protocol):
@@ -63,51 +58,6 @@ class Holdings(Protocol):
 
     async def on_answer(self, link: Link, answer: wire.AgentAnswer) -> None:
         """A tracker said something on the agent's channel."""
-
-
-@dataclass(eq=False)
-class Link:
-    """One tracker."""
-
-    url: str
-    """Base URL without a slash at the end."""
-    http: aiohttp.ClientSession
-    up: bool = False
-    refused: str = ""
-    """Why the tracker does not take this agent, in its own words; "" where it takes it, or does not answer."""
-    changes: dict[str, int | None] = field(default_factory=dict)
-    """Digest -> size (None: no longer held) that the tracker has not been told yet."""
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-    full: bool = True
-    patience: float = LAST_DEADLINE
-    """Seconds for an answer, beside what it is told to wait."""
-    wait: float = 0.0
-    """Seconds for which the open poll may be held."""
-
-    async def call(self, path: str, message: wire.Wire, kind: type[A], wait: float = 0.0) -> A:
-        """POST *message*; the answer. *wait*: seconds that the tracker may hold it. Raises TrackerError."""
-        timeout = aiohttp.ClientTimeout(total=wait + self.patience, sock_connect=_CONNECT_DEADLINE)
-        try:
-            async with self.http.post(
-                self.url + path, data=wire.encode(message), timeout=timeout, headers=_JSON
-            ) as response:
-                body = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise TrackerError(f"tracker {self.url}: {type(error).__name__}") from None
-        try:
-            if response.status == 200:
-                return wire.decode(body, kind)
-            problem = wire.decode(body, wire.Problem)
-        except ValueError as error:
-            raise TrackerError(f"tracker {self.url}: {response.status}, {error}") from None
-        if response.status == 403:
-            raise NotAMember(f"tracker {self.url}: {problem.message}")
-        if response.status < 500:
-            raise TrackerRefused(f"tracker {self.url}: {problem.message}")
-        raise TrackerError(f"tracker {self.url}: {problem.message}")
-
-
-_JSON = {"Content-Type": "application/json"}
 
 
 def rendezvous(digest: str, urls: Iterable[str]) -> list[str]:
@@ -143,6 +93,8 @@ class Trackers:
         self._http: aiohttp.ClientSession | None = None
         self._listeners: set[Callable[[], None]] = set()
         self._seldom = Seldom()
+        self._doubts = Doubts()
+        self._looking: asyncio.Task[None] | None = None
         self.ready = asyncio.Event()
         """Set while some tracker is up: this agent is a member of the cluster."""
 
@@ -164,6 +116,8 @@ class Trackers:
     async def close(self) -> None:
         """Say goodbye to every tracker that is up, and stop."""
         tasks = [*self._tasks, *self._channels.values()]
+        if self._looking is not None:
+            tasks.append(self._looking)
         for task in tasks:
             task.cancel()
         gone = wire.Gone(**self.me())
@@ -184,8 +138,9 @@ class Trackers:
         return [link for link in self._links.values() if link.up]
 
     def pick(self, digest: str) -> Link | None:
-        """The tracker responsible for *digest* now; None: none is up."""
-        ups = {link.url: link for link in self.up()}
+        """The tracker responsible for *digest* now; None: none is up, or its board cannot be kept at any."""
+        now = asyncio.get_running_loop().time()
+        ups = {link.url: link for link in self.up() if not self._doubts.shuns(link.url, digest, now)}
         order = rendezvous(digest, ups)
         return ups[order[0]] if order else None
 
@@ -194,16 +149,18 @@ class Trackers:
         self._listeners.add(listener)
         return lambda: self._listeners.discard(listener)
 
-    def failed(self, link: Link) -> None:
-        """A call to *link* did not come back: it is down until its channel answers again."""
+    def failed(self, link: Link, digest: str = "") -> None:
+        """A call to *link* about *digest* failed: it is not asked about that for a while.
+
+        Whether the tracker itself is down is found out by asking it.
+        """
+        loop = asyncio.get_running_loop()
+        if digest:
+            until = self._doubts.failed(link.url, digest, loop.time())
+            loop.call_at(until, self._tell_listeners)
         if link.up:
-            log.warning("tracker-down", extra={"fields": {"tracker": link.url}})
-            link.up = False
-            channel = self._channels.get(link.url)
-            if channel is not None:
-                channel.cancel()
-                self._channels[link.url] = asyncio.create_task(self._channel(link))
-            self._changed()
+            self._look()
+        self._tell_listeners()
 
     def tell(self, digest: str, size: int | None) -> None:
         """This node holds *digest* now (or, *size* None, no longer)."""
@@ -219,17 +176,47 @@ class Trackers:
 
     # -- inside -----------------------------------------------------------------------------------
 
+    async def _silent(self, link: Link) -> None:
+        """A call to *link* has waited for long: find out whether the trackers are alive."""
+        await asyncio.shield(self._look())
+
+    def _look(self) -> asyncio.Task[None]:
+        """All trackers that are up are asked at once for a sign of life: often they are cut off together."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look_at_all())
+        return self._looking
+
+    async def _look_at_all(self) -> None:
+        ups = self.up()
+        for link, alive in zip(ups, await asyncio.gather(*(link.alive() for link in ups)), strict=True):
+            if not alive:
+                self._down(link, "does not answer")
+
+    def _down(self, link: Link, why: str) -> None:
+        """*link* is down until its channel answers again."""
+        if link.up:
+            log.warning("tracker-down", extra={"fields": {"tracker": link.url, "error": why}})
+            link.up = False
+            channel = self._channels.get(link.url)
+            if channel is not None and channel is not asyncio.current_task():
+                channel.cancel()
+                self._channels[link.url] = asyncio.create_task(self._channel(link))
+            self._changed()
+
+    def _tell_listeners(self) -> None:
+        for listener in list(self._listeners):
+            listener()
+
     def _changed(self) -> None:
         ups = self.up()
         (self.ready.set if ups else self.ready.clear)()
         for link in self._links.values():
             link.patience = CALL_DEADLINE if len(ups) > 1 else LAST_DEADLINE
-        for listener in list(self._listeners):
-            listener()
+        self._tell_listeners()
 
     def _add(self, url: str) -> None:
         assert self._http is not None
-        link = self._links[url] = Link(url, self._http)
+        link = self._links[url] = Link(url, self._http, self._silent, self.failed)
         self._channels[url] = asyncio.create_task(self._channel(link))
 
     async def _follow(self, url: str) -> None:
@@ -262,10 +249,7 @@ class Trackers:
                 pause = _RETRY_FIRST
             except TrackerError as error:
                 self._trouble(link, error)
-                if link.up:
-                    link.up = False
-                    log.warning("tracker-down", extra={"fields": {"tracker": link.url, "error": str(error)}})
-                    self._changed()
+                self._down(link, str(error))
                 link.full = True
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(_RETRY_LONGEST, pause * 2)
@@ -283,10 +267,11 @@ class Trackers:
         changes, link.changes = link.changes, {}
         link.news.clear()
         if full:
-            add = tuple(self._holdings.held_blobs())
+            held = (blob for blob in self._holdings.held_blobs() if blob.size <= wire.MAX_SIZE)
+            add = tuple(islice(held, wire.MAX_HELD))
             remove: tuple[str, ...] = ()
         else:
-            add = tuple(wire.Held(digest=d, size=s) for d, s in changes.items() if s is not None)
+            add = tuple(wire.Held(digest=d, size=s) for d, s in changes.items() if s is not None and s <= wire.MAX_SIZE)
             remove = tuple(d for d, s in changes.items() if s is None)
         stats = self._holdings.stats()
         longest = TELL_EVERY if stats.get("fetches") else wire.MAX_WAIT
@@ -296,7 +281,7 @@ class Trackers:
             full=full,
             add=add,
             remove=remove,
-            names=tuple(self._holdings.known_names()) if full else (),
+            names=tuple(islice(self._holdings.known_names(), wire.MAX_NAMES)) if full else (),
             wait=wait,
             stats=stats,
         )

@@ -1,0 +1,138 @@
+"""One tracker over HTTP: a call, its deadline, and whether the tracker is alive at all.
+
+A call that begins something a client waits for must not wait for a tracker that is frozen or cut off. After a moment
+without an answer it is found out with a request of its own, on another connection, whether anybody answers there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import aiohttp
+
+from swarm.blob.errors import NotAMember, TrackerError, TrackerRefused
+from swarm.protocol import wire
+
+CALL_DEADLINE = 2.0
+"""Seconds for an answer to anything but a long-poll: then the next tracker is asked."""
+
+LAST_DEADLINE = 8.0
+"""The same for the only tracker that is up: without it every agent goes upstream alone, so a slow one is better."""
+
+CONNECT_DEADLINE = 3.5
+"""Seconds to connect. A SYN that was lost is sent again after one second, and after three."""
+
+DOUBT = 0.4
+"""Seconds without an answer after which it is asked whether the tracker answers at all..."""
+
+SIGN_OF_LIFE = 0.6
+"""... and seconds for the answer to that."""
+
+LATE = 0.2
+"""Seconds by which this process may wake up too late before it takes itself for slow, and not the tracker."""
+
+MOST_SMALL = 1024 * 1024
+"""Bytes of the longest answer that carries no hashes."""
+
+_STEP = 256 * 1024
+_JSON = {"Content-Type": "application/json"}
+
+A = TypeVar("A", bound=wire.Wire)
+
+
+@dataclass(eq=False)
+class Link:
+    """One tracker."""
+
+    url: str
+    """Base URL without a slash at the end."""
+    http: aiohttp.ClientSession
+    on_silent: Callable[[Link], Awaitable[None]] | None = None
+    """Told that a call has waited for DOUBT seconds: finds out who is alive."""
+    on_failed: Callable[[Link, str], None] | None = None
+    """Told that a call about a blob (its digest) failed."""
+    up: bool = False
+    changes: dict[str, int | None] = field(default_factory=dict)
+    """Digest -> size (None: no longer held) that the tracker has not been told yet."""
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    full: bool = True
+    refused: str = ""
+    """Why this tracker refuses the agent; "" while it does not."""
+    patience: float = LAST_DEADLINE
+    """Seconds for an answer, beside what it is told to wait."""
+    wait: float = 0.0
+    """Seconds for which the open poll may be held."""
+
+    async def call(
+        self, path: str, message: wire.Wire, kind: type[A], wait: float = 0.0, patience: float | None = None
+    ) -> A:
+        """POST *message*; the answer. *wait*: seconds that the tracker may hold it. Raises TrackerError."""
+        total = wait + (self.patience if patience is None else patience)
+        timeout = aiohttp.ClientTimeout(total=total, sock_connect=CONNECT_DEADLINE)
+        try:
+            async with self.http.post(
+                self.url + path, data=wire.encode(message), timeout=timeout, headers=_JSON
+            ) as response:
+                body = await self._read(response, wire.MAX_BODY if kind is wire.BoardAnswer else MOST_SMALL)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise TrackerError(f"tracker {self.url}: {type(error).__name__}") from None
+        try:
+            if response.status == 200:
+                return wire.decode(body, kind)
+            problem = wire.decode(body, wire.Problem)
+        except ValueError as error:
+            raise TrackerError(f"tracker {self.url}: {response.status}, {error}") from None
+        if response.status == 403:
+            raise NotAMember(f"tracker {self.url}: {problem.message}")
+        if response.status < 500:
+            raise TrackerRefused(f"tracker {self.url}: {problem.message}")
+        raise TrackerError(f"tracker {self.url}: {problem.message}")
+
+    async def ask(self, path: str, message: wire.Wire, kind: type[A], wait: float = 0.0) -> A:
+        """As `call`, where a client waits: given up as soon as nobody is alive there. Raises TrackerError."""
+        call = asyncio.ensure_future(self.call(path, message, kind, wait, CALL_DEADLINE))
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                began = loop.time()
+                await asyncio.wait((call,), timeout=DOUBT)
+                if call.done():
+                    return call.result()
+                if loop.time() - began > DOUBT + LATE or self.on_silent is None:
+                    continue
+                await self.on_silent(self)
+                if not self.up and not call.done():
+                    raise TrackerError(f"tracker {self.url}: does not answer")
+        finally:
+            if not call.done():
+                call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+
+    async def alive(self) -> bool:
+        """Whether anybody answers there, with whatever."""
+        timeout = aiohttp.ClientTimeout(total=SIGN_OF_LIFE)
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+            async with self.http.get(f"{self.url}/healthz", timeout=timeout):
+                return True
+        return False
+
+    def failed(self, digest: str) -> None:
+        """A call about *digest* failed."""
+        if self.on_failed is not None:
+            self.on_failed(self, digest)
+
+    async def _read(self, response: aiohttp.ClientResponse, most: int) -> bytes:
+        """The body, of *most* bytes at most. Raises TrackerError."""
+        parts: list[bytes] = []
+        size = 0
+        async for part in response.content.iter_chunked(_STEP):
+            size += len(part)
+            if size > most:
+                response.close()
+                raise TrackerError(f"tracker {self.url}: an answer of more than {most} bytes")
+            parts.append(part)
+        return b"".join(parts)
