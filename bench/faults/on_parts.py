@@ -257,7 +257,7 @@ CASES = [
     Case("P3 all trackers frozen", "process", "all trackers are frozen in mid-pull", trackers(signal.SIGSTOP), Shape(trackers=2, rate=8), 32, after=1.5, seconds=10, copies=2.1),
     Case("P3 all frozen, new blob", "process", "the same, a new blob", trackers(signal.SIGSTOP), Shape(trackers=2, rate=8), 16, ask=[1], seconds=6, copies=1.1, quick=True),
     Case("P4 claimant frozen for 12 s", "process", "one of four stands still for 12 s in mid-pull", frozen_for(12), Shape(agents=4, rate=6), 36, after=1.5, ask=[1, 2, 3], seconds=12, copies=1.3),
-    Case("P5 killed again and again", "process", "kill -9 every two seconds; its client resumes", killed_again_and_again, Shape(agents=1, rate=4), 32, resume=True, seconds=40, copies=2.0),
+    Case("P5 killed again and again", "process", "kill -9 every two seconds; its client resumes", killed_again_and_again, Shape(agents=1, rate=4), 32, resume=True, seconds=80, copies=2.0),
     Case("P6 out of memory", "process", "a memory cgroup of 56 MiB", nothing, Shape(agents=2, rate=12, prefix=out_of_memory(56)), 32, resume=True, seconds=60, copies=3),
     Case("P7 clock + 1 day", "process", "the wall clock jumps by a day in mid-pull", clock(86_400), Shape(agents=3, rate=8, inject="clock"), 16, after=0.8, seconds=6, quick=True),
     Case("P7 clock - 30 years", "process", "the wall clock jumps back by 30 years", clock(-946_080_000), Shape(agents=3, rate=8, inject="clock"), 16, after=0.8, seconds=6),

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,9 @@ from bench.processes import Process, StartError
 
 MIRROR, SITE, SWARM, TRACKER = 30000, 5004, 6881, 6969
 SHOAL = [sys.executable, "-m", "mirror"]
+
+_LAUNCHER = ThreadPoolExecutor(1)
+"""Starts every process: the kernel ends a process tied to its parent when the thread that started it ends."""
 
 
 class Use(NamedTuple):
@@ -55,7 +59,7 @@ class Part:
     def start(self) -> None:
         """Start it, unless it runs."""
         if not self.alive:
-            self._process = Process(self.host, self._argv, self.log)
+            self._process = _LAUNCHER.submit(Process, self.host, self._argv, self.log).result()
 
     def ready(self) -> None:
         """Until it does its work. Raises StartError."""
