@@ -33,9 +33,14 @@ log = logging.getLogger("shoal.swarm")
 
 
 class Council:
-    """See the module: the Node of a Follower. *learn*: the size is known. *here*: a window became complete."""
+    """See the module: the Node of a Follower. *here*: a window became complete.
 
-    def __init__(self, course: Course, learn: Callable[[int], Awaitable[None]], here: Callable[[int], None]) -> None:
+    *learn*: the size is known (bytes, whether others told it).
+    """
+
+    def __init__(
+        self, course: Course, learn: Callable[[int, bool], Awaitable[None]], here: Callable[[int], None]
+    ) -> None:
         self._course = course
         self._learn = learn
         self._here = here
@@ -59,7 +64,7 @@ class Council:
         course = self._course
         match event:
             case Sized(size):
-                await self._learn(size)
+                await self._learn(size, True)
             case SizeConflict(size):
                 await self._conflict(size)
             case Restarted():
@@ -123,7 +128,7 @@ class Council:
     async def remember(self, size: int) -> None:
         """A former fetch knew the size: what it left is served whoever else is down."""
         self._size_from_disk = True
-        await self._learn(size)
+        await self._learn(size, False)
 
     def look_at_entering(self) -> None:
         """Bring `enters` up to date: the other blobs of this node take a smaller share of upstream meanwhile."""

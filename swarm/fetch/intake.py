@@ -42,8 +42,8 @@ class Intake:
         """Where the bytes go; None: the size is not known."""
         return self._course.partial
 
-    async def learn(self, size: int) -> None:
-        """The size is known: make room for the blob. Raises StoreFull."""
+    async def learn(self, size: int, shared: bool = False) -> None:
+        """The size is known: make room for the blob. *shared*: others told it. Raises StoreFull."""
         course, context = self._course, self._course.context
         async with self._learning:
             if course.partial is not None:
@@ -51,8 +51,9 @@ class Intake:
             # Ranges touch a part of a blob, which may be larger than the store: room is made window by window.
             by_window = not course.readers.whole
             here = await Partial.open(
-                course.digest, size, context.store, context.on_full, course.tasks.spawn, by_window=by_window
-            )
+                course.digest, size, context.store, context.on_full, course.tasks.spawn,
+                by_window=by_window, shared=shared,
+            )  # fmt: skip
             if course.ranged:
                 here.expect_ranges()
             course.transfers = Transfers(

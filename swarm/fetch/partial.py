@@ -70,11 +70,28 @@ class Partial:
 
     @classmethod
     async def open(
-        cls, digest: Digest, size: int, store: Store, make_room: MakeRoom, spawn: Spawn, *, by_window: bool
+        cls,
+        digest: Digest,
+        size: int,
+        store: Store,
+        make_room: MakeRoom,
+        spawn: Spawn,
+        *,
+        by_window: bool,
+        shared: bool = False,
     ) -> Partial:
-        """Stage a blob of *size* bytes, with what an earlier fetch left of it. Raises StoreFull."""
+        """Stage a blob of *size* bytes, with what an earlier fetch left of it. Raises StoreFull.
+
+        *shared*: other agents take part. Then a disk that has no room is no reason to go upstream alone: memory stands
+        in for it, as far as there is any.
+        """
         promise, spare = (0, SPARE) if by_window else (None, 0)
-        staged = await _with_room(lambda: store.stage(digest, size, promise=promise, spare=spare), make_room)
+        try:
+            staged = await _with_room(lambda: store.stage(digest, size, promise=promise, spare=spare), make_room)
+        except StoreFull:
+            if by_window or not shared:
+                raise
+            staged = await store.stage_unkept(digest, size)
         return cls(staged, make_room, spawn, by_window=by_window)
 
     # -- pieces -----------------------------------------------------------------------------------
