@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from bench import net
 from bench.faults import disks, listed
-from bench.faults.__main__ import page
+from bench.faults.__main__ import load, page, row_of, save
 from bench.faults.case import Case, Seen, play
 
 QUICK = [case for case in listed.CASES if case.quick]
@@ -29,8 +30,14 @@ def test_the_list_has_sixty_faults_and_each_a_name_of_its_own() -> None:
     assert len(names) >= 60
 
 
-def test_the_page_says_what_was_not_as_expected() -> None:
-    good, bad = Seen(QUICK[0], seconds=1.5, copies=1.0, left="+1 +0 +2 0"), Seen(QUICK[1], bad=["no end"])
-    text = page([good, bad], 120)
+def test_the_page_says_what_was_not_as_expected_and_a_state_goes_on_with_it(tmp_path: Path) -> None:
+    good, bad = (
+        Seen(QUICK[0], seconds=1.5, copies=1.0, left="+1 +0 +2 0", took=60),
+        Seen(QUICK[1], bad=["no end"], took=60),
+    )
+    rows = {seen.case.name: row_of(seen) for seen in (good, bad)}
+    save(tmp_path / "state", rows)
+    assert load(tmp_path / "state") == rows
+    text = page(list(rows.values()))
     assert "2 faults in 2 minutes, 1 of them not as expected" in text
     assert "| **not**: no end |" in text

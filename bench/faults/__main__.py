@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
-import time
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,25 +40,29 @@ def main() -> int:
     net.sweep()
     cases = [case for case in listed.CASES if any(part in case.name for part in options.k.split(","))]
     cases = [case for case in cases if case.quick or not options.quick]
+    if options.missing:
+        cases = [case for case in cases if case.name not in load(options.state)]
     if options.list:
         for case in cases:
             print(f"{case.name:40} {case.fault}: {case.expected}")
         return 0
     seen: list[Seen] = []
-    began = time.monotonic()
+    rows = load(options.state)
     try:
         for case in cases:
-            seen.append(play(case, keep=options.keep))
-            one = seen[-1]
+            one = play(case, keep=options.keep)
+            seen.append(one)
+            rows[case.name] = row_of(one)
+            save(options.state, rows)
             mark = "[green]right[/]" if one.right else "[red]WRONG[/]"
             console.print(
                 f"{mark} {case.name}: {'; '.join(one.bad) or one.answers} ({one.took:.0f} s)", highlight=False
             )
     except KeyboardInterrupt:
         console.print("[yellow]stopped; what was seen so far:[/]")
-    Console(width=190).print(_table(seen))
-    if len(seen) == len(listed.CASES):
-        PAGE.write_text(page(seen, time.monotonic() - began))
+    Console(width=190).print(_table([row_of(one) for one in seen]))
+    if all(case.name in rows for case in listed.CASES):
+        PAGE.write_text(page([rows[case.name] for case in listed.CASES]))
         console.print(f"written: {PAGE}")
     return 0 if seen and all(one.right for one in seen) else 1
 
@@ -67,43 +72,77 @@ def _options() -> argparse.Namespace:
     parser.add_argument("-k", default="", metavar="PART,...", help="only faults whose name has one of these in it")
     parser.add_argument("--quick", action="store_true", help="the quick half, as the tests run it")
     parser.add_argument("--list", action="store_true", help="say what would be done")
+    parser.add_argument(
+        "--state", type=Path, metavar="FILE", help="remember rows there, and go on with those of before"
+    )
+    parser.add_argument("--missing", action="store_true", help="only faults that --state has no row of")
     parser.add_argument("--keep", action="store_true", help=f"keep logs and stores in {tempfile.gettempdir()}")
     return parser.parse_args()
 
 
-def cells(one: Seen) -> list[str]:
-    """A row of the table."""
+@dataclass(frozen=True)
+class Row:
+    """A line of the table, and when and at which commit it was seen."""
+
+    area: str
+    cells: tuple[str, ...]
+    right: bool
+    seconds: float
+    at: str
+    commit: str
+
+
+def row_of(one: Seen) -> Row:
+    """What the table says of a case."""
     case = one.case
-    seen = "as expected" if one.right else "**not**: " + "; ".join(one.bad)
-    return [
+    cells = (
         f"{case.name}: {case.fault}",
         case.expected,
-        seen,
+        "as expected" if one.right else "**not**: " + "; ".join(one.bad),
         f"{one.seconds:.1f}",
         f"{one.copies:.2f}",
         str(one.wrong),
         one.left or "-",
-    ]
+    )
+    return Row(case.area, cells, one.right, one.took, f"{datetime.now(UTC):%Y-%m-%d %H:%M}", _commit())
 
 
-def _table(seen: list[Seen]) -> Table:
+def _commit() -> str:
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return git.stdout.strip() or "unknown"
+
+
+def load(state: Path | None) -> dict[str, Row]:
+    """What earlier runs saw, by the names of cases."""
+    if state is None or not state.exists():
+        return {}
+    return {name: Row(**{**row, "cells": tuple(row["cells"])}) for name, row in json.loads(state.read_text()).items()}
+
+
+def save(state: Path | None, rows: dict[str, Row]) -> None:
+    """For a later run to go on with."""
+    if state is not None:
+        state.write_text(json.dumps({name: asdict(row) for name, row in rows.items()}, indent=1))
+
+
+def _table(rows: list[Row]) -> Table:
     table = Table(*COLUMNS)
-    for one in seen:
-        table.add_row(*cells(one))
+    for row in rows:
+        table.add_row(*row.cells)
     return table
 
 
-def page(seen: list[Seen], took: float) -> str:
+def page(rows: list[Row]) -> str:
     """docs/faults.md."""
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    commit = git.stdout.strip() or "unknown"
-    failed = [one for one in seen if not one.right]
+    times, commits = sorted(row.at for row in rows), list(dict.fromkeys(row.commit for row in rows))
+    failed = sum(not row.right for row in rows)
+    minutes = sum(row.seconds for row in rows) / 60
     lines = [
         "# Faults",
         "",
         (
-            f"Written by `make faults` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC at commit {commit}: "
-            f"{len(seen)} faults in {took / 60:.0f} minutes, {len(failed)} of them not as expected."
+            f"Written by `make faults`: {len(rows)} faults in {minutes:.0f} minutes, {failed} of them not as expected. "
+            f"Seen from {times[0]} to {times[-1]} UTC, at commit {', '.join(commits)}."
         ),
         "",
         _HOW,
@@ -111,9 +150,9 @@ def page(seen: list[Seen], took: float) -> str:
         "Expected times allow for two shared cores. The promise they stand for is that of docs/design.md.",
         "",
     ]
-    for area in dict.fromkeys(one.case.area for one in seen):
+    for area in dict.fromkeys(row.area for row in rows):
         lines += [f"## {area.capitalize()}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-        lines += [f"| {' | '.join(cells(one))} |" for one in seen if one.case.area == area]
+        lines += [f"| {' | '.join(row.cells)} |" for row in rows if row.area == area]
         lines.append("")
     return "\n".join(lines)
 

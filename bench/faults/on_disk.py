@@ -211,7 +211,7 @@ CASES = [
     Case("D4 create ENOSPC", "disk", "no file can be created: ENOSPC", errors(create="ENOSPC"), INJECTED, 16, seconds=6, copies=2.6),
     Case("D4 create EMFILE", "disk", "the same with EMFILE", errors(create="EMFILE"), INJECTED, 16, seconds=6, copies=2.6),
     Case("D4 fsync EIO", "disk", "fsync fails", errors(sync="EIO"), INJECTED, 16, seconds=6, copies=2.1),
-    Case("D5 read EIO, peer has it", "disk", "a finished blob cannot be read, a peer has it", errors(read="EIO"), INJECTED, 16, holders=[0, 1], ask=[0], answer="told", seconds=6, copies=1.2),
+    Case("D5 read EIO, peer has it", "disk", "a finished blob cannot be read, a peer has it", errors(read="EIO"), INJECTED, 16, holders=[0, 1], ask=[0], answer="told", seconds=8, copies=2.1),
     Case("D5 bad sectors", "disk", "the device fails from the middle of a finished blob on", bad_sectors, Shape(agents=2, rate=12, disk=420), 32, holders=[0], ask=[0], seconds=12, copies=2.1, mend=good_sectors, quick=True),
     Case("D6 read-only", "disk", "the file system becomes read-only in mid-pull", read_only, Shape(agents=2, rate=8, disk=480, mount="errors=remount-ro"), 32, after=1.5, seconds=12, copies=2.6, mend=repair),
     Case("D7 slow disk, the others", "disk", "one of three has a disk of 1 MB/s: the others do not wait", errors(write_us_per_mib=1_000_000, read_us_per_mib=1_000_000), Shape(agents=3, rate=12, inject="store"), 16, ask=[1, 2], seconds=6, copies=1.6, more=quick_health),

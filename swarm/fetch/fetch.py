@@ -34,6 +34,7 @@ from swarm.fetch.readers import Reader, Readers
 from swarm.fetch.reading import Span, spans
 from swarm.fetch.tasks import Tasks
 from swarm.fetch.verifier import Matched, verify
+from swarm.storage.errnos import translate
 from swarm.upstream.source import Source
 
 log = logging.getLogger("shoal.swarm")
@@ -257,14 +258,14 @@ class Fetch:
         except* OSError as errors:
             fields = {"digest": self.digest, "error": str(errors.exceptions[0])}
             log.error("fetch-failed", extra={"fields": fields})  # noqa: TRY400  # the disk's fault, not the code's
-            self._fail(BlobUnavailable(f"local input/output error: {errors.exceptions[0]}"))
+            self._fail(_told(errors.exceptions[0]))
 
     def _task_failed(self, error: BaseException) -> None:
         """A task of this fetch ended with an error."""
         if not isinstance(error, SwarmError):  # those are told by fetch-ended; a registry that is down is no defect
             fields = {"digest": self.digest, "error": repr(error)}
             log.error("fetch-task-failed", extra={"fields": fields}, exc_info=error)
-        self._fail(error if isinstance(error, SwarmError) else BlobUnavailable(repr(error)))
+        self._fail(_told(error))
 
     def _fail(self, error: SwarmError) -> None:
         self._end(error)
@@ -379,3 +380,10 @@ class Fetch:
 
     async def _reject(self, reason: str) -> None:
         await self._council.reject(reason)
+
+
+def _told(error: BaseException) -> SwarmError:
+    """What readers are told of *error*. A disk that can be neither written nor read: the blob passes through."""
+    if isinstance(error, OSError):
+        error = translate(error)
+    return error if isinstance(error, SwarmError) else BlobUnavailable(repr(error))
