@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import click
 
+from mirror.errors import MirrorError
 from swarm.base.logs import configure, redact
 from swarm.blob.errors import SwarmError
 
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # The reader of our output went away (`shoal status | head`): nothing is wrong, nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (OSError, SwarmError) as problem:
+    except (OSError, SwarmError, MirrorError) as problem:
         _fail(_why(problem), FAILED)
     except Exception:
         log.critical("crashed", exc_info=True)  # a defect; one line with the traceback as a field, once logs are set up

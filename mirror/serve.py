@@ -18,6 +18,7 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from mirror.errors import SettingsInvalid
 from mirror.front import blobs
 from mirror.front.access import AuthCache
 from mirror.front.app import Front, make_app, make_site
@@ -30,20 +31,20 @@ from mirror.front.streaming import StreamingFront
 from mirror.front.v2 import RegistryFront
 from mirror.metrics import FrontMetrics, watch_loop
 from mirror.settings import MirrorSettings
-from mirror.upstream import registryfile
+from mirror.upstream import kubelet, registryfile
 from mirror.upstream.addresses import AddressRules
+from mirror.upstream.auth import Chain, Credentials
 from mirror.upstream.client import Upstream
-from mirror.upstream.dockerconfig import DockerConfig, DockerConfigInvalid
+from mirror.upstream.dockerconfig import DockerConfig
 from mirror.upstream.guard import Guard
 from mirror.upstream.limits import Limits
-from mirror.upstream.proxies import Proxies, ProxyInvalid, from_environment
-from mirror.upstream.registries import Registries, RegistriesInvalid
+from mirror.upstream.proxies import Proxies, from_environment
+from mirror.upstream.registries import Registries
 from mirror.upstream.transport import Deadlines
 from mirror.upstream.urlrules import UrlRules, named_hosts
 from swarm.base.flags import Endpoint
 from swarm.base.heap import give_back, settle
 from swarm.base.scheduling import batch
-from swarm.blob.errors import SwarmError
 from swarm.node import Node
 
 log = logging.getLogger("shoal.mirror")
@@ -61,10 +62,6 @@ WAITING = 1024
 
 AT_ONCE = 16
 """Connections that are accepted in one turn of the loop. asyncio tries as many when descriptors have run out, too."""
-
-
-class SettingsInvalid(SwarmError):
-    """A file that the settings name cannot be used; the text is one line that says which and why."""
 
 
 async def serve(settings: MirrorSettings) -> None:
@@ -85,10 +82,7 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
     metrics = FrontMetrics(prometheus)
     async with AsyncExitStack() as stack:
         swarm = Node(settings.swarm(), prometheus)
-        try:
-            upstream = await stack.enter_async_context(await upstream_of(settings, prometheus))
-        except (DockerConfigInvalid, ProxyInvalid, RegistriesInvalid) as error:
-            raise SettingsInvalid(str(error)) from None
+        upstream = await stack.enter_async_context(await upstream_of(settings, prometheus))
         telling: set[asyncio.Task[None]] = set()
 
         def tell(host: str, seconds: float) -> None:
@@ -210,14 +204,11 @@ def header_word(text: str) -> str:
 
 
 async def upstream_of(settings: MirrorSettings, prometheus: CollectorRegistry) -> Upstream:
-    """The upstream client, from the flags and the files that they name. Raises ValueError with one line."""
+    """The upstream client, from the flags and the files that they name. Raises SettingsInvalid."""
     registries = registries_of(settings)
     if settings.registries is not None:
         registries = await asyncio.to_thread(registryfile.load, settings.registries, registries)
-    credentials = None
-    if settings.docker_config is not None:
-        credentials = DockerConfig([settings.docker_config])
-        await credentials.load()
+    credentials = await credentials_of(settings)
     general = Limits(connections=settings.upstream_connections, rate=settings.upstream_rate)
     own = own_addresses(settings.listen, settings.metrics_listen, settings.swarm_listen)
     return Upstream(
@@ -230,6 +221,21 @@ async def upstream_of(settings: MirrorSettings, prometheus: CollectorRegistry) -
         public=AddressRules(private=False, own=own),
         proxies=proxies_of(os.environ),
     )
+
+
+async def credentials_of(settings: MirrorSettings) -> Credentials:
+    """This agent's credentials: Docker's config.json first, then kubelet's providers. Raises SettingsInvalid."""
+    sources: list[Credentials] = []
+    if settings.docker_config is not None:
+        config = DockerConfig([settings.docker_config])
+        await config.load()
+        sources.append(config)
+    configuration, programs = settings.credential_provider_config, settings.credential_provider_bin_dir
+    if (configuration is None) != (programs is None):
+        raise SettingsInvalid("--credential-provider-config and --credential-provider-bin-dir belong together")
+    if configuration is not None and programs is not None:
+        sources.append(await asyncio.to_thread(kubelet.load, configuration, programs))
+    return Chain(*sources)
 
 
 def deadlines_of(timeout: float) -> Deadlines:

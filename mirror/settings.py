@@ -188,6 +188,20 @@ class MirrorSettings:
         unit="file",
         reason="None: anonymous. A Kubernetes pull secret can be mounted as it is.",
     )
+    credential_provider_config: Path | None = setting(
+        None,
+        PATH,
+        "kubelet's --image-credential-provider-config: its providers' credentials, after those of --docker-config.",
+        unit="file",
+        reason="What kubelet pulls with by itself, the agent can pull with, too: nothing else is to be set up.",
+    )
+    credential_provider_bin_dir: Path | None = setting(
+        None,
+        PATH,
+        "kubelet's --image-credential-provider-bin-dir, where the providers' programs are.",
+        unit="directory",
+        reason="Only with --credential-provider-config; both are mounted from the node, read-only.",
+    )
     share_private: bool = setting(
         True,
         bool,

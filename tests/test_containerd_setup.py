@@ -19,8 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirror.errors import HostsInvalid, SetupError
 from mirror.setup import containerd, criconfig, hoststoml
-from mirror.setup.hoststoml import Certificates, HostsInvalid, with_mirror, without_mirror
+from mirror.setup.hoststoml import Certificates, with_mirror, without_mirror
 from tests.parts.containerd import containerd as real_containerd
 from tests.parts.procs import PartFailed
 
@@ -202,7 +203,7 @@ def test_one_file_that_cannot_be_changed_leaves_all_unchanged(certs: Path) -> No
     (certs / "broken.example").mkdir()
     (certs / "broken.example/hosts.toml").write_bytes(b"\xff\xfe")
     before = _tree(certs)
-    with pytest.raises(containerd.SetupError, match=r"broken\.example"):
+    with pytest.raises(SetupError, match=r"broken\.example"):
         containerd.install(certs, URL)
     assert _tree(certs) == before
 

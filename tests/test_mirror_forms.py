@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirror.errors import Refusal
 from mirror.front import oci
 from mirror.front.access import AuthCache, Standing, fingerprint
-from mirror.front.oci import Refusal, Route
+from mirror.front.oci import Route
 from mirror.upstream import manifests
 from mirror.upstream.transport import HOP_HEADER
 from tests.parts.front import file_agent

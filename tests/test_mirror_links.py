@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.front.links import LinkInvalid, next_page, parse
+from mirror.errors import LinkInvalid
+from mirror.front.links import next_page, parse
 from mirror.front.oci import Route
 
 TAGS = Route("tags", "a/b")

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.front.ranges import ContentRange, Range, RangeUnsatisfiable, parse, resolve
+from mirror.errors import RangeUnsatisfiable
+from mirror.front.ranges import ContentRange, Range, parse, resolve
 
 WHOLE = None
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.front.urls import UrlInvalid, Wanted, digest_of, parse
+from mirror.errors import UrlInvalid
+from mirror.front.urls import Wanted, digest_of, parse
 
 HEX = "0123456789abcdef" * 4
 OTHER = "f" * 64

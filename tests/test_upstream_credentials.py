@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirror.errors import DockerConfigInvalid
 from mirror.upstream.auth import Credential
-from mirror.upstream.dockerconfig import Config, DockerConfig, DockerConfigInvalid, find, key_of, parse, run_helper
+from mirror.upstream.dockerconfig import Config, DockerConfig, find, key_of, parse, run_helper
 
 
 def auth(user: str, password: str = "pw") -> dict[str, str]:

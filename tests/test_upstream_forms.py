@@ -12,10 +12,11 @@ from collections.abc import Callable
 import pytest
 from aiohttp import web
 
+from mirror.errors import Forbidden
 from mirror.upstream.auth import Chain, Credential
 from mirror.upstream.client import Upstream
 from mirror.upstream.dockerconfig import find, parse
-from mirror.upstream.registries import Forbidden, Registries, Registry
+from mirror.upstream.registries import Registries, Registry
 from mirror.upstream.transport import HOP_HEADER, Deadlines
 from swarm.blob.errors import SourceBroken, SourceRefused
 from tests.parts import data

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
+from mirror.errors import Forbidden, RegistriesInvalid
 from mirror.serve import registries_of
 from mirror.settings import MirrorSettings, TagTtl
 from mirror.upstream.addresses import AddressRules, networks
 from mirror.upstream.answers import LONGEST_WAIT, content_range, refusal, retry_after
 from mirror.upstream.auth import Challenge, challenges, token_of
 from mirror.upstream.limits import SHORTEST, Breaker, Bucket, Limits, backoff
-from mirror.upstream.registries import Forbidden, Registries, RegistriesInvalid, canonical, is_loopback, matches
+from mirror.upstream.registries import Registries, canonical, is_loopback, matches
 from mirror.upstream.registryfile import load, parse
 from mirror.upstream.urlrules import UrlRules, named_hosts
 from swarm.blob.errors import SourceBroken, SourceBusy, SourceError

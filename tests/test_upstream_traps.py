@@ -14,10 +14,11 @@ import pytest
 from aiohttp import client_exceptions, http_exceptions, web
 from yarl import URL
 
+from mirror.errors import Forbidden
 from mirror.upstream.addresses import AddressRules
 from mirror.upstream.auth import Credential
 from mirror.upstream.client import Upstream
-from mirror.upstream.registries import Forbidden, Registries
+from mirror.upstream.registries import Registries
 from mirror.upstream.sources import UpstreamSource
 from mirror.upstream.transport import Deadlines, Request, Transport, translated
 from mirror.upstream.urlrules import UrlRules

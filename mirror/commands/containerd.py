@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from mirror.errors import SetupError
 from mirror.settings import parse_registry
 from mirror.setup import containerd as setup
 from swarm.base.flags import PATH, Flag, options, setting
@@ -150,5 +151,5 @@ def _say(settings: ContainerdSettings) -> int:
 def _do(action: Callable[[], Done]) -> Done:
     try:
         return action()
-    except setup.SetupError as problem:
+    except SetupError as problem:
         raise click.ClickException(str(problem)) from None

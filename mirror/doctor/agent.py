@@ -15,10 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from mirror.doctor import node
 from mirror.doctor.finding import Finding, note, ok, wrong
 from mirror.doctor.reference import Image
-from mirror.serve import SettingsInvalid, upstream_of
+from mirror.errors import DockerConfigInvalid, RegistriesInvalid, SettingsInvalid
+from mirror.serve import upstream_of
 from mirror.settings import MirrorSettings
-from mirror.upstream.dockerconfig import DockerConfigInvalid
-from mirror.upstream.registries import RegistriesInvalid
 from swarm.blob.errors import SwarmError
 
 WITHIN = 3.0

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mirror.doctor.finding import Finding, note, ok, wrong
+from mirror.errors import ConfigInvalid
 from mirror.setup import containerd as setup
 from mirror.setup import criconfig
 
@@ -63,7 +64,7 @@ def _containerd(root: Path, certs: Path, config: Path, mirror: str) -> Iterator[
     except OSError as problem:
         yield wrong("containerd", f"{config} cannot be read ({problem.strerror})", "run shoal doctor as root")
         return
-    except criconfig.ConfigInvalid as problem:
+    except ConfigInvalid as problem:
         yield wrong("containerd", str(problem), f"containerd config dump, and mend {config}")
         return
     before = 0

@@ -12,9 +12,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from mirror.front.bodies import BodyAborted
+from mirror.errors import BodyAborted, Refusal
 from mirror.front.browsers import HEADERS, foreign
-from mirror.front.oci import Refusal
 from mirror.front.requestlog import REQUEST_LOG, RequestLog
 from mirror.front.streaming import StreamingFront
 from mirror.front.urls import PREFIXES

@@ -17,10 +17,11 @@ from typing import Any, cast
 
 from aiohttp import web
 
+from mirror.errors import BodyAborted, RangeUnsatisfiable
 from mirror.front import passthrough
 from mirror.front.access import AuthCache, Standing
 from mirror.front.blobs import Blob, Span, Swarm
-from mirror.front.ranges import ContentRange, Range, RangeUnsatisfiable, resolve
+from mirror.front.ranges import ContentRange, Range, resolve
 from mirror.front.requestlog import REQUEST_LOG, RequestLog
 from mirror.front.sending import send_spans
 from swarm.blob.digest import Digest
@@ -42,10 +43,6 @@ of it within its 30 s."""
 
 RETRY = 0.5
 """Seconds between two of those tries; each waits for board and upstream by itself."""
-
-
-class BodyAborted(Exception):
-    """The body could not be completed, and the connection is cut."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote, urlencode, urljoin, urlsplit
 
+from mirror.errors import LinkInvalid
 from mirror.front.oci import Route, without_ns
 
 _TARGET = re.compile(r"[\s,]*<([^>]*)>")
 _PARAMETER = re.compile(r'\s*;\s*([!#$&+\-.^_`|~0-9A-Za-z]+\*?)(?:\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;,"]*)))?')
 _EMPTY = re.compile(r"\s*;(?=\s*(?:[;,]|$))")
 _END = re.compile(r"\s*(?:,|$)")
-
-
-class LinkInvalid(ValueError):
-    """The header does not say which page is next in a way that can be followed: a list must not end there."""
 
 
 @dataclass(frozen=True, slots=True)

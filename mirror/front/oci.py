@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlencode
 
+from mirror.errors import Refusal
 from swarm.blob import digest as digests
 
 DEFAULT_REGISTRY = "docker.io"
@@ -25,38 +25,6 @@ _UPLOADS = re.compile(r"/v2/(?P<name>.+)/blobs/uploads(?:/.*)?", re.DOTALL)
 
 LONGEST_NAME = 255
 """Characters of a repository name: what registries accept (distribution-spec, "Pulling manifests", note)."""
-
-_STATUS = {
-    "BLOB_UNKNOWN": 404,
-    "MANIFEST_UNKNOWN": 404,
-    "NAME_UNKNOWN": 404,
-    "MANIFEST_INVALID": 502,
-    "NAME_INVALID": 400,
-    "DIGEST_INVALID": 400,
-    "TAG_INVALID": 400,
-    "UNAUTHORIZED": 401,
-    "DENIED": 403,
-    "UNSUPPORTED": 405,
-    "TOOMANYREQUESTS": 503,
-    "UNAVAILABLE": 503,
-    "RANGE_INVALID": 416,
-}
-
-
-class Refusal(Exception):
-    """An answer that is no content, as the specification wants it (distribution-spec, "Error Codes")."""
-
-    def __init__(
-        self, code: str, message: str, *, status: int | None = None, headers: dict[str, str] | None = None
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.status = _STATUS[code] if status is None else status
-        self.headers = headers or {}
-
-    def body(self) -> bytes:
-        """The JSON document `{"errors": [{"code", "message", "detail"}]}`."""
-        return json.dumps({"errors": [{"code": self.code, "message": str(self), "detail": None}]}).encode()
 
 
 Kind = Literal["check", "manifest", "blob", "referrers", "tags"]

@@ -5,13 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from swarm.blob.errors import SwarmError
+from mirror.errors import RangeUnsatisfiable
 
 _ONE = re.compile(r"(\d{0,19})\s*-\s*(\d{0,19})", re.ASCII)
-
-
-class RangeUnsatisfiable(SwarmError):
-    """The range lies outside the blob: 416 with `Content-Range: bytes */size`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from mirror.errors import RangeUnsatisfiable, Refusal, UrlInvalid
 from mirror.front import bodies, urls
 from mirror.front.access import fingerprint
 from mirror.front.background import Background
 from mirror.front.bodies import BlobRequest, Bodies, complete, head_of, send_chunks, unsatisfiable
 from mirror.front.door import Door, Opened
-from mirror.front.oci import Refusal
 from mirror.front.opaque import OpaqueCache
 from mirror.front.possession import Possession
-from mirror.front.ranges import Range, RangeUnsatisfiable, resolve
+from mirror.front.ranges import Range, resolve
 from mirror.front.ranges import parse as parse_range
 from mirror.front.readahead import Readahead
 from mirror.front.requestlog import REQUEST_LOG
 from mirror.front.sending import send_spans
-from mirror.front.urls import UrlInvalid, Wanted
+from mirror.front.urls import Wanted
 from mirror.upstream.client import Upstream
 from swarm.blob.digest import Digest
 from swarm.blob.errors import BlobUnavailable, SourceBusy, SourceError, StoreFull, SwarmError

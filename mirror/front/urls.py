@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlsplit
 
+from mirror.errors import UrlInvalid
 from swarm.blob.digest import Digest, from_hex
 
 PREFIXES = ("/blobs/", "/dadip2p/", "/accelerator/")
@@ -23,10 +24,6 @@ _IN_PATH = (
 )
 _VALUE = re.compile(rf"sha256:{_HEX}")
 _PORTS = {"http": 80, "https": 443}
-
-
-class UrlInvalid(ValueError):
-    """What stands behind the prefix is no absolute http or https URL. The text never holds the URL."""
 
 
 @dataclass(frozen=True, slots=True)

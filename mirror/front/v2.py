@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from mirror.errors import LinkInvalid, Refusal
 from mirror.front import browsers, oci, passthrough
 from mirror.front import tags as names
 from mirror.front.access import AuthCache, Standing
 from mirror.front.bodies import BlobRequest, Bodies, complete, is_known
-from mirror.front.links import LinkInvalid, next_page
-from mirror.front.oci import Refusal, Route
+from mirror.front.links import next_page
+from mirror.front.oci import Route
 from mirror.front.possession import Possession
 from mirror.front.ranges import parse as parse_range
 from mirror.front.requestlog import REQUEST_LOG

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from mirror.errors import ConfigInvalid, HostsInvalid, SetupError
 from mirror.setup import criconfig, hoststoml
 
 DEFAULT_CERTS = Path("/etc/containerd/certs.d")
@@ -36,10 +37,6 @@ _TEMPORARY = ".shoal-"
 
 REACH_WITHIN = 2.0
 """Seconds for the agent to answer: it is on this machine."""
-
-
-class SetupError(Exception):
-    """containerd's files cannot be changed as asked; nothing was changed. One line."""
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +111,7 @@ def _plan_install(certs: Path, name: str, url: str, later: Sequence[Path], host_
         found = found.below(f"{seen_by_containerd(directory, host_root)}/")
     try:
         text = hoststoml.with_mirror((before or b"").decode(), url, found)
-    except (hoststoml.HostsInvalid, UnicodeDecodeError) as problem:
+    except (HostsInvalid, UnicodeDecodeError) as problem:
         why = "is no UTF-8" if isinstance(problem, UnicodeDecodeError) else problem
         raise SetupError(f"{own / 'hosts.toml'} {why}; nothing was changed") from None
     return Change(name, before, text.encode())
@@ -124,7 +121,7 @@ def later_directories(certs: Path, config: Path, host_root: Path) -> list[Path]:
     """What containerd's config_path names after *certs*; nothing where that cannot be known."""
     try:
         paths = [os.path.normpath(path) for path in criconfig.read(config_files(config, host_root)).config_path]
-    except (criconfig.ConfigInvalid, OSError):
+    except (ConfigInvalid, OSError):
         return []
     own = os.path.normpath(seen_by_containerd(certs, host_root))
     after = paths[paths.index(own) + 1 :] if own in paths else []
@@ -215,7 +212,7 @@ def show(certs: Path) -> list[Shown]:
         try:
             text = content.decode()
             shown.append(Shown(name, tuple(hoststoml.hosts_of(text)), hoststoml.has_block(text), ""))
-        except (hoststoml.HostsInvalid, UnicodeDecodeError) as problem:
+        except (HostsInvalid, UnicodeDecodeError) as problem:
             shown.append(Shown(name, (), False, " ".join(str(problem).split())))
     return shown
 
@@ -232,7 +229,7 @@ def notes(config: Path, host_root: Path) -> Iterator[str]:
     """One line for each thing worth knowing that is no fault."""
     try:
         found = criconfig.read(config_files(config, host_root))
-    except (criconfig.ConfigInvalid, OSError):
+    except (ConfigInvalid, OSError):
         return
     if len(found.config_path) > 1:
         yield (
@@ -258,7 +255,7 @@ def _config_problems(certs: Path, config: Path, host_root: Path) -> Iterator[str
     except OSError as problem:
         yield f"{config} cannot be read: {problem.strerror}"
         return
-    except criconfig.ConfigInvalid as problem:
+    except ConfigInvalid as problem:
         yield f"{problem}"
         return
     if not found.config_path:
@@ -284,9 +281,9 @@ def _parse_config(path: Path) -> dict[str, object]:
     try:
         return criconfig.parse(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
-        raise criconfig.ConfigInvalid(f"{path} is no UTF-8") from None
-    except criconfig.ConfigInvalid as problem:
-        raise criconfig.ConfigInvalid(f"{path} {problem}") from None
+        raise ConfigInvalid(f"{path} is no UTF-8") from None
+    except ConfigInvalid as problem:
+        raise ConfigInvalid(f"{path} {problem}") from None
 
 
 def _unreachable(url: str) -> str:

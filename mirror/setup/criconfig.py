@@ -6,6 +6,8 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mirror.errors import ConfigInvalid
+
 DEFAULT_ROOT = "/var/lib/containerd"
 
 _IMAGES = {
@@ -14,10 +16,6 @@ _IMAGES = {
     3: ("io.containerd.cri.v1.images",),
 }
 """Where `registry` and the image settings live, by version of the file (containerd docs/cri/config.md)."""
-
-
-class ConfigInvalid(ValueError):
-    """The file cannot be read as containerd would; one line that says why."""
 
 
 class CriConfig(NamedTuple):

@@ -13,16 +13,14 @@ import tomllib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from mirror.errors import HostsInvalid
+
 _BEGIN = "# --- shoal: begin (made by `shoal containerd install`, taken out by `shoal containerd uninstall`)"
 _JOINED = f"{_BEGIN}; the line above had no end"
 _END = "# --- shoal: end"
 _BLOCK = re.compile(
     rf"(?:^{re.escape(_BEGIN)}\n|\n{re.escape(_JOINED)}\n).*?^{re.escape(_END)}\n", re.DOTALL | re.MULTILINE
 )
-
-
-class HostsInvalid(ValueError):
-    """The file is none that we can add to safely; one line that says why."""
 
 
 class Certificates(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Self
 
 from yarl import URL
 
+from mirror.errors import Forbidden
 from mirror.upstream import manifests
 from mirror.upstream.addresses import AddressRules
 from mirror.upstream.answers import refusal
@@ -22,7 +23,7 @@ from mirror.upstream.exchange import Exchanges, Target, bounded, usable_url
 from mirror.upstream.guard import Guard
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.reach import Reach
-from mirror.upstream.registries import Forbidden, Registries
+from mirror.upstream.registries import Registries
 from mirror.upstream.sources import Passed, UpstreamSource
 from mirror.upstream.transport import Deadlines
 from mirror.upstream.urlrules import UrlRules

@@ -7,12 +7,10 @@ import zlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from mirror.errors import CodingInvalid
+
 STEP = 256 * 1024
 """Bytes that one step gives at most: a kilobyte of input can stand for a megabyte."""
-
-
-class CodingInvalid(ValueError):
-    """The coding is not known here, or the bytes are not in it."""
 
 
 class Decoder(Protocol):

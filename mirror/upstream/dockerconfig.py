@@ -21,13 +21,12 @@ from pathlib import Path
 
 from cachetools import TTLCache
 
+from mirror.errors import DockerConfigInvalid, Forbidden
 from mirror.upstream.auth import Credential
-from mirror.upstream.registries import DOCKER_HUB, Forbidden, canonical
+from mirror.upstream.plugins import DEADLINE, ask
+from mirror.upstream.registries import DOCKER_HUB, canonical
 
 LOG = logging.getLogger("shoal.mirror")
-
-HELPER_DEADLINE = 10.0
-"""Seconds a credential helper may take: cloud helpers ask a network service."""
 
 HELPER_LIFE = 300.0
 """Seconds for which a helper's answer is used: the shortest life of what cloud helpers give is an hour."""
@@ -35,15 +34,10 @@ HELPER_LIFE = 300.0
 RECHECK = 1.0
 """Seconds for which a look at the files' times is good: a busy agent must not stat for each request."""
 
-_HELPER_OUTPUT = 64 << 10
 _HELPERS_AT_ONCE = 4
 _LARGEST_FILE = 1 << 20
 _HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HUB_SERVER = "https://index.docker.io/v1/"
-
-
-class DockerConfigInvalid(ValueError):
-    """The file cannot be used; the text is one line that says where and why, and holds no secret."""
 
 
 @dataclass(frozen=True)
@@ -281,42 +275,19 @@ def _read(paths: Sequence[Path]) -> tuple[tuple[object, ...], tuple[Config, ...]
     return stamp, tuple(configs)
 
 
-async def run_helper(helper: str, server: str, *, deadline: float = HELPER_DEADLINE) -> Credential | None:
+async def run_helper(helper: str, server: str, *, deadline: float = DEADLINE) -> Credential | None:
     """What `docker-credential-<helper> get` says about *server*; None if it has nothing, fails or takes too long.
 
     docker/docker-credential-helpers, README, "Development". Its output is never logged.
     """
     fields = {"helper": helper, "server": server}
-    try:
-        process = await asyncio.create_subprocess_exec(
-            f"docker-credential-{helper}",
-            "get",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            limit=_HELPER_OUTPUT,
-        )
-    except OSError as error:
-        LOG.warning("credential_helper_failed", extra={"fields": fields | {"reason": str(error.strerror)}})
+    said = await ask([f"docker-credential-{helper}", "get"], server.encode(), deadline=deadline)
+    if said.failure:
+        if b"credentials not found" not in said.output:
+            LOG.warning("credential_helper_failed", extra={"fields": fields | {"reason": said.failure}})
         return None
     try:
-        async with asyncio.timeout(deadline):
-            output, _ = await process.communicate(server.encode())
-    except TimeoutError:
-        LOG.warning("credential_helper_failed", extra={"fields": fields | {"reason": f"nothing in {deadline:g} s"}})
-        return None
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await asyncio.shield(process.wait())
-    if process.returncode != 0:
-        if b"credentials not found" not in output:
-            reason = f"exit code {process.returncode}"
-            LOG.warning("credential_helper_failed", extra={"fields": fields | {"reason": reason}})
-        return None
-    try:
-        answer = json.loads(output[:_HELPER_OUTPUT])
+        answer = json.loads(said.output)
         username, secret = answer["Username"], answer["Secret"]
     except (ValueError, TypeError, KeyError):
         username = secret = None

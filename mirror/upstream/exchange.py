@@ -16,13 +16,14 @@ import aiohttp
 from cachetools import TTLCache
 from yarl import URL
 
+from mirror.errors import CodingInvalid, Forbidden, RegistriesInvalid, Unreachable
 from mirror.upstream.answers import refusal
 from mirror.upstream.auth import MOST_CREDENTIALS, Authorizer, Credentials, Grant, challenges
-from mirror.upstream.coding import CodingInvalid, decoder, is_identity
+from mirror.upstream.coding import decoder, is_identity
 from mirror.upstream.guard import Guard, Ticket
 from mirror.upstream.reach import Reach
-from mirror.upstream.registries import Forbidden, Registries, RegistriesInvalid, Registry, Tls, canonical, place_of
-from mirror.upstream.transport import Request, Transport, Unreachable, translated
+from mirror.upstream.registries import Registries, Registry, Tls, canonical, place_of
+from mirror.upstream.transport import Request, Transport, translated
 from swarm.blob.errors import SourceBroken, SourceBusy, SourceError, SourceRefused
 
 LOG = logging.getLogger("shoal.mirror")

@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 
 from yarl import URL
 
+from mirror.errors import ProxyInvalid
+
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-class ProxyInvalid(ValueError):
-    """The environment names something that is no proxy; one line, without user and password."""
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from dataclasses import replace
 from cachetools import LRUCache
 from yarl import URL
 
+from mirror.errors import Forbidden
 from mirror.upstream.addresses import LOOPBACK, NODE_SERVICES, AddressRules, Place, place_of_address
 from mirror.upstream.proxies import Proxies
-from mirror.upstream.registries import Forbidden, Registries, place_of
+from mirror.upstream.registries import Registries, place_of
 from mirror.upstream.transport import Deadlines, Transport
 from mirror.upstream.urlrules import UrlRules
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from yarl import URL
 
+from mirror.errors import Forbidden, RegistriesInvalid
 from mirror.upstream.limits import Limits
-from swarm.blob.errors import SourceRefused
 
 DOCKER_HUB = "docker.io"
 _HUB_NAMES = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
@@ -25,17 +25,6 @@ _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _LONGEST_NAME = 255
 _V6 = re.compile(r"\[(?P<address>[0-9A-Fa-f:.]+)\](?P<port>:[0-9*]{1,5})?")
-
-
-class Forbidden(SourceRefused):
-    """Our own rules say no, before upstream is asked. Always has status 403."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, status=403)
-
-
-class RegistriesInvalid(ValueError):
-    """The registries file cannot be used; the text is one line that says where and why."""
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,8 @@ from pathlib import Path
 import msgspec
 from yarl import URL
 
-from mirror.upstream.registries import (
-    DOCKER_HUB,
-    HUB_URL,
-    Forbidden,
-    Registries,
-    RegistriesInvalid,
-    Registry,
-    Tls,
-    canonical,
-)
+from mirror.errors import Forbidden, RegistriesInvalid
+from mirror.upstream.registries import DOCKER_HUB, HUB_URL, Registries, Registry, Tls, canonical
 from swarm.base.flags import parse_duration
 
 

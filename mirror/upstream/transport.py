@@ -20,8 +20,9 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from mirror.errors import Forbidden, Unreachable
 from mirror.upstream.addresses import AddressRules, Place, place_of_address
-from mirror.upstream.registries import Forbidden, place_of
+from mirror.upstream.registries import place_of
 from swarm.blob.errors import SourceBroken, SourceError, SourceRefused, SourceSilent
 
 
@@ -125,10 +126,6 @@ class Resolver(AbstractResolver):
     async def close(self) -> None:
         """Ask no more."""
         await self._inner.close()
-
-
-class Unreachable(SourceSilent):
-    """The host answers nothing at all: no connection, or no byte on one, and none on another."""
 
 
 class AddressRefused(OSError):
