@@ -13,15 +13,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from mirror.errors import SettingsInvalid
 from mirror.front import blobs
 from mirror.front.access import AuthCache
-from mirror.front.app import Front, make_app, make_site
+from mirror.front.app import MOST_REQUESTS, Front, make_app, make_site
 from mirror.front.background import Background
 from mirror.front.bodies import Bodies
 from mirror.front.door import Door
@@ -44,8 +45,14 @@ from mirror.upstream.transport import Deadlines
 from mirror.upstream.urlrules import UrlRules, named_hosts
 from swarm.base.flags import Endpoint
 from swarm.base.heap import give_back, settle
+from swarm.base.listener import Listener
 from swarm.base.scheduling import batch
+from swarm.identity.files import identity_files
+from swarm.identity.tls import Identity
 from swarm.node import Node
+
+if TYPE_CHECKING:
+    from swarm.identity.issued import EnrolledIdentity
 
 log = logging.getLogger("shoal.mirror")
 
@@ -59,9 +66,6 @@ KEEP_ALIVE = 75.0
 
 WAITING = 1024
 """Connections that the kernel keeps for us: containerd opens one per layer and chunk."""
-
-AT_ONCE = 16
-"""Connections that are accepted in one turn of the loop. asyncio tries as many when descriptors have run out, too."""
 
 
 async def serve(settings: MirrorSettings) -> None:
@@ -81,7 +85,9 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
         collector(registry=prometheus)
     metrics = FrontMetrics(prometheus)
     async with AsyncExitStack() as stack:
-        swarm = Node(settings.swarm(), prometheus)
+        enrolled = enrolment(settings)
+        identity = enrolled.identity if enrolled is not None else identity_of(settings)
+        swarm = Node(settings.swarm(), prometheus, identity=identity)
         upstream = await stack.enter_async_context(await upstream_of(settings, prometheus))
         telling: set[asyncio.Task[None]] = set()
 
@@ -104,6 +110,9 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
         # Probes are answered while the store is still being read; the mirror listens once it can serve.
         await stack.enter_async_context(listening(site, settings.metrics_listen, grace=0.5))
         await swarm.start()
+        if enrolled is not None:
+            enrolling = asyncio.create_task(enrolled.run(swarm.tracker_urls))
+            stack.callback(enrolling.cancel)
         await front.streaming.door.load()
         lag = asyncio.create_task(watch_loop(metrics))
         stack.callback(lag.cancel)
@@ -116,19 +125,49 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
         log.info("stopping", extra={"fields": {"requests": front.under_way}})
 
 
+def enrolment(settings: MirrorSettings) -> EnrolledIdentity | None:
+    """The identity that trackers sign for a token, if there is one. Raises IdentityError, SettingsInvalid."""
+    if settings.tls_token is None:
+        return None
+    if settings.tls_ca is None or settings.tls_cert is not None or settings.tls_key is not None:
+        raise SettingsInvalid("--tls-token needs --tls-ca, and no --tls-cert or --tls-key")
+    from swarm.identity.issued import EnrolledIdentity  # 15 MiB that only this agent needs
+
+    return EnrolledIdentity(settings.tls_ca, settings.tls_token)
+
+
+def identity_of(settings: MirrorSettings) -> Identity | None:
+    """The identity in files, if they are named. Raises IdentityError."""
+    named = identity_files(settings.tls_ca, settings.tls_cert, settings.tls_key)
+    return named.identity if named is not None else None
+
+
 @contextlib.asynccontextmanager
 async def listening(app: web.Application, where: Endpoint, *, grace: float) -> AsyncIterator[web.AppRunner]:
     """*app* served at *where*. Leaving: no new connections, *grace* seconds for requests under way."""
+    listener: Listener | None = None
+
+    @web.middleware
+    async def busy(request: web.Request, handler: Handler) -> web.StreamResponse:
+        assert listener is not None
+        with listener.busy(request.transport):
+            return await handler(request)
+
+    app.middlewares.insert(0, busy)
     runner = web.AppRunner(
         app, handler_cancellation=True, access_log=None, keepalive_timeout=KEEP_ALIVE, shutdown_timeout=grace
     )
     await runner.setup()
+    server = runner.server
+    assert server is not None
+    # Everything on this node comes from one address: 32 layers that are read 16 wide by four images at once.
+    listener = Listener(server, unproven=MOST_REQUESTS)
     try:
         for place in await _bound(where):
-            await web.SockSite(runner, place, backlog=AT_ONCE).start()
-            place.listen(WAITING)
+            listener.take(place, WAITING)
         yield runner
     finally:
+        listener.close()
         await runner.cleanup()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +54,14 @@ def parse_registry(text: str) -> str:
     where = parse_endpoint(plain, port=443)
     host = f"[{where.host}]" if ":" in where.host else where.host
     return f"{host}:{where.port}" if re.search(r":\d+$", plain) else host
+
+
+def parse_ip(text: str) -> str:
+    """An IPv4 or IPv6 address; "" for none. Raises ValueError."""
+    return str(ip_address(text.strip())) if text.strip() else ""
+
+
+IP = Flag("IP", parse_ip)
 
 
 def parse_tag_ttl(text: str) -> TagTtl:
@@ -117,6 +126,48 @@ class MirrorSettings:
         "A tracker, http://HOST:PORT, or dns+http://NAME:PORT for every address of a name. Repeatable.",
         unit="URL",
         reason="None is allowed: the agent then works alone, from its disk and upstream.",
+    )
+    address: str = setting(
+        "",
+        IP,
+        "Address under which other agents reach this one, if trackers see another (NAT, hostNetwork).",
+        unit="IP",
+        reason="What trackers see is right on flat networks; the chart sets the pod's own.",
+    )
+    pod: str = setting(
+        "",
+        TEXT,
+        "UID of the pod that this agent runs in: trackers compare it with what the Kubernetes API says.",
+        unit="UID",
+        reason="Outside Kubernetes there is none; the chart sets metadata.uid.",
+    )
+    tls_ca: Path | None = setting(
+        None,
+        PATH,
+        "Authority of agents and trackers (PEM). With it, all speak by TLS and know each other by certificate.",
+        unit="file",
+        reason="None: known by address, in clear, on a network that is trusted. `shoal ca` makes one.",
+    )
+    tls_cert: Path | None = setting(
+        None,
+        PATH,
+        "This agent's certificate (PEM); read again when it changes.",
+        unit="file",
+        reason="`shoal ca issue agent NAME` makes it, or cert-manager.",
+    )
+    tls_key: Path | None = setting(
+        None,
+        PATH,
+        "The key of that certificate (PEM, not encrypted).",
+        unit="file",
+        reason="Readable by the agent alone.",
+    )
+    tls_token: Path | None = setting(
+        None,
+        PATH,
+        "Instead of --tls-cert: the pod's token for the audience shoal-tracker, for which trackers sign a certificate.",
+        unit="file",
+        reason="In a cluster kubelet makes and renews it, and the key is on no disk. The chart sets it.",
     )
     store: Path = setting(
         Path("/var/lib/shoal"),
@@ -324,6 +375,8 @@ class MirrorSettings:
             store_budget=self.store_budget,
             listen=self.swarm_listen,
             trackers=self.tracker,
+            address=self.address,
+            pod=self.pod,
             containerd_content=self.containerd_content,
             names_keep=self.tag_keep,
         )

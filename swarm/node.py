@@ -23,6 +23,7 @@ from swarm.blob.metainfo import sealed_info
 from swarm.fetch.course import Context
 from swarm.fetch.fetch import Fetch
 from swarm.fetch.readers import Reader
+from swarm.identity.tls import Identity
 from swarm.metrics import SwarmMetrics
 from swarm.peer.session import Session, SessionError, Torrent
 from swarm.protocol import wire
@@ -32,6 +33,7 @@ from swarm.storage.content import BLOBS, Content
 from swarm.storage.hashing import Hasher
 from swarm.storage.held import Held
 from swarm.storage.store import Store
+from swarm.tracking.caller import Caller
 from swarm.tracking.tags import Names
 from swarm.tracking.trackers import Link, Trackers
 from swarm.upstream.source import Source
@@ -48,7 +50,14 @@ COUNT_EVERY = 2.0
 class Node:
     """See the module."""
 
-    def __init__(self, settings: SwarmSettings, registry: CollectorRegistry | None = None) -> None:
+    def __init__(
+        self,
+        settings: SwarmSettings,
+        registry: CollectorRegistry | None = None,
+        *,
+        identity: Identity | None = None,
+    ) -> None:
+        """*identity*: agents and trackers know each other by key, and speak by TLS only."""
         self.settings = settings
         self.metrics = SwarmMetrics(registry or CollectorRegistry())
         self.on_backoff: Callable[[str, float], None] = lambda host, seconds: None
@@ -56,8 +65,9 @@ class Node:
         self._hasher = Hasher()
         self._store = Store(settings.store, settings.store_budget, hasher=self._hasher)
         self._content: Content | None = None
-        self._session = Session(settings.listen, on_bad_peer=self._bad_peer)
-        self._trackers = Trackers(settings.trackers, settings.name, self)
+        self._session = Session(settings.listen, on_bad_peer=self._bad_peer, identity=identity)
+        caller = Caller(identity, settings.address, settings.pod)
+        self._trackers = Trackers(settings.trackers, settings.name, self, caller)
         self.names = Names(settings.store / "names.json", settings.names_keep, self._trackers)
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="shoal-io")
         self._fetches: dict[Digest, Fetch] = {}
@@ -185,6 +195,10 @@ class Node:
     def ready(self) -> bool:
         """Whether requests can be served by this node alone: store and swarm port are open, and it is not closing."""
         return self._context is not None and not self._closing and not self._store.trouble
+
+    def tracker_urls(self) -> list[str]:
+        """`scheme://host:port` of every tracker that is known, whether it answers or not."""
+        return [link.url for link in self._trackers.links()]
 
     @property
     def member(self) -> bool:

@@ -27,6 +27,12 @@ class SwarmSettings:
     trackers: tuple[str, ...] = ()
     """URLs, `http://host:port` or `dns+http://name:port` (every address of the name is a tracker)."""
 
+    address: str = ""
+    """IP under which other agents reach this one, where trackers see another; "": the one that they see."""
+
+    pod: str = ""
+    """UID of the pod that this agent runs in; "": none."""
+
     containerd_content: Path | None = None
     """containerd's content directory (`.../io.containerd.content.v1.content`), read-only; None: do not look."""
 

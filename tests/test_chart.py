@@ -346,7 +346,7 @@ def given(setting: Setting) -> Object:
         "store": "/data", "tag_ttl": ["5s", "ghcr.io=1m"], "log_level": "debug", "log_format": "json",
         "tracker": ["http://10.0.0.1:6969", "http://10.0.0.2:6969"], "discovery": "dns", "member_name": ["a.example"],
         "peer": ["dns+http://trackers.example:6969"],
-        "member": ["10.0.0.0/8", "fd00::/8"], "upstream_rate": 2.5, "upstream_connections": 7,
+        "member": ["10.0.0.0/8", "fd00::/8"], "address": "10.0.0.9", "upstream_rate": 2.5, "upstream_connections": 7,
     }  # fmt: skip
     if setting.field in by_field:
         return {camel(setting.field): by_field[setting.field]}

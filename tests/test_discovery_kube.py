@@ -26,6 +26,7 @@ from kubernetes.aio.config import incluster_config
 from swarm.protocol import wire
 from tests.parts.kubeapi import TOKEN, KubeApi, kube_api, node, pod
 from tests.parts.procs import Process, free_port, python
+from tests.parts.talk import JSON
 from tracker.members import kube
 from tracker.members.backoff import Backoff
 from tracker.members.discovery import DiscoveryError, Reason
@@ -441,7 +442,7 @@ async def test_a_tracker_admits_exactly_the_running_pods(api: KubeApi, tmp_path:
     poll = wire.AgentPoll(node="a", port=6881, session="s", full=True)
 
     async def said(client: aiohttp.ClientSession) -> int:
-        async with client.post(f"{url}/v1/agent", data=wire.encode(poll)) as answer:
+        async with client.post(f"{url}/v1/agent", data=wire.encode(poll), headers=JSON) as answer:
             return answer.status
 
     api.gate.clear()

@@ -107,6 +107,7 @@ SAMPLES = {
     "HOST:PORT": "[::1]:4242", "SIZE": "7GiB", "DURATION": "1h30m", "CIDR": "10.0.0.0/8", "URL": "http://10.0.0.1:4242",
     "LEVEL": "debug", "FORMAT": "json", "PATH": "/some/where", "TEXT": "text", "N": "7", "NUMBER": "2.5",
     "[HOST=]TTL": "reg.example=1m", "HOST[:PORT]": "reg.example:5000", "PATTERN": "reg.example/team/*", "KIND": "dns",
+    "IP": "10.0.0.9",
 }  # fmt: skip
 """By type: a value that is no setting's default."""
 

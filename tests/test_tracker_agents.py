@@ -238,6 +238,14 @@ class Changing:
         """Whether it is one."""
         return ip in self.members
 
+    def named(self, name: str) -> tuple[str, ...] | None:
+        """It knows addresses only."""
+        return None
+
+    def name(self, ip: str) -> str:
+        """It knows addresses only."""
+        return ""
+
     def zone(self, ip: str) -> str:
         """Its zone."""
         return self.zones.get(ip, "")

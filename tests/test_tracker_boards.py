@@ -13,7 +13,7 @@ import pytest_asyncio
 from swarm.blob.geometry import MIB
 from swarm.protocol import leases, wire
 from swarm.protocol.blame import Blame
-from tests.parts.talk import Refusal, Talker, Town, digest_of, hashes_of, town, until
+from tests.parts.talk import JSON, Refusal, Talker, Town, digest_of, hashes_of, town, until
 from tracker.members.static import StaticDiscovery
 from tracker.state import cluster
 from tracker.state.swarms import Raw
@@ -472,7 +472,7 @@ async def test_bad_requests_are_refused_in_the_protocols_own_form(verb: str, bod
     async with (
         town(max_body=1000) as here,
         aiohttp.ClientSession() as http,
-        http.post(f"{here.server.url}/v1/{verb}", data=body) as answer,
+        http.post(f"{here.server.url}/v1/{verb}", data=body, headers=JSON) as answer,
     ):
         assert answer.status == status
         assert wire.decode(await answer.read(), wire.Problem).message

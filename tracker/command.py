@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,11 @@ from swarm.base.flags import (
     options,
     setting,
 )
+from swarm.identity.authority import Authority
+from swarm.identity.files import identity_files
+from swarm.identity.issued import IssuedIdentity
+from swarm.identity.name import Role
+from swarm.identity.tls import Identity
 from tracker.errors import TrackerError
 from tracker.members.discovery import Discovery, DiscoveryError
 from tracker.settings import TrackerSettings
@@ -52,6 +59,62 @@ class TrackerFlags:
         "Where agents, BitTorrent clients, browsers and Prometheus ask this tracker.",
         unit="host and TCP port",
         reason="Loopback unless somebody opens it; 6969 is the usual port of trackers.",
+    )
+    page_listen: Endpoint | None = setting(
+        None,
+        ENDPOINT,
+        "Where the page, its API and the metrics are read, apart from the agents' port.",
+        unit="host and TCP port",
+        reason="One port is simpler; two can be opened to different people. The chart uses loopback, for port-forward.",
+    )
+    metrics_listen: Endpoint | None = setting(
+        None,
+        ENDPOINT,
+        "Where Prometheus reads /metrics, apart from the rest; it names no image and no node's content.",
+        unit="host and TCP port",
+        reason="With the page, unless that is closed to Prometheus.",
+    )
+    page_token_file: Path | None = setting(
+        None,
+        PATH,
+        "File with the token that readers of page, API and metrics show (Bearer, or as password); read at the start.",
+        unit="file",
+        reason="A file is not seen in a list of processes. Without it who reaches the port may read.",
+    )
+    host: tuple[str, ...] = setting(
+        (),
+        TEXT,
+        "A public name of this tracker, as browsers write it; addresses and inside names always count. Repeatable.",
+        unit="DNS name",
+        reason="Other names are refused: a web page could give its own name this tracker's address and read it.",
+    )
+    tls_ca: Path | None = setting(
+        None,
+        PATH,
+        "Authority of agents and trackers (PEM). With it and the two below, agents come by TLS with a certificate.",
+        unit="file",
+        reason="None: members are known by address, and the network is trusted. `shoal ca` makes one.",
+    )
+    tls_cert: Path | None = setting(
+        None,
+        PATH,
+        "This tracker's certificate (PEM); read again when it changes.",
+        unit="file",
+        reason="`shoal ca issue tracker NAME` makes it, or cert-manager.",
+    )
+    tls_key: Path | None = setting(
+        None,
+        PATH,
+        "The key of that certificate (PEM, not encrypted).",
+        unit="file",
+        reason="Readable by the tracker alone.",
+    )
+    tls_ca_key: Path | None = setting(
+        None,
+        PATH,
+        "The authority's key (PEM), instead of --tls-cert: this tracker signs its own certificate, and the agents'.",
+        unit="file",
+        reason="Kubernetes discovery: agents prove their pod by a token, and need no certificate beforehand.",
     )
     discovery: str = setting(
         "static",
@@ -167,15 +230,20 @@ def tracker(**values: Any) -> Coroutine[Any, Any, None]:
 async def _serve(flags: TrackerFlags) -> None:
     from tracker.serve import serve
 
+    identity, authority = _identity(flags)
     settings = TrackerSettings(
         listen=flags.listen,
+        page_listen=flags.page_listen,
+        metrics_listen=flags.metrics_listen,
+        page_token=_token(flags.page_token_file),
+        hosts=flags.host,
         replicas=flags.peer,
         near_zone=flags.near_zone,
         copy_per_zone=flags.copy_per_zone,
         quarantine=flags.quarantine,
     )
     try:
-        await serve(settings, _discovery(flags))
+        await serve(settings, _discovery(flags), identity, authority)
     except (TrackerError, DiscoveryError) as problem:
         raise click.ClickException(str(problem)) from None
 
@@ -204,6 +272,28 @@ def _discovery(flags: TrackerFlags) -> Discovery:
             from tracker.members.static import StaticDiscovery
 
             return StaticDiscovery(flags.member)
+
+
+def _identity(flags: TrackerFlags) -> tuple[Identity | None, Authority | None]:
+    """What the flags say of keys: this tracker's identity, and the authority if it signs. Raises IdentityError."""
+    if flags.tls_ca_key is None:
+        named = identity_files(flags.tls_ca, flags.tls_cert, flags.tls_key)
+        return (named.identity if named is not None else None), None
+    if flags.tls_ca is None or flags.tls_cert is not None or flags.tls_key is not None:
+        raise click.UsageError("--tls-ca-key needs --tls-ca, and no --tls-cert or --tls-key")
+    authority = Authority(flags.tls_ca.read_bytes(), flags.tls_ca_key.read_bytes())
+    host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname()).strip("-.") or "tracker"
+    return IssuedIdentity(authority, Role.TRACKER, host).identity, authority
+
+
+def _token(path: Path | None) -> str:
+    """The token in a file. Raises OSError, click.UsageError."""
+    if path is None:
+        return ""
+    text = path.read_text(encoding="utf-8").strip()
+    if not text:
+        raise click.UsageError(f"{path} holds no token")
+    return text
 
 
 def _own_namespace() -> str:

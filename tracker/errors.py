@@ -3,9 +3,12 @@
 TrackerError
 └── Refused             what was asked is not given; one line says why
     ├── Malformed       400: the request makes no sense
+    ├── Locked          401: a token is needed
+    ├── Closed          403: this is not answered here, or not to whoever asks
     ├── NotAMember      403: whoever asks is no member
     ├── Unknown         404: there is no such blob, torrent or page of them
     ├── Outdated        409: meant for another incarnation of this tracker, or of the agent
+    ├── NoJson          415: the body is not declared to be JSON
     └── Unready         503: stopping, not ready yet, or full: ask another tracker
 """
 
@@ -56,3 +59,24 @@ class Unready(Refused):
 
     status = 503
     code = "unready"
+
+
+class Closed(Refused):
+    """This is not answered here, or not to whoever asks."""
+
+    status = 403
+    code = "closed"
+
+
+class Locked(Refused):
+    """A token is needed."""
+
+    status = 401
+    code = "locked"
+
+
+class NoJson(Refused):
+    """The body is not declared to be JSON."""
+
+    status = 415
+    code = "no-json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -11,6 +11,18 @@ class TrackerSettings:
 
     listen: tuple[str, int] = ("127.0.0.1", 6969)
     """IP and port of the HTTP listener (docs/design.md, Ports)."""
+
+    page_listen: tuple[str, int] | None = None
+    """IP and port of the page, its API and its metrics, apart from the agents' port; None: they are on that."""
+
+    metrics_listen: tuple[str, int] | None = None
+    """IP and port of /metrics alone, apart from the rest; None: where the page is."""
+
+    page_token: str = field(default="", repr=False)
+    """What readers of page, API and metrics have to show; "": nothing."""
+
+    hosts: tuple[str, ...] = ()
+    """Names under which browsers and agents may ask, beside addresses and names that are no public ones."""
 
     peers: int = 50
     """Peers handed out per answer: enough for a well-connected swarm, few enough for one packet or two."""

@@ -133,7 +133,9 @@ async def _kept_from_browsers(_: web.Request, response: web.StreamResponse) -> N
 
 
 def make_site(
-    metrics: FrontMetrics, ready: Callable[[], bool], status: Callable[[], dict[str, Any]]
+    metrics: FrontMetrics,
+    ready: Callable[[], bool],
+    status: Callable[[], dict[str, Any]],
 ) -> web.Application:
     """The site for Prometheus, probes and people: /metrics, /healthz, /readyz, /status."""
 

@@ -16,6 +16,15 @@ LOOK = 1.0
 """Seconds between two looks at the files at most: connections that come in numbers share one."""
 
 
+def identity_files(authority: Path | None, certificate: Path | None, key: Path | None) -> IdentityFiles | None:
+    """The identity in the files of --tls-ca, --tls-cert and --tls-key; None: none is named. Raises IdentityError."""
+    if authority is None and certificate is None and key is None:
+        return None
+    if authority is None or certificate is None or key is None:
+        raise IdentityError("an identity needs all of --tls-ca, --tls-cert and --tls-key")
+    return IdentityFiles(authority, certificate, key)
+
+
 class IdentityFiles:
     """An Identity made of files. A Secret that is mounted changes all three at once, by a link; others may not."""
 

@@ -40,6 +40,24 @@ class Credentials:
     """The private key of the certificate, not encrypted."""
 
 
+DH = """\
+-----BEGIN X9.42 DH PARAMETERS-----
+MIICDAKCAQEA///////////JD9qiIWjCNMTGYouA3BzRKQJOCIpnzHQCC76mOxOb
+IlFKCHmONATd75UZs806QxswKwpt8l8UN0/hNW1tUcJF5IW1dmJefsb0TELppjft
+awv/XLb0Brft7jhr+1qJn6WunyQRfEsf5kkoZlHs5Fs9wgB8uKFjvwWY2kg2HFXT
+mmkWP6j9JM9fg2VdI9yjrZYcYvNWIIVSu57VKQdwlpZtZww1Tkq8mATxdGwIyhgh
+fDKQXkYuNs474553LBgOhgObJ4Oi7Aeij7XFXfBvTFLJ3ivL9pVYFxg5lUl86pVq
+5RXSJhiY+gUQFXKOWoqsqmj//////////wIBAgKCAQB//////////+SH7VEQtGEa
+YmMxRcBuDmiUgScERTPmOgEF31Mdic2RKKUEPMcaAm73yozZ5p0hjZgVhTb5L4ob
+p/Catrao4SLyQtq7MS8/Y3omIXTTG/a1hf+uW3oDW/b3HDX9rUTP0tdPkgi+JY/z
+JJQzKPZyLZ7hAD5cULHfgsxtJBsOKunNNIsf1H6SZ6/Bsq6R7lHWyw4xeasQQqld
+z2qUg7hLSzazhhqnJV5MAni6NgRlDBC+GUgvIxcbZx3xzzuWDAdDAc2TwdF2A9FH
+2uKu+DemKWTvFeX7SqwLjBzKpL51SrVyiukTDEx9AogKuUctRVZVNH//////////
+-----END X9.42 DH PARAMETERS-----
+"""
+"""Parameters of Diffie-Hellman (RFC 3526, group 14), which libtorrent asks for and TLS 1.3 does not use."""
+
+
 class Peered(Protocol):
     """What knows the certificate of the other end: ssl.SSLObject and ssl.SSLSocket."""
 
@@ -52,6 +70,7 @@ class Identity:
     def __init__(self, credentials: Credentials, refresh: Callable[[], None] | None = None) -> None:
         """*refresh* is called before a connection is made or taken: it may `renew`. Raises IdentityError."""
         self._refresh = refresh or (lambda: None)
+        self._listeners: list[Callable[[], None]] = []
         self._server = self._context(ssl.PROTOCOL_TLS_SERVER)
         self._open_server = self._context(ssl.PROTOCOL_TLS_SERVER)
         self._open_server.verify_mode = ssl.CERT_OPTIONAL
@@ -71,6 +90,12 @@ class Identity:
         if credentials != self.credentials:
             self._fill(credentials)
             self.credentials = credentials
+            for listener in self._listeners:
+                listener()
+
+    def on_renew(self, listener: Callable[[], None]) -> None:
+        """Call *listener* after every `renew`, from whatever thread that comes."""
+        self._listeners.append(listener)
 
     def server_context(self, *, strangers: bool = False) -> ssl.SSLContext:
         """For a listener. *strangers*: peers without a certificate may come, and have no `peer_name`."""

@@ -24,6 +24,8 @@ with warnings.catch_warnings():
 from swarm.base.flags import Endpoint
 from swarm.blob.errors import SwarmError
 from swarm.blob.metainfo import info_hash as hash_of_info
+from swarm.blob.metainfo import secured
+from swarm.identity.tls import DH, Identity
 from swarm.peer.nodelay import quicken
 from swarm.peer.peers import LoopbackAnnounce, PeerAddress
 
@@ -150,6 +152,12 @@ class Torrent:
                 act(self.handle)
 
 
+def interfaces(ip: str, port: int, *, secure: bool) -> str:
+    """libtorrent's `listen_interfaces`. `::` is every address of both families. *secure*: TLS only."""
+    each = ("0.0.0.0", "::") if ip == "::" else (ip,)
+    return ",".join(f"{Endpoint(one, port)}{'s' if secure else ''}" for one in each)
+
+
 def settings_for(listen: str) -> dict[str, Any]:
     """libtorrent settings of an agent that listens on *listen* (`ip:port`, v6 in brackets).
 
@@ -211,8 +219,18 @@ def settings_for(listen: str) -> dict[str, Any]:
 class Session:
     """The swarm engine of an agent: one libtorrent session."""
 
-    def __init__(self, listen: tuple[str, int], *, on_bad_peer: Callable[[bytes, str, int], None]) -> None:
-        """*on_bad_peer*(info-hash, ip, port): a peer was banned because it sent wrong bytes."""
+    def __init__(
+        self,
+        listen: tuple[str, int],
+        *,
+        on_bad_peer: Callable[[bytes, str, int], None],
+        identity: Identity | None = None,
+    ) -> None:
+        """*on_bad_peer*(info-hash, ip, port): a peer was banned because it sent wrong bytes.
+
+        *identity*: torrents are SSL torrents; peers are those whose certificate the same authority signed.
+        """
+        self._identity = identity
         self._listen = listen
         self._on_bad_peer = on_bad_peer
         self._torrents: dict[bytes, Torrent] = {}
@@ -239,10 +257,12 @@ class Session:
         except OSError as error:
             raise SessionError(f"cannot listen on {ip}: {error.strerror}") from None
         params = lt.session_params()
-        params.settings = settings_for(str(Endpoint(ip, port)))  # type: ignore[assignment]  # a dict is taken
+        params.settings = settings_for(interfaces(ip, port, secure=self._identity is not None))  # type: ignore[assignment]  # a dict is taken
         params.disk_io_constructor = "pread_disk_io_constructor"
         self._listening = loop.create_future()
         self._session = lt.session(params)
+        if self._identity is not None:
+            self._identity.on_renew(lambda: _later(loop, self._renewed))
         reading, writing = socket.socketpair()
         reading.setblocking(False)
         writing.setblocking(False)
@@ -298,6 +318,8 @@ class Session:
         *have*: pieces that are in the file, verified. *wanted*: pieces to fetch (and to have).
         Raises SessionError.
         """
+        if self._identity is not None:
+            info = secured(info, self._identity.credentials.authority)
         key = hash_of_info(info)
         while (going := self._going.get(key)) is not None:
             await asyncio.wait([going])
@@ -319,7 +341,8 @@ class Session:
         params.save_path = str(path.parent)
         params.renamed_files = {0: path.name}
         params.storage_mode = lt.storage_mode_t.storage_mode_sparse
-        first = list(peers())
+        # libtorrent dials those whom an SSL torrent begins with before it has its certificate: in clear.
+        first = [] if self._identity is not None else list(peers())
         params.peers = first  # dialled at once, since nothing is to be verified
         params.flags = (
             lt.torrent_flags.no_verify_files
@@ -436,8 +459,20 @@ class Session:
             self._session.remove_torrent(alert.handle)
         else:
             torrent.handle = alert.handle
+            self._show_certificate(torrent)
             if not torrent.added.done():
                 torrent.added.set_result(None)
+
+    def _show_certificate(self, torrent: Torrent) -> None:
+        if self._identity is not None:
+            shown = self._identity.credentials
+            pair = shown.certificate.decode(), shown.key.decode()
+            torrent._call(lambda handle: handle.set_ssl_certificate_buffer(*pair, DH))
+
+    def _renewed(self) -> None:
+        """A new certificate, for connections that are made from now on."""
+        for torrent in self._torrents.values():
+            self._show_certificate(torrent)
 
     def _on_piece(self, alert: Any) -> None:
         if (torrent := self._torrent_of(alert)) is not None:
@@ -510,6 +545,12 @@ class Session:
     def _on_listen_failed(self, alert: Any) -> None:
         if self._listening is not None and not self._listening.done():
             self._listening.set_exception(SessionError(alert.message()))
+
+
+def _later(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> None:
+    """*act* on *loop*, from whatever thread; nothing once that loop is closed."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(act)
 
 
 _HANDLERS: dict[type, Callable[[Session, Any], None]] = {

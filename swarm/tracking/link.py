@@ -16,6 +16,7 @@ import aiohttp
 
 from swarm.blob.errors import NotAMember, TrackerError, TrackerRefused
 from swarm.protocol import wire
+from swarm.tracking.caller import Caller
 
 CALL_DEADLINE = 2.0
 """Seconds for an answer to anything but a long-poll: then the next tracker is asked."""
@@ -39,7 +40,6 @@ MOST_SMALL = 1024 * 1024
 """Bytes of the longest answer that carries no hashes."""
 
 _STEP = 256 * 1024
-_JSON = {"Content-Type": "application/json"}
 
 A = TypeVar("A", bound=wire.Wire)
 
@@ -55,6 +55,7 @@ class Link:
     """Told that a call has waited for DOUBT seconds: finds out who is alive."""
     on_failed: Callable[[Link, str], None] | None = None
     """Told that a call about a blob (its digest) failed."""
+    caller: Caller = field(default_factory=Caller)
     up: bool = False
     changes: dict[str, int | None] = field(default_factory=dict)
     """Digest -> size (None: no longer held) that the tracker has not been told yet."""
@@ -75,8 +76,9 @@ class Link:
         timeout = aiohttp.ClientTimeout(total=total, sock_connect=CONNECT_DEADLINE)
         try:
             async with self.http.post(
-                self.url + path, data=wire.encode(message), timeout=timeout, headers=_JSON
-            ) as response:
+                self.url + path, data=wire.encode(message), timeout=timeout, headers=self.caller.headers,
+                **self.caller.secure(),
+            ) as response:  # fmt: skip
                 body = await self._read(response, wire.MAX_BODY if kind is wire.BoardAnswer else MOST_SMALL)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise TrackerError(f"tracker {self.url}: {type(error).__name__}") from None
@@ -116,7 +118,7 @@ class Link:
         """Whether anybody answers there, with whatever."""
         timeout = aiohttp.ClientTimeout(total=SIGN_OF_LIFE)
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
-            async with self.http.get(f"{self.url}/healthz", timeout=timeout):
+            async with self.http.get(f"{self.url}/healthz", timeout=timeout, **self.caller.secure()):
                 return True
         return False
 

@@ -25,6 +25,7 @@ from swarm.base.flags import tracker_urls
 from swarm.base.seldom import Seldom
 from swarm.blob.errors import NotAMember, TrackerError, TrackerRefused
 from swarm.protocol import wire
+from swarm.tracking.caller import Caller
 from swarm.tracking.doubts import Doubts
 from swarm.tracking.link import CALL_DEADLINE, LAST_DEADLINE, Link
 
@@ -77,7 +78,9 @@ class Me(TypedDict):
 class Trackers:
     """All trackers of the cluster. *urls*: see SwarmSettings.trackers."""
 
-    def __init__(self, urls: Iterable[str], name: str, holdings: Holdings) -> None:
+    def __init__(self, urls: Iterable[str], name: str, holdings: Holdings, caller: Caller | None = None) -> None:
+        """*caller*: who this agent is, beside its name."""
+        self._caller = caller or Caller()
         self.name = name
         self.port = 0
         self.lane = 0
@@ -85,7 +88,7 @@ class Trackers:
         self.session = secrets.token_hex(8)
         self.address = ""
         """`ip:port` under which trackers know this agent and hand it to others; "" until one has said so."""
-        self._urls = tuple(urls)
+        self._urls = tuple(self._caller.url(url) for url in urls)
         self._holdings = holdings
         self._links: dict[str, Link] = {}
         self._channels: dict[str, asyncio.Task[None]] = {}
@@ -216,7 +219,7 @@ class Trackers:
 
     def _add(self, url: str) -> None:
         assert self._http is not None
-        link = self._links[url] = Link(url, self._http, self._silent, self.failed)
+        link = self._links[url] = Link(url, self._http, self._silent, self.failed, self._caller)
         self._channels[url] = asyncio.create_task(self._channel(link))
 
     async def _follow(self, url: str) -> None:

@@ -25,6 +25,7 @@ from swarm.peer.session import Session, Torrent
 from swarm.protocol import wire
 from tests.parts import data
 from tests.parts.procs import Process, python
+from tests.parts.talk import JSON
 
 A = TypeVar("A", bound=wire.Wire)
 
@@ -52,7 +53,7 @@ class Liar:
             group.create_task(self._take_part())
 
     async def _say(self, verb: str, message: wire.Wire, kind: type[A]) -> A:
-        async with self.http.post(f"{self.tracker}/v1/{verb}", data=wire.encode(message)) as answer:
+        async with self.http.post(f"{self.tracker}/v1/{verb}", data=wire.encode(message), headers=JSON) as answer:
             body = await answer.read()
             if answer.status != 200:
                 print(f"told {verb} {answer.status} {body.decode()}", flush=True)

@@ -21,6 +21,9 @@ from tracker.settings import TrackerSettings
 
 A = TypeVar("A", bound=wire.Wire)
 
+JSON = {"Content-Type": "application/json"}
+"""What the body of every verb is."""
+
 DEADLINE = 20.0
 
 
@@ -69,7 +72,7 @@ class Talker:
         """One request. Raises Refusal."""
         async with (
             asyncio.timeout(DEADLINE),
-            self.http.post(f"{self.url}/v1/{verb}", data=wire.encode(message)) as answer,
+            self.http.post(f"{self.url}/v1/{verb}", data=wire.encode(message), headers=JSON) as answer,
         ):
             body = await answer.read()
         if answer.status != 200:

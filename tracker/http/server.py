@@ -10,20 +10,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable
+import ssl
 from urllib.parse import parse_qs
 
 import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
 
+from swarm.base.browser import SAFE
 from swarm.base.seldom import Seldom
 from swarm.blob.digest import parse
 from swarm.blob.metainfo import torrent_file
+from swarm.identity.authority import Authority
+from swarm.identity.tls import Identity
 from swarm.protocol import wire
-from tracker.errors import Malformed, NotAMember, Refused, TrackerError, Unknown, Unready
+from tracker.errors import Locked, Malformed, NotAMember, Refused, Unknown, Unready
+from tracker.http.doors import Doors, Where, claim_of, proven_by
+from tracker.http.listening import Handler, Listening
+from tracker.http.signing import Signing
 from tracker.http.v1 import Verbs
-from tracker.members.discovery import Discovery
+from tracker.members.discovery import Discovery, Reviewing
 from tracker.members.gate import Gate, Visitor
 from tracker.metrics import Metrics
 from tracker.page import report
@@ -36,30 +42,51 @@ from tracker.state.cluster import Cluster
 
 log = logging.getLogger("shoal.tracker")
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\d{1,5})?")
-_KEEPALIVE = 75.0
-"""Seconds for which an idle connection is kept: longer than an agent pauses between two polls."""
+
+BODY = 30.0
+"""Seconds for the body of a request: the hashes of a large blob over a thin line, and no more."""
 
 
 class TrackerServer:
     """A tracker that listens. `start`, then `close`; `url` once started."""
 
     def __init__(
-        self, settings: TrackerSettings, discovery: Discovery, registry: CollectorRegistry | None = None
+        self,
+        settings: TrackerSettings,
+        discovery: Discovery,
+        registry: CollectorRegistry | None = None,
+        *,
+        identity: Identity | None = None,
+        authority: Authority | None = None,
     ) -> None:
+        """*identity*: agents come by TLS and are known by their certificates; None: by their addresses.
+
+        *authority*: signs the certificates of agents, where discovery can say whose token they have.
+        """
         self._settings = settings
         self._discovery = discovery
-        self._gate = Gate(discovery)
+        self._gate = Gate(discovery, by_key=identity is not None)
         self.metrics = Metrics(registry or CollectorRegistry())
         self.cluster = Cluster(settings, self.metrics, note=discovery.note)
         self._verbs = Verbs(self.cluster).verbs
-        self._live = Live(self.cluster, Replicas(settings.replicas, self.cluster.incarnation), lambda: self.ready)
+        others = Replicas(settings.replicas, self.cluster.incarnation, identity=identity, token=settings.page_token)
+        self._live = Live(self.cluster, others, lambda: self.ready)
         self._page = Page(self._live)
         self._seldom = Seldom()
         self._counted: dict[tuple[str, int], Counter] = {}
-        self._runner: web.ServerRunner | None = None
+        self._tls = identity.server_context(strangers=True) if identity is not None else None
+        self._signing = None
+        if authority is not None and isinstance(discovery, Reviewing):
+            self._signing = Signing(authority, discovery.review, discovery.named)
+        self._doors = Doors(
+            hosts=frozenset(name.lower() for name in settings.hosts),
+            token=settings.page_token,
+            by_key=identity is not None,
+            page_apart=settings.page_listen is not None,
+            metrics_apart=settings.metrics_listen is not None,
+        )
+        self._open_doors: list[Listening] = []
         self._watch: asyncio.Task[None] | None = None
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._gets: dict[str, Handler] = {
@@ -84,28 +111,19 @@ class TrackerServer:
 
     async def start(self) -> None:
         """Listen. Raises TrackerError if the address cannot be had."""
-        server = web.Server(
-            self._handle,
-            request_factory=self._request,
-            handler_cancellation=True,
-            access_log=None,
-            keepalive_timeout=_KEEPALIVE,
-            lingering_time=0.0,
-        )
-        self._runner = web.ServerRunner(server, shutdown_timeout=self._settings.stop)
-        await self._runner.setup()
-        host, port = self._settings.listen
-        try:
-            await web.TCPSite(self._runner, host, port, backlog=4096).start()
-        except OSError as error:
-            await self._runner.cleanup()
-            raise TrackerError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-        bound = self._runner.addresses[0]
-        shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-        self.url = f"http://{shown}:{bound[1]}"
+        settings = self._settings
+        await self._open(self._main, settings.listen, self._tls)
+        self.url = self._open_doors[0].url
+        if settings.page_listen is not None:
+            await self._open(self._at_page, settings.page_listen)
+        if settings.metrics_listen is not None:
+            await self._open(self._at_metrics, settings.metrics_listen)
         self._watch = asyncio.ensure_future(self._discovery.run(self._changed))
         self._watch.add_done_callback(self._discovered)
-        log.info("tracker.started", extra={"fields": {"url": self.url, "incarnation": self.cluster.incarnation}})
+        fields = {"url": self.url, "incarnation": self.cluster.incarnation}
+        if len(self._open_doors) > 1:
+            fields["also"] = " ".join(door.url for door in self._open_doors[1:])
+        log.info("tracker.started", extra={"fields": fields})
 
     async def run(self) -> None:
         """Serve until cancelled. Raises what made discovery end."""
@@ -118,34 +136,52 @@ class TrackerServer:
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
-        if self._runner is not None:
-            await asyncio.sleep(0)  # lets the polls that were just woken write their answers
-            await self._runner.cleanup()
+        await asyncio.sleep(0)  # lets the polls that were just woken write their answers
+        await asyncio.gather(*(door.close() for door in self._open_doors))
         if not self._failure.done():
             self._failure.cancel()
         log.info("tracker.stopped", extra={"fields": {"url": self.url}})
 
     # -- requests -----------------------------------------------------------------------------------
 
-    def _request(
-        self,
-        message: web.RawRequestMessage,  # type: ignore[name-defined]
-        payload: object,
-        protocol: object,
-        writer: object,
-        task: asyncio.Task[None],
-    ) -> web.BaseRequest:
-        return web.BaseRequest(
-            message,
-            payload,  # type: ignore[arg-type]
-            protocol,  # type: ignore[arg-type]
-            writer,  # type: ignore[arg-type]
-            task,
-            asyncio.get_running_loop(),
-            client_max_size=self._settings.max_body,
+    async def _open(self, handler: Handler, where: tuple[str, int], tls: ssl.SSLContext | None = None) -> None:
+        door = Listening(
+            handler,
+            max_body=self._settings.max_body,
+            stop=self._settings.stop,
+            known=lambda ip: self._gate.visitor(ip).member,
+            tls=tls,
         )
+        await door.start(*where)
+        self._open_doors.append(door)
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _main(self, request: web.BaseRequest) -> web.StreamResponse:
+        return await self._handle(request, Where.MAIN)
+
+    async def _at_page(self, request: web.BaseRequest) -> web.StreamResponse:
+        return await self._handle(request, Where.PAGE)
+
+    async def _at_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
+        return await self._handle(request, Where.METRICS)
+
+    async def _handle(self, request: web.BaseRequest, where: Where) -> web.StreamResponse:
+        try:
+            self._doors.check(request, where, proven_by(request))
+        except Refused as refused:
+            self._tell_refusal(request, refused)
+            answer = _json(wire.Problem(code=refused.code, message=str(refused)), refused.status)
+            if isinstance(refused, Locked):
+                answer.headers["WWW-Authenticate"] = 'Basic realm="shoal"'
+            answer.headers.update(SAFE)
+            answer.force_close()
+            return answer
+        response = await self._route(request)
+        if not response.prepared:
+            for name, value in SAFE.items():
+                response.headers.setdefault(name, value)
+        return response
+
+    async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
         if path.startswith("/v1/"):
             return await self._speak(request, path[4:])
@@ -172,6 +208,8 @@ class TrackerServer:
 
     async def _speak(self, request: web.BaseRequest, verb: str) -> web.Response:
         """A verb of the agents' protocol."""
+        if verb == "certificate" and self._signing is not None and request.secure:
+            return await self._sign(request, self._signing)
         speak = self._verbs.get(verb)
         status = 200
         try:
@@ -180,7 +218,11 @@ class TrackerServer:
             if request.method != "POST":
                 return _text("method not allowed\n", 405, {"Allow": "POST"})
             visitor = self._visitor(request)
-            return web.Response(body=await speak(visitor, await request.read()), content_type="application/json")
+            async with asyncio.timeout(BODY):
+                body = await request.read()
+            return web.Response(body=await speak(visitor, body), content_type="application/json")
+        except TimeoutError:
+            status, problem = 408, wire.Problem(code="too-slow", message="the body did not come in time")
         except Refused as refused:
             self._tell_refusal(request, refused)
             status, problem = refused.status, wire.Problem(code=refused.code, message=str(refused))
@@ -197,6 +239,23 @@ class TrackerServer:
         if status == 503:
             response.force_close()
         return response
+
+    async def _sign(self, request: web.BaseRequest, signing: Signing) -> web.Response:
+        """A certificate for whoever has a member's token: the one verb that needs none."""
+        status = 200
+        try:
+            async with asyncio.timeout(BODY):
+                body = await request.read()
+            return web.Response(body=await signing.answer(body), content_type="application/json")
+        except Refused as refused:
+            self._tell_refusal(request, refused)
+            status = refused.status
+            return _json(wire.Problem(code=refused.code, message=str(refused)), status)
+        except (TimeoutError, web.HTTPRequestEntityTooLarge):
+            status = 400
+            return _json(wire.Problem(code="malformed", message="the body is too long or too slow"), status)
+        finally:
+            self._count("certificate", status)
 
     def _tell_refusal(self, request: web.BaseRequest, refused: Refused) -> None:
         """Name who was refused and why: once a minute per address and kind, or an agent stays away unseen."""
@@ -242,7 +301,7 @@ class TrackerServer:
     def _visitor(self, request: web.BaseRequest) -> Visitor:
         if not self.ready:
             raise Unready("this tracker stops" if self.cluster.stopping else "members are not known yet")
-        visitor = self._gate.visitor(request.remote or "")
+        visitor = self._gate.visitor(request.remote or "", claim_of(request, proven_by(request)))
         if not visitor.member:
             self.metrics.strangers.inc()
             raise NotAMember(f"{visitor.ip} is no member")
@@ -265,6 +324,7 @@ class TrackerServer:
         name = request.path.removeprefix("/torrents/")
         if not name.endswith(".torrent"):
             raise Unknown("torrents are /torrents/sha256:<hex>.torrent")
+        self._visitor(request)  # the piece hashes are the key to the swarm: members only
         swarm = self.cluster.swarms.get(parse(name.removesuffix(".torrent")))
         if swarm is None or swarm.info_hash is None:
             raise Unknown("no sealed blob of that name")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tracker.errors import TrackerError
 
@@ -54,11 +54,28 @@ class Discovery(Protocol):
     def zone(self, ip: str) -> str:
         """The zone of the agent at *ip* (topology.kubernetes.io/zone); "" if unknown."""
 
+    def named(self, name: str) -> tuple[str, ...] | None:
+        """The addresses of the member whose certificate, or own word, says *name* (the UID or name of its pod).
+
+        (): there is none of that name. None: this kind of membership knows addresses only.
+        """
+
+    def name(self, ip: str) -> str:
+        """`pod/<uid>` of the member at *ip*; "": names are not known."""
+
     def note(self, ip: str, reason: Reason, message: str) -> None:
         """Something happened to the agent at *ip*: said where this kind of membership has a place for it."""
 
     async def run(self, on_change: OnChange) -> None:
         """Keep the membership true until cancelled. Returns early only if it can never change."""
+
+
+@runtime_checkable
+class Reviewing(Protocol):
+    """A discovery that can say which member a token speaks for."""
+
+    async def review(self, token: str, audience: str) -> str:
+        """The UID of the pod that *token* is bound to, if it was made for *audience*; "": nobody's. Raises Unready."""
 
 
 @lru_cache(maxsize=32_768)  # asked with every request, and for every pod of a list

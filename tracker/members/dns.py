@@ -75,6 +75,12 @@ class DnsDiscovery:
     def zone(self, ip: str) -> str:
         return ""
 
+    def named(self, name: str) -> tuple[str, ...] | None:
+        return None
+
+    def name(self, ip: str) -> str:
+        return ""
+
     def note(self, ip: str, reason: Reason, message: str) -> None:
         """There is no place for it but the log, which has it already."""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
+import msgspec
 from kubernetes.aio import client, config
 from kubernetes.aio.config.config_exception import ConfigException
 
@@ -57,11 +58,33 @@ TAINT = "shoal.io/agent-not-ready"
 Call = Callable[..., Awaitable[aiohttp.ClientResponse]]
 
 
+class _User(msgspec.Struct, frozen=True):
+    extra: dict[str, list[str]] | None = None
+
+
+class _ReviewStatus(msgspec.Struct, frozen=True):
+    authenticated: bool = False
+    audiences: list[str] | None = None
+    user: _User = _User()
+
+
+class _Review(msgspec.Struct, frozen=True):
+    """A TokenReview, as far as we look."""
+
+    status: _ReviewStatus = _ReviewStatus()
+
+
 class Kube:
     """A connection to the API server; `async with connect(...)` makes one."""
 
-    def __init__(self, core: client.CoreV1Api, renew: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        core: client.CoreV1Api,
+        authentication: client.AuthenticationV1Api,
+        renew: Callable[[], Awaitable[None]],
+    ) -> None:
         self._core = core
+        self._authentication = authentication
         self._renew = renew
 
     def pods(self, namespace: str, selector: str) -> Collection:
@@ -74,6 +97,23 @@ class Kube:
         """The metadata of all nodes."""
         call: Call = self._core.list_node_without_preload_content
         return Collection(call, {}, self._renew, accept=(METADATA_LIST, METADATA_WATCH))
+
+    async def review(self, token: str, audience: str) -> str:
+        """The UID of the pod that *token* is bound to, if it was made for *audience*; "": it was not. Raises ApiError.
+
+        A TokenReview (kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-review-v1).
+        """
+        body = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": {"token": token, "audiences": [audience]},
+        }
+        call: Call = self._authentication.create_token_review_without_preload_content
+        async with _answer(call, self._renew, body=body, _request_timeout=CONNECT) as answer:
+            told = msgspec.json.decode(await _within(CONNECT, _read(answer)), type=_Review).status
+        if not told.authenticated or audience not in (told.audiences or ()):
+            return ""
+        return next(iter((told.user.extra or {}).get("authentication.kubernetes.io/pod-uid", ())), "")
 
     async def lift(self, node: str) -> None:
         """Take TAINT off *node*; nothing happens where it has none. Raises ApiError."""
@@ -235,7 +275,7 @@ async def connect(kubeconfig: Path | None = None, context: str | None = None) ->
     connector = aiohttp.TCPConnector(limit=8, ssl=api.rest_client.ssl_context, socket_factory=_socket)
     configuration.client_session_kwargs = {"connector": connector}
     try:
-        yield Kube(client.CoreV1Api(api), renew)
+        yield Kube(client.CoreV1Api(api), client.AuthenticationV1Api(api), renew)
     finally:
         await api.close()  # type: ignore[no-untyped-call]  # no hints
         await connector.close()

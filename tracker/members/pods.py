@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
+import msgspec
+
+from swarm.base.seldom import Seldom
+from tracker.errors import Unready
 from tracker.members.backoff import USUAL, Backoff
 from tracker.members.discovery import OnChange, Reason, canonical
 from tracker.members.events import Events
-from tracker.members.kube import connect
+from tracker.members.kube import Kube, connect
 from tracker.members.podset import Member, Node, NodeZones, Pod, PodSet
-from tracker.members.reflector import Reflector
+from tracker.members.reflector import ApiError, Reflector
 from tracker.members.taints import Taints
+
+log = logging.getLogger("shoal.tracker")
 
 
 class KubernetesDiscovery:
@@ -41,6 +48,8 @@ class KubernetesDiscovery:
         self._events = events
         self._taints = taints
         self._backoff = backoff
+        self._kube: Kube | None = None
+        self._seldom = Seldom()
         self._pods = PodSet()
         self._zones = NodeZones()
         self._reflectors: dict[str, Reflector[Pod] | Reflector[Node]] = {}
@@ -74,11 +83,31 @@ class KubernetesDiscovery:
         found = self.member(ip)
         return self._zones.zone(found.node) if found else ""
 
+    def named(self, name: str) -> tuple[str, ...] | None:
+        found = self._pods.named(name)
+        return found.ips if found else ()
+
+    def name(self, ip: str) -> str:
+        found = self.member(ip)
+        return f"pod/{found.uid}" if found else ""
+
     def note(self, ip: str, reason: Reason, message: str) -> None:
         if self._taints is not None and reason is Reason.JOINED and (found := self.member(ip)) is not None:
             self._taints.note(found.node)
         if self._events is not None:
             self._events.note(self.member(ip), reason, message, asyncio.get_running_loop().time())
+
+    async def review(self, token: str, audience: str) -> str:
+        """The UID of the pod that *token* is bound to; "": nobody's. Raises Unready if the API does not answer."""
+        if self._kube is None:
+            raise Unready("the Kubernetes API is not connected yet")
+        try:
+            return await self._kube.review(token, audience)
+        except (ApiError, msgspec.MsgspecError) as error:
+            reason = f"{error.status} {error.reason}" if isinstance(error, ApiError) else "malformed"
+            if (before := self._seldom.due(reason, asyncio.get_running_loop().time())) is not None:
+                log.warning("token_not_reviewed", extra={"fields": {"reason": reason, "held_back": before}})
+            raise Unready("the Kubernetes API does not say whose token it is") from None
 
     def ips(self) -> set[str]:
         """Every address that counts."""
@@ -95,6 +124,7 @@ class KubernetesDiscovery:
                 on_change,
                 backoff=self._backoff,
             )
+            self._kube = kube
             self._reflectors = {"pods": pods}
             tasks.create_task(pods.run())
             if self._with_zones:

@@ -95,6 +95,8 @@ class PodSet:
     def __init__(self) -> None:
         self._members: dict[tuple[str, str], Member] = {}
         self._by_ip: dict[str, dict[tuple[str, str], Member]] = {}
+        self._by_uid: dict[str, Member] = {}
+        self._by_name: dict[str, Member] = {}
 
     def __len__(self) -> int:
         return len(self._members)
@@ -103,6 +105,10 @@ class PodSet:
         """The member at *ip* (canonical spelling)."""
         there = self._by_ip.get(ip)
         return next(iter(there.values())) if there else None
+
+    def named(self, name: str) -> Member | None:
+        """The member whose pod has the UID, or the name, *name*."""
+        return self._by_uid.get(name) or self._by_name.get(name)
 
     def ips(self) -> set[str]:
         """Every address that counts."""
@@ -129,12 +135,19 @@ class PodSet:
             return False
         if old is not None:
             del self._members[key]
+            if self._by_uid.get(old.uid) is old:
+                del self._by_uid[old.uid]
+            if self._by_name.get(old.name) is old:
+                del self._by_name[old.name]
             for ip in old.ips:
                 del self._by_ip[ip][key]
                 if not self._by_ip[ip]:
                     del self._by_ip[ip]
         if new is not None:
             self._members[key] = new
+            if new.uid:
+                self._by_uid[new.uid] = new
+            self._by_name[new.name] = new
             for ip in new.ips:
                 self._by_ip.setdefault(ip, {})[key] = new
         return True

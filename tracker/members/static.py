@@ -35,6 +35,12 @@ class StaticDiscovery:
             return ""
         return next((zone for network, zone in self._zones if address in network), "")
 
+    def named(self, name: str) -> tuple[str, ...] | None:
+        return None
+
+    def name(self, ip: str) -> str:
+        return ""
+
     def note(self, ip: str, reason: Reason, message: str) -> None:
         """There is no place for it but the log, which has it already."""
 

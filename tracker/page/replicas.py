@@ -10,12 +10,15 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterable
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
 from swarm.base.flags import tracker_urls
+from swarm.identity.name import Role
+from swarm.identity.tls import Identity
 from tracker.page.ask import Ask
 from tracker.page.views import AgentsView, AgentView, AnyView, ClusterView, Replica, SearchView, SwarmsView, SwarmView
 
@@ -51,8 +54,14 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Replicas:
     """All trackers but this one. *urls*: `http://host:port`, or `dns+http://name:port` for all addresses of a name."""
 
-    def __init__(self, urls: Iterable[str], incarnation: str) -> None:
-        self._urls = tuple(dict.fromkeys(urls))
+    def __init__(
+        self, urls: Iterable[str], incarnation: str, *, identity: Identity | None = None, token: str = ""
+    ) -> None:
+        """*identity*: the others are asked by TLS, and are trackers. *token*: what readers show there."""
+        self._identity = identity
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        secure = ((url.replace("http://", "https://", 1) if identity else url) for url in urls)
+        self._urls = tuple(dict.fromkeys(secure))
         self._incarnation = incarnation
         self._http: aiohttp.ClientSession | None = None
         self._own: set[str] = set()
@@ -102,7 +111,10 @@ class Replicas:
         if self._http is None:
             timeout = aiohttp.ClientTimeout(total=ASK_WITHIN)
             self._http = aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
-        async with self._http.get(url, allow_redirects=False) as answer:
+        secure: dict[str, Any] = {}
+        if self._identity is not None:
+            secure = {"ssl": self._identity.client_context(), "server_hostname": Role.TRACKER.host}
+        async with self._http.get(url, allow_redirects=False, headers=self._headers, **secure) as answer:
             answer.raise_for_status()
             body = bytearray()
             async for piece in answer.content.iter_chunked(1 << 16):

@@ -77,7 +77,7 @@ class Announcers:
         """Membership changed: whoever is no member any more is forgotten."""
         for swarm in self._swarms:
             for key, announcer in list(swarm.announcers.items()):
-                if not gate.visitor(str(ip_address(announcer.told.packed))).member:
+                if not gate.still(str(ip_address(announcer.told.packed))).member:
                     del swarm.announcers[key]
                     self._places.place(swarm, key)
 

@@ -101,7 +101,7 @@ class Sessions:
         """
         for ip in self._agents.addresses() if changed is None else changed:
             there = self._agents.at(ip)
-            visitor = gate.visitor(ip) if there else None
+            visitor = gate.still(ip) if there else None
             for agent in there:
                 if visitor is not None and not visitor.member:
                     self.forget(agent, "no-member")
