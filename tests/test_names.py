@@ -127,14 +127,24 @@ async def test_a_restart_remembers_every_name_of_a_burst(node: Node) -> None:
     assert sorted(told.name for told in again.known()) == sorted(wanted)
 
 
+async def test_a_tracker_is_told_only_what_this_agent_heard_itself(node: Node) -> None:
+    """What the cluster agreed on is not this agent's word: repeated by all, one lie would look like many."""
+    await node.resolve(name="own")
+    node.hear(OLD, age=1.0)
+    assert [told.name for told in node.names.known()] == ["own"]
+    assert {told.name for told in node.names.known(own=False)} == {"own", NAME}
+    await node.resolve(0.0)
+    assert {told.name for told in node.names.known()} == {"own", NAME}
+
+
 async def test_an_older_meaning_from_a_tracker_does_not_replace_a_newer_one(node: Node) -> None:
     node.says = Meaning(NEW, "type", 5)
     await node.resolve()
     node.hear(OLD, age=3.0)
-    assert [told.digest for told in node.names.known()] == [NEW]
+    assert [told.digest for told in node.names.known(own=False)] == [NEW]
     node.now += 5.0
     node.hear(OLD, age=1.0)  # a roll-back is newer
-    assert [told.digest for told in node.names.known()] == [OLD]
+    assert [told.digest for told in node.names.known(own=False)] == [OLD]
 
 
 async def test_a_clock_that_is_set_back_pins_no_digest(node: Node) -> None:
@@ -148,12 +158,12 @@ async def test_a_clock_that_is_set_back_pins_no_digest(node: Node) -> None:
     await node.resolve(0.0)
     node.now = START
     node.hear(NEW, age=1.0)
-    assert [told.digest for told in node.names.known()] == [NEW]
+    assert [told.digest for told in node.names.known(own=False)] == [NEW]
     await node.names.save()
     node.now = START - 3600.0
     node.names = node.started()
     await node.names.load()
-    [told] = node.names.known()
+    [told] = node.names.known(own=False)
     assert told.age == 0.0
 
 
@@ -164,4 +174,4 @@ async def test_names_are_bounded(node: Node, monkeypatch: pytest.MonkeyPatch) ->
         node.now += 1.0
         await node.resolve(name=f"{NAME}-{index}")
     node.hear(OLD, age=500.0)
-    assert [told.name for told in node.names.known()] == [f"{NAME}-3", f"{NAME}-4", NAME]
+    assert [told.name for told in node.names.known(own=False)] == [f"{NAME}-3", f"{NAME}-4", NAME]

@@ -56,6 +56,7 @@ async def test_every_answer_is_as_its_schema_says(here: Town) -> None:
     await two.board()
     me = two.talker.me
     await two.talker.say("backoff", wire.BackoffTold(**me, host="registry.example", seconds=60.0), wire.Ok)
+    here.server.cluster.backoffs.tell("registry.example", "another member", 60.0, here.server.cluster.now())
     await one.talker.hello(copy=3000)
     corrupt = wire.Corrupt(**me, digest=digest_of("copy"), peer_ip="127.0.1.1", peer_port=6881)
     await two.talker.say("corrupt", corrupt, wire.Ok)

@@ -191,17 +191,20 @@ async def test_after_a_rejection_holders_check_their_copies(here: Town) -> None:
 
 
 async def test_an_upstreams_backoff_is_told_to_all(here: Town) -> None:
-    a, b = here.agent("a", 1001), here.agent("b", 1002)
-    await a.hello()
-    await b.hello()
+    a, b, c = (here.agent(name, 1001 + place) for place, name in enumerate("abc"))
+    for agent in (a, b, c):
+        await agent.hello()
     waiting = asyncio.create_task(b.poll(wait=20.0))
     await until(lambda: here.server.metrics.waiting._value.get() == 1)
-    await a.say("backoff", wire.BackoffTold(**a.me, host="registry.example", seconds=30.0), wire.Ok)
+    for _ in range(3):
+        await a.say("backoff", wire.BackoffTold(**a.me, host="registry.example", seconds=1e9), wire.Ok)
+    assert (await c.poll()).backoff == (), "the word of one member"
+    await c.say("backoff", wire.BackoffTold(**c.me, host="registry.example", seconds=30.0), wire.Ok)
     (told,) = (await waiting).backoff
     assert told.host == "registry.example"
     assert told.seconds == pytest.approx(30, abs=2)
     assert (await b.poll()).backoff == ()
-    late = here.agent("late", 1003)
+    late = here.agent("late", 1004)
     assert (await late.poll(full=True)).backoff[0].host == "registry.example"
 
 
@@ -313,7 +316,8 @@ async def test_open_polls_are_answered_when_the_tracker_stops(here: Town) -> Non
     a, b, c = here.agent("a", 1001), here.agent("b", 1002), here.agent("c", 1003)
     await a.hello()
     await b.board(D)
-    await c.say("name", wire.NameLookup(**a.me, name="x", ttl=9.0), wire.NameAnswer)
+    for agent in (a, b):  # both ask upstream, and whoever comes then waits
+        await agent.say("name", wire.NameLookup(**agent.me, name="x", ttl=9.0), wire.NameAnswer)
     polls = [
         asyncio.create_task(a.poll(wait=20.0)),
         asyncio.create_task(b.board(D, wait=20.0)),

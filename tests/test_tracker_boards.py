@@ -17,6 +17,7 @@ from tests.parts.talk import JSON, Refusal, Talker, Town, digest_of, hashes_of, 
 from tracker.members.static import StaticDiscovery
 from tracker.state import cluster
 from tracker.state.swarms import Raw
+from tracker.state.trust import Budgets
 
 D = digest_of("blob")
 SIZE = 3 * MIB
@@ -306,6 +307,38 @@ async def test_an_agent_in_quarantine_is_sent_upstream_by_itself_for_what_nobody
     assert (await a.board(D, want=1, size=SIZE)).claims == (0,)
     answer = await liar.board(D, want=4, size=SIZE)
     assert (answer.hope, answer.poisoned) == (True, False), "it comes from somebody else"
+
+
+async def test_hashes_that_one_member_tells_of_blobs_nobody_wants_are_bounded_in_bytes(here: Town) -> None:
+    flood = here.agent("flood", 7001, "127.0.0.9")
+    here.server.cluster.budgets = Budgets(most=10_000)
+    for index in range(20):
+        await flood.whole(digest_of(f"made up {index}"), 40 * MIB)
+    kept = list(here.server.cluster.swarms)
+    assert 0 < sum(len(swarm.board.hashes) for swarm in kept) <= 10_000
+    a, b = here.agent("a", 1001, "127.0.0.2"), here.agent("b", 1001, "127.0.0.3")
+    await a.bring_in(D, SIZE)
+    await b.board(D)
+    await flood.whole(D, SIZE)
+    for index in range(20):
+        await flood.whole(digest_of(f"more {index}"), 40 * MIB)
+    assert here.server.cluster.swarms.get(D) is not None, "others use it"
+
+
+async def test_a_size_that_no_blob_has_is_as_if_nothing_was_said(here: Town) -> None:
+    liar, a = here.agent("liar", 7001, "127.0.0.9"), here.agent("a", 1001, "127.0.0.2")
+    assert (await liar.board(D, size=1 << 50)).size is None
+    assert (await a.board(D, size=SIZE, want=1)).size == SIZE
+
+
+async def test_who_contradicts_what_was_brought_in_without_being_asked_is_blamed(here: Town) -> None:
+    a, liar = here.agent("a", 1001, "127.0.0.2"), here.agent("liar", 7001, "127.0.0.9")
+    await a.bring_in(D, SIZE)
+    await a.seal(D)
+    await liar.board(D)
+    await liar.publish(D, SIZE, 0, told_by="liar")
+    assert (await liar.poll(full=True)).quarantined > 0
+    assert (await a.board(D)).sealed
 
 
 def delivered(here: Town, *ports: int) -> None:

@@ -9,154 +9,262 @@ import pytest
 from swarm.protocol import wire
 from tests.parts.talk import digest_of, town, until
 from tracker.state import tags as module
-from tracker.state.tags import LEASE, PAUSE, Names
+from tracker.state.tags import LEASE, PAUSE, Names, Verdict
 
 OLD, NEW = digest_of("old"), digest_of("new")
 NAME = "registry.example/app:latest"
 
 
-def told(names: Names, agent: str, digest: str, now: float) -> bool:
+def told(names: Names, agent: str, digest: str, now: float) -> list[str]:
     """Upstream says."""
     return names.told(NAME, agent, digest, "type", 5, now)
 
 
-def test_one_agent_asks_and_the_others_wait() -> None:
+def ask(names: Names, agent: str, now: float, ttl: float = 10.0, since: float | None = None) -> Verdict:
+    """An agent that is a member of its own asks."""
+    return names.ask(NAME, agent, agent, ttl=ttl, since=now if since is None else since, now=now)
+
+
+def agreed(names: Names, digest: str, now: float) -> None:
+    """Two members heard it from upstream, when they were asked."""
+    for agent in ("x", "y"):
+        assert ask(names, agent, now, ttl=0).resolve
+    for agent in ("x", "y"):
+        told(names, agent, digest, now)
+
+
+def digest(verdict: Verdict) -> str | None:
+    return verdict.known.digest if verdict.known is not None else None
+
+
+def test_two_members_ask_and_the_others_wait_until_they_agree() -> None:
     names = Names(1000.0, 10)
-    assert names.ask(NAME, "a", ttl=10, since=0, now=0).resolve
-    waiting = names.ask(NAME, "b", ttl=10, since=0, now=0)
-    assert not waiting.resolve
-    assert waiting.until == LEASE
-    assert told(names, "a", OLD, 1)
-    answer = names.ask(NAME, "b", ttl=10, since=0, now=1)
-    assert answer.fresh
-    assert answer.known is not None
-    assert answer.known.digest == OLD
+    assert [ask(names, agent, 0.0).resolve for agent in "abcd"] == [True, True, False, False]
+    assert ask(names, "c", 0.0).until == LEASE
+    told(names, "a", OLD, 1)
+    answer = ask(names, "c", 1.0, since=0.0)
+    assert (answer.fresh, digest(answer)) == (False, None), "the word of one member"
+    told(names, "b", OLD, 1)
+    answer = ask(names, "c", 1.0, since=0.0)
+    assert (answer.fresh, digest(answer)) == (True, OLD)
+
+
+def test_what_a_member_heard_itself_counts_for_itself() -> None:
+    names = Names(1000.0, 10)
+    ask(names, "a", 0.0)
+    told(names, "a", OLD, 1)
+    assert (ask(names, "a", 5.0).fresh, digest(ask(names, "a", 5.0))) == (True, OLD)
+    assert ask(names, "b", 5.0).resolve
+    assert ask(names, "a", 11.0).resolve
+
+
+def test_processes_of_one_member_do_not_agree_with_each_other() -> None:
+    names = Names(1000.0, 10)
+    for agent in ("evil:1", "evil:2"):
+        names.ask(NAME, agent, "evil", ttl=10, since=0, now=0)
+        told(names, agent, OLD, 0)
+    assert digest(ask(names, "a", 1.0)) is None
+    assert ask(names, "a", 1.0).resolve
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_what_nobody_was_asked_for_changes_nothing(asked: bool) -> None:
+    names = Names(1000.0, 10)
+    agreed(names, OLD, 0.0)
+    if asked:
+        ask(names, "evil", 20.0)
+        told(names, "evil", NEW, 20.0)
+    for _ in range(5):
+        told(names, "evil", NEW, 20.0)
+        names.remember(NAME, "evil", NEW, "type", 5, age=-1e9, now=20.0)
+    assert digest(ask(names, "a", 21.0)) == OLD
+    assert ask(names, "a", 21.0).resolve
+
+
+def test_who_says_something_else_than_two_before_and_after_lied() -> None:
+    names = Names(1000.0, 10)
+    ask(names, "a", 0.0)
+    assert told(names, "a", OLD, 1.0) == []
+    ask(names, "liar", 2.0)
+    assert told(names, "liar", NEW, 3.0) == []
+    ask(names, "b", 4.0)
+    assert told(names, "b", OLD, 5.0) == ["liar"]
+    assert digest(ask(names, "c", 6.0)) == OLD
+
+
+def test_a_tag_that_moved_meanwhile_is_nobodys_lie() -> None:
+    names = Names(1000.0, 10)
+    ask(names, "a", 0.0)
+    told(names, "a", OLD, 1.0)
+    ask(names, "b", 2.0)
+    assert told(names, "b", NEW, 3.0) == []
+    ask(names, "c", 4.0)
+    assert told(names, "c", NEW, 5.0) == []
+    assert digest(ask(names, "d", 6.0)) == NEW
 
 
 @pytest.mark.parametrize(("now", "fresh"), [(10.0, True), (10.1, False)])
 def test_an_answer_is_fresh_for_its_ttl(now: float, fresh: bool) -> None:
     """Counted from the question: the tag may have moved while the answer was on its way."""
     names = Names(1000.0, 10)
-    names.ask(NAME, "a", ttl=10, since=0, now=0)
-    told(names, "a", OLD, 1)
-    assert names.ask(NAME, "b", ttl=10, since=now, now=now).fresh is fresh
+    agreed(names, OLD, 0.0)
+    assert ask(names, "b", now).fresh is fresh
+
+
+def test_a_meaning_is_as_old_as_the_older_of_those_who_agree() -> None:
+    """The newer one may be a liar who repeats what the tag meant before."""
+    names = Names(1000.0, 10)
+    ask(names, "a", 0.0)
+    told(names, "a", OLD, 0.0)
+    ask(names, "b", 9.0)
+    told(names, "b", OLD, 9.0)
+    assert ask(names, "c", 10.0).fresh
+    assert ask(names, "c", 11.0).resolve
 
 
 def test_with_a_ttl_of_zero_an_answer_is_shared_only_by_those_who_waited_for_it() -> None:
     names = Names(1000.0, 10)
-    names.ask(NAME, "a", ttl=0, since=0, now=0)
-    told(names, "a", OLD, 1)
-    assert names.ask(NAME, "b", ttl=0, since=0.5, now=1).fresh
-    assert names.ask(NAME, "c", ttl=0, since=1.5, now=1.5).resolve
+    for agent in "ab":
+        ask(names, agent, 0.0, ttl=0)
+    for agent in "ab":
+        told(names, agent, OLD, 1)
+    assert ask(names, "c", 1.0, ttl=0, since=0.5).fresh
+    assert ask(names, "d", 1.5, ttl=0).resolve
 
 
 def test_when_the_lease_ends_another_agent_asks_and_the_late_answer_does_not_replace_a_newer_one() -> None:
     names = Names(1000.0, 10)
-    names.ask(NAME, "slow", ttl=10, since=0, now=0)
-    assert names.ask(NAME, "b", ttl=10, since=0, now=LEASE).resolve
-    assert told(names, "b", NEW, LEASE + 1)
-    assert not told(names, "slow", OLD, LEASE + 2)
-    answer = names.ask(NAME, "c", ttl=10, since=LEASE + 2, now=LEASE + 2)
-    assert answer.known is not None
-    assert answer.known.digest == NEW
+    for agent in ("slow", "slower"):
+        ask(names, agent, 0.0)
+    for agent in "bc":
+        assert ask(names, agent, LEASE).resolve
+        told(names, agent, NEW, LEASE + 1)
+    for agent in ("slow", "slower"):
+        told(names, agent, OLD, LEASE + 2)
+    assert digest(ask(names, "d", LEASE + 2)) == NEW
 
 
-def test_what_agents_remember_never_replaces_something_newer() -> None:
+def test_what_two_members_remember_counts_and_never_replaces_something_newer() -> None:
     names = Names(1000.0, 10)
-    assert names.remember(NAME, NEW, "type", 5, age=10, now=100)
-    assert not names.remember(NAME, OLD, "type", 5, age=20, now=100)
-    assert not names.remember(NAME, OLD, "type", 5, age=2000, now=100)
-    answer = names.ask(NAME, "a", ttl=1, since=100, now=100)
-    assert answer.resolve
-    assert answer.known is not None
-    assert answer.known.digest == NEW
+    assert not names.remember(NAME, "a", NEW, "type", 5, age=10, now=100)
+    assert digest(ask(names, "c", 100.0, ttl=1)) is None
+    assert names.remember(NAME, "b", NEW, "type", 5, age=12, now=100)
+    for member in "de":
+        assert not names.remember(NAME, member, OLD, "type", 5, age=20, now=100)
+    assert not names.remember(NAME, "f", OLD, "type", 5, age=2000, now=100)
+    assert digest(ask(names, "c", 100.0, ttl=1)) == NEW
+
+
+def remembered(names: Names) -> None:
+    """Two members told an old meaning."""
+    for member in "xy":
+        names.remember(NAME, member, OLD, "type", 5, age=100, now=0)
 
 
 def test_while_upstream_fails_the_last_known_meaning_answers_and_upstream_has_a_pause() -> None:
     names = Names(1000.0, 10)
-    names.remember(NAME, OLD, "type", 5, age=100, now=0)
-    assert names.ask(NAME, "a", ttl=1, since=0, now=0).resolve
-    names.failed(NAME, "a", gone=False, now=1)
-    answer = names.ask(NAME, "b", ttl=1, since=0, now=1)
-    assert answer.known is not None
-    assert (answer.fresh, answer.resolve, answer.until) == (False, False, None)
-    assert not names.ask(NAME, "b", ttl=1, since=2, now=2).resolve
-    assert names.ask(NAME, "b", ttl=1, since=PAUSE + 1, now=PAUSE + 1).resolve
+    remembered(names)
+    for agent in "ab":
+        assert ask(names, agent, 0.0, ttl=1).resolve
+        names.failed(NAME, agent, gone=False, now=1)
+    answer = ask(names, "c", 1.0, ttl=1, since=0)
+    assert (digest(answer), answer.fresh, answer.resolve, answer.until) == (OLD, False, False, None)
+    assert not ask(names, "c", 2.0, ttl=1).resolve
+    assert ask(names, "c", PAUSE + 1.1, ttl=1).resolve
 
 
-def test_a_name_that_is_gone_is_forgotten() -> None:
+def test_one_member_that_says_it_failed_does_not_keep_others_from_asking() -> None:
     names = Names(1000.0, 10)
-    names.remember(NAME, OLD, "type", 5, age=100, now=0)
-    names.ask(NAME, "a", ttl=1, since=0, now=0)
-    names.failed(NAME, "a", gone=True, now=1)
-    assert names.ask(NAME, "b", ttl=1, since=0, now=1).known is None
-    assert names.ask(NAME, "b", ttl=1, since=2, now=2).resolve
+    remembered(names)
+    ask(names, "evil", 0.0, ttl=1)
+    names.failed(NAME, "evil", gone=True, now=1)
+    assert ask(names, "a", 1.0, ttl=1).resolve
+    assert digest(ask(names, "a", 1.0, ttl=1)) == OLD
 
 
-def test_who_failed_after_its_lease_ended_does_not_stop_the_one_who_asks_now() -> None:
+def test_a_name_that_is_gone_for_two_is_forgotten() -> None:
     names = Names(1000.0, 10)
-    names.ask(NAME, "slow", ttl=10, since=0, now=0)
-    names.ask(NAME, "b", ttl=10, since=0, now=LEASE)
-    names.failed(NAME, "slow", gone=True, now=LEASE + 1)
-    assert names.ask(NAME, "c", ttl=10, since=LEASE + 1, now=LEASE + 1).until == 2 * LEASE
+    remembered(names)
+    for agent in "ab":
+        ask(names, agent, 0.0, ttl=1)
+        names.failed(NAME, agent, gone=True, now=1)
+    assert digest(ask(names, "c", 1.0, ttl=1, since=0)) is None
+    assert ask(names, "c", 2.0, ttl=1).resolve
 
 
 def test_a_meaning_is_kept_for_so_long_and_so_many_are_kept() -> None:
     names = Names(1000.0, 2)
-    names.ask(NAME, "a", ttl=1, since=0, now=0)
-    told(names, "a", OLD, 0)
-    assert names.ask(NAME, "a", ttl=1, since=1001, now=1001).known is None
+    agreed(names, OLD, 0.0)
+    assert digest(ask(names, "a", 1001.0)) is None
     for name in ("one", "two", "three"):
-        names.remember(name, OLD, "type", 5, age=0, now=0)
+        names.remember(name, "a", OLD, "type", 5, age=0, now=0)
     assert len(names) == 2
 
 
 def test_when_the_agent_that_asks_is_gone_another_one_is_told_to() -> None:
     names = Names(1000.0, 10)
-    names.ask(NAME, "a", ttl=1, since=0, now=0)
+    for agent in "ab":
+        ask(names, agent, 0.0)
     assert names.forget("a") == [NAME]
     assert names.forget("a") == []
-    assert names.ask(NAME, "b", ttl=1, since=0, now=0).resolve
+    assert ask(names, "c", 0.0).resolve
 
 
-async def test_many_lookups_at_once_ask_upstream_once() -> None:
+async def test_many_lookups_at_once_ask_upstream_twice() -> None:
     async with town() as here:
         agents = [here.agent(f"n{i}", 1000 + i) for i in range(5)]
         lookup = [wire.NameLookup(**agent.me, name=NAME, ttl=10.0, wait=20.0) for agent in agents]
-        assert (await agents[0].say("name", lookup[0], wire.NameAnswer)).resolve
+        for agent, said in zip(agents[:2], lookup[:2], strict=True):
+            assert (await agent.say("name", said, wire.NameAnswer)).resolve
         others = [
             asyncio.create_task(agent.say("name", said, wire.NameAnswer))
-            for agent, said in zip(agents[1:], lookup[1:], strict=True)
+            for agent, said in zip(agents[2:], lookup[2:], strict=True)
         ]
-        await until(lambda: here.server.metrics.waiting._value.get() == 4)
-        message = wire.NameTold(**agents[0].me, name=NAME, digest=NEW, media_type="type", size=5)
-        await agents[0].say("name/told", message, wire.Ok)
+        await until(lambda: here.server.metrics.waiting._value.get() == 3)
+        for agent in agents[:2]:
+            message = wire.NameTold(**agent.me, name=NAME, digest=NEW, media_type="type", size=5)
+            await agent.say("name/told", message, wire.Ok)
         for answer in await asyncio.gather(*others):
             assert answer.fresh
             assert answer.known is not None
             assert (answer.known.digest, answer.known.media_type, answer.known.size) == (NEW, "type", 5)
 
 
-async def test_when_the_one_that_asks_fails_the_others_stop_waiting() -> None:
+async def test_when_those_that_ask_fail_the_others_stop_waiting() -> None:
     async with town() as here:
-        a, b = here.agent("a", 1), here.agent("b", 2)
-        await a.poll(full=True, names=(wire.Name(name=NAME, digest=OLD, media_type="type", size=5, age=60.0),))
-        assert (await a.say("name", wire.NameLookup(**a.me, name=NAME, ttl=1.0), wire.NameAnswer)).resolve
-        lookup = wire.NameLookup(**b.me, name=NAME, ttl=1.0, wait=20.0)
-        waiting = asyncio.create_task(b.say("name", lookup, wire.NameAnswer))
+        a, b, c = (here.agent(name, 1 + place) for place, name in enumerate("abc"))
+        for agent in (a, b):
+            said = wire.Name(name=NAME, digest=OLD, media_type="type", size=5, age=60.0)
+            await agent.poll(full=True, names=(said,))
+            assert (await agent.say("name", wire.NameLookup(**agent.me, name=NAME, ttl=1.0), wire.NameAnswer)).resolve
+        lookup = wire.NameLookup(**c.me, name=NAME, ttl=1.0, wait=20.0)
+        waiting = asyncio.create_task(c.say("name", lookup, wire.NameAnswer))
         await until(lambda: here.server.metrics.waiting._value.get() == 1)
-        await a.say("name/failed", wire.NameFailed(**a.me, name=NAME), wire.Ok)
+        for agent in (a, b):
+            await agent.say("name/failed", wire.NameFailed(**agent.me, name=NAME), wire.Ok)
         answer = await waiting
+        assert answer.resolve or answer.known is not None
         assert not answer.fresh
-        assert not answer.resolve
         assert answer.known is not None
         assert answer.known.age >= 60.0
 
 
-async def test_when_the_one_that_asks_is_silent_another_one_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_when_those_that_ask_are_silent_another_one_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEASE", 0.1)
     async with town() as here:
-        a, b = here.agent("a", 1), here.agent("b", 2)
-        assert (await a.say("name", wire.NameLookup(**a.me, name=NAME, ttl=1.0), wire.NameAnswer)).resolve
-        lookup = wire.NameLookup(**b.me, name=NAME, ttl=1.0, wait=20.0)
-        assert (await b.say("name", lookup, wire.NameAnswer)).resolve
+        a, b, c = (here.agent(name, 1 + place) for place, name in enumerate("abc"))
+        for agent in (a, b):
+            assert (await agent.say("name", wire.NameLookup(**agent.me, name=NAME, ttl=1.0), wire.NameAnswer)).resolve
+        lookup = wire.NameLookup(**c.me, name=NAME, ttl=1.0, wait=20.0)
+        assert (await c.say("name", lookup, wire.NameAnswer)).resolve
+
+
+async def test_a_liar_about_a_tag_is_named_and_put_into_quarantine(caplog: pytest.LogCaptureFixture) -> None:
+    async with town() as here:
+        a, liar, b = (here.agent(name, 1 + place) for place, name in enumerate(("a", "liar", "b")))
+        for agent, digest in ((a, OLD), (liar, NEW), (b, OLD)):
+            assert (await agent.say("name", wire.NameLookup(**agent.me, name=NAME, ttl=10.0), wire.NameAnswer)).resolve
+            message = wire.NameTold(**agent.me, name=NAME, digest=digest, media_type="type", size=5)
+            await agent.say("name/told", message, wire.Ok)
+        assert (await liar.poll(full=True)).quarantined > 0
+        assert "name.disputed" in caplog.messages

@@ -74,6 +74,8 @@ class Board(Standing):
     def __init__(self, digest: Digest, *, max_claims: int = MAX_CLAIMS, trust: Trust = NOBODY_ELSE) -> None:
         super().__init__(digest, max_claims, trust)
         self._outcome = Outcome()
+        self._brought_in = False
+        """Sealed by who brought it in by claims, not by the word that a copy is there."""
 
     # -- what agents say ------------------------------------------------------------------------
 
@@ -139,8 +141,8 @@ class Board(Standing):
     def publish(self, agent: str, now: float, *, generation: int, size: int, window: int, hashes: bytes) -> Outcome:
         """Hashes of a window that *agent* brought in and holds. Not accepted: told too late, or against what is known.
 
-        The same window with other hashes is a conflict: the board begins again, or, where two members vouch for what is
-        known, *agent* is blamed. Raises BadHashes.
+        The same window with other hashes is a conflict: the board begins again. Where two members vouch for what is
+        known, or one that brought it in by claims, and nobody asked *agent*, it is blamed. Raises BadHashes.
         """
         if generation != self.generation or self.poisoned:
             return self._refused()
@@ -150,7 +152,8 @@ class Board(Standing):
         check_hashes(hashes, cut.windows[window].pieces)
         known = self.windows.get(window)
         if (self.size is not None and size != self.size) or (known is not None and known.hashes != hashes):
-            if self.sealed and self.evidence.confirmed:
+            asked = window in self.leases.of(agent)
+            if self.sealed and (self.evidence.confirmed or (self._brought_in and not asked)):
                 reason = f"published wrong hashes for window {window} of {self.digest}"
                 self._outcome.blamed.append(Blame(agent, reason))
             else:
@@ -212,6 +215,7 @@ class Board(Standing):
         """*agent* saw the whole blob and its sha256 matched."""
         if generation != self.generation or not self.complete:
             return self._refused()
+        self._brought_in |= not self.sealed
         self._seal(agent)
         return self._done()
 
@@ -372,6 +376,7 @@ class Board(Standing):
         self.version += 1
         self.sealed = False
         self.size = self._layout = None
+        self._brought_in = False
         self.poisoned = self.generation > MAX_GENERATIONS
         self.windows.clear()
         self._outcome.placed |= self.holders | self.who.everybody.keys()

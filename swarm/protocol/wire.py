@@ -139,7 +139,8 @@ class BoardPoll(Me, frozen=True, kw_only=True):
     generation: int = 0
     since: int = 0
     wait: float = 0.0
-    size: Size | None = None
+    size: int | None = None
+    """Bytes of the blob, if known. One that no blob has counts as unknown."""
     want: int = 0
     """Claims to hold at once, in total. 0: cannot go upstream."""
     prefer: Windows = ()

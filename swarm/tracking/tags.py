@@ -19,6 +19,9 @@ from swarm.tracking.trackers import Link, Trackers
 MOST_NAMES = 10_000
 """Names remembered; the one that was confirmed longest ago goes first."""
 
+TELL_DEADLINE = 1.0
+"""Seconds for a tracker to take what upstream said: the client has its answer after that."""
+
 WAIT = 5.0
 """Seconds to wait for another agent that asks upstream."""
 
@@ -50,6 +53,8 @@ class _Saved(msgspec.Struct):
     size: int
     asked: float
     """Seconds since the epoch at which upstream was asked: what it said is no newer than that."""
+    own: bool = True
+    """Whether this agent heard it from upstream itself: only that is told to trackers."""
 
 
 class Names:
@@ -84,11 +89,11 @@ class Names:
                 with contextlib.suppress(OSError):
                     await asyncio.to_thread(_replace, self._path, msgspec.json.encode(self._known))
 
-    def known(self) -> Iterable[wire.Name]:
-        """All meanings not older than *keep*, for a tracker that forgot."""
+    def known(self, *, own: bool = True) -> Iterable[wire.Name]:
+        """All meanings not older than *keep*; *own*: those heard from upstream by this agent, as trackers are told."""
         now = self._clock()
         for name, saved in self._known.items():
-            if now - saved.asked <= self._keep:
+            if (saved.own or not own) and now - saved.asked <= self._keep:
                 yield wire.Name(
                     name=name,
                     digest=saved.digest,
@@ -152,14 +157,15 @@ class Names:
         except SourceError as error:
             gone = isinstance(error, SourceRefused) and error.status == 404
             with contextlib.suppress(TrackerError):
-                await link.call("/v1/name/failed", wire.NameFailed(**me, name=name, gone=gone), wire.Ok)
+                failed = wire.NameFailed(**me, name=name, gone=gone)
+                await link.call("/v1/name/failed", failed, wire.Ok, patience=TELL_DEADLINE)
             if isinstance(error, SourceRefused):
                 raise
             return self._last_known(name, error)
         self._remember(name, meaning, asked)
         told = wire.NameTold(**me, name=name, digest=meaning.digest, media_type=meaning.media_type, size=meaning.size)
         with contextlib.suppress(TrackerError):
-            await link.call("/v1/name/told", told, wire.Ok)
+            await link.call("/v1/name/told", told, wire.Ok, patience=TELL_DEADLINE)
         return Resolved(meaning, stale=False, age=0.0)
 
     def _take(self, told: wire.Name) -> None:
@@ -168,13 +174,13 @@ class Names:
         asked = now - told.age
         known = self._known.get(told.name)
         if known is not None and known.digest == told.digest:
-            known.asked = asked
+            known.asked = max(known.asked, asked)
         elif known is None or not asked < known.asked <= now:
-            self._remember(told.name, Meaning(parse(told.digest), told.media_type, told.size), asked)
+            self._remember(told.name, Meaning(parse(told.digest), told.media_type, told.size), asked, own=False)
 
-    def _remember(self, name: str, meaning: Meaning, asked: float) -> None:
+    def _remember(self, name: str, meaning: Meaning, asked: float, *, own: bool = True) -> None:
         self._known.pop(name, None)
-        self._known[name] = _Saved(meaning.digest, meaning.media_type, meaning.size, asked)
+        self._known[name] = _Saved(meaning.digest, meaning.media_type, meaning.size, asked, own)
         while len(self._known) > MOST_NAMES:
             others = (known for known in self._known if known != name)
             del self._known[min(others, key=lambda known: self._known[known].asked)]

@@ -163,7 +163,7 @@ class Verbs:
         deadline = since + min(said.wait, wire.MAX_WAIT)
         while True:
             now = cluster.now()
-            verdict = cluster.names.ask(name, agent.key, ttl=max(0.0, said.ttl), since=since, now=now)
+            verdict = cluster.names.ask(name, agent.key, agent.member, ttl=max(0.0, said.ttl), since=since, now=now)
             if verdict.until is None or now >= deadline:
                 return _encode(_name_answer(name, verdict, now))
             future = cluster.name_waiter(name)
@@ -180,10 +180,7 @@ class Verbs:
         agent = cluster.hello(said, visitor)
         if said.size < 0:
             raise Malformed("a manifest cannot have a negative size")
-        cluster.names.told(
-            _checked(said.name), agent.key, parse(said.digest), _checked(said.media_type), said.size, cluster.now()
-        )
-        cluster.wake_name(said.name)
+        cluster.name_told(agent, _checked(said.name), parse(said.digest), _checked(said.media_type), said.size)
         return _OK
 
     async def name_failed(self, visitor: Visitor, body: bytes) -> bytes:
@@ -198,8 +195,7 @@ class Verbs:
     async def backoff(self, visitor: Visitor, body: bytes) -> bytes:
         """BackoffTold -> Ok."""
         said = self._decode(body, wire.BackoffTold)
-        self._cluster.hello(said, visitor)
-        self._cluster.backoff(said.host, said.seconds)
+        self._cluster.backoff(self._cluster.hello(said, visitor), said.host, said.seconds)
         return _OK
 
     # -- inside ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from random import Random
 
 from swarm.blob.digest import Digest, parse
 from swarm.protocol import wire
+from swarm.protocol.blame import Blame
 from swarm.protocol.board import Failure, Outcome
 from swarm.protocol.standing import Trust as BoardTrust
 from tracker.errors import Malformed, Outdated, Unready
@@ -33,7 +34,7 @@ from tracker.state.history import History, growth
 from tracker.state.sessions import Note, Sessions
 from tracker.state.swarms import Raw, Swarm, Swarms
 from tracker.state.tags import Names
-from tracker.state.trust import Backoffs, Trust
+from tracker.state.trust import Backoffs, Budgets, Trust
 
 log = logging.getLogger("shoal.tracker")
 
@@ -76,6 +77,7 @@ class Cluster:
         )
         self.names = Names(settings.names_keep, settings.max_names)
         self.backoffs = Backoffs()
+        self.budgets = Budgets()
         self.sessions = Sessions(settings, metrics, self.alarm, self.agents, self._note, self)
         self.rivals, self.refusals = self.sessions.rivals, self.sessions.refusals
         self.copies = Copies(settings, metrics, self.alarm, self.agents, self.swarms, self.trust, self)
@@ -141,7 +143,8 @@ class Cluster:
         now = self.now()
         for name in poll.names:
             parse(name.digest)
-            self.names.remember(name.name, name.digest, name.media_type, name.size, name.age, now)
+            if not self.trust.until(agent.key, now):
+                self.names.remember(name.name, agent.member, name.digest, name.media_type, name.size, name.age, now)
         if poll.stats:
             self._count(agent, poll.stats, now)
         self._trim()
@@ -193,6 +196,8 @@ class Cluster:
         # An agent that comes from another tracker names no incarnation, but brings windows and claims with it.
         moved = not same and bool(poll.incarnation or poll.claims or poll.have)
         outcome = Outcome()
+        # A size that no blob has is nobody's word: it is as if nothing had been said.
+        size = poll.size if poll.size is not None and 0 <= poll.size <= wire.MAX_SIZE else None
         if moved:
             self._gather(swarm, now)
             outcome.add(board.revoke(agent.key, but=poll.claims))
@@ -201,7 +206,7 @@ class Cluster:
             board.join(
                 agent.key,
                 now,
-                size=poll.size,
+                size=size,
                 want=min(poll.want, 64),
                 prefer=poll.prefer[:1024],
                 only_preferred=poll.only_preferred,
@@ -212,7 +217,7 @@ class Cluster:
                 beside=min(poll.beside, 64),
             )
         )
-        if moved and trusted and poll.size is not None:
+        if moved and trusted and size is not None:
             outcome.add(board.resume(agent.key, now, poll.claims))
         agent.boards.add(swarm.digest)
         if not same and poll.want:
@@ -291,6 +296,8 @@ class Cluster:
             raise Malformed("a blob cannot have a negative size")
         if self.copies.trusted(swarm, agent.key):
             self._vouched(swarm, agent, swarm.board.seal_whole(agent.key, said.size, said.hashes))
+            for digest in self.budgets.spend(agent.member, swarm.digest, len(said.hashes)):
+                self._let_go(digest)
         self.settle(swarm)
         self.copies.offer(agent)
 
@@ -395,13 +402,26 @@ class Cluster:
         """A peer sent *reporter* pieces that do not match. *ip*: the canonical address of that peer."""
         self.court.corrupt(reporter, said, ip)
 
-    def backoff(self, host: str, seconds: float) -> None:
-        """An upstream asked an agent to wait: tell all."""
-        if self.backoffs.tell(host[:255], seconds, self.now()):
-            fields = {"upstream": host[:255], "seconds": round(seconds, 1)}
+    def backoff(self, agent: Agent, host: str, seconds: float) -> None:
+        """An upstream asked *agent* to wait: tell all, for as long as its word is worth."""
+        now = self.now()
+        if not self.trust.until(agent.key, now) and self.backoffs.tell(host[:255], agent.member, seconds, now):
+            fields = {"upstream": host[:255], "seconds": round(seconds, 1), "agent": agent.key}
             log.warning("upstream.backoff", extra={"fields": fields})
             for agent in self.agents.all():
                 self.say(agent)
+
+    def name_told(self, agent: Agent, name: str, digest: Digest, media_type: str, size: int) -> None:
+        """Upstream told *agent* what *name* means."""
+        now = self.now()
+        if self.trust.until(agent.key, now):
+            return
+        for member in self.names.told(name, agent.key, digest, media_type, size, now):
+            liar = next((one for one in self.agents.all() if one.member == member), None)
+            if liar is not None:
+                log.error("name.disputed", extra={"fields": {"name": name, "agent": liar.key}})
+                self.court.blame([Blame(liar.key, f"told another meaning of {name} than two others, before and after")])
+        self.wake_name(name)
 
     def name_waiter(self, name: str) -> asyncio.Future[None]:
         """Done when the meaning of *name* may be known."""
@@ -493,6 +513,14 @@ class Cluster:
         until = self.trust.until(agent.key, now)
         left = round(until - now, 3) if until else 0.0
         return wire.AgentAnswer(need=need, suspect=suspect, backoff=backoff, quarantined=left, you=agent.key)
+
+    def _let_go(self, digest: str) -> None:
+        """One member told more hashes than it may: those of *digest* go, unless others use them."""
+        swarm = self.swarms.get(digest)
+        if swarm is not None and not swarm.board.participants and not swarm.board.evidence.confirmed:
+            log.warning("board.over-budget", extra={"fields": {"digest": digest}})
+            self.swarms.skipped += 1
+            self._drop(swarm)
 
     def _due(self, swarm: Swarm) -> None:
         if self.swarms.get(swarm.digest) is not swarm:

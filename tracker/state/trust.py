@@ -13,6 +13,9 @@ from dataclasses import dataclass
 REMEMBERED = 200
 """Entries of the record of blame that the page shows."""
 
+WITNESSES = 8
+"""Members whose word on one upstream is remembered, the last."""
+
 MOST = 10_000
 """Quarantines at once: more than any cluster has agents to spare."""
 
@@ -88,19 +91,51 @@ class Trust:
         return bool(self._credit) and self._member_of(agent) in self._credit
 
 
-class Backoffs:
-    """Upstream hosts that asked us to wait. *most*: seconds that are believed; *cap*: hosts."""
+class Budgets:
+    """Bytes of hashes that each member may have told of blobs that nobody else confirmed. *most*: of one member."""
 
-    def __init__(self, most: float = 900.0, cap: int = 1000) -> None:
+    def __init__(self, most: int = 16 * 1024 * 1024) -> None:
+        self._most = most
+        self._spent: OrderedDict[str, OrderedDict[str, int]] = OrderedDict()
+
+    def spend(self, member: str, digest: str, amount: int) -> list[str]:
+        """*member* told *amount* bytes about *digest*; returns the blobs that are to go for it, the oldest first."""
+        spent = self._spent.setdefault(member, OrderedDict())
+        self._spent.move_to_end(member)
+        spent.pop(digest, None)
+        spent[digest] = amount
+        over: list[str] = []
+        while sum(spent.values()) > self._most and len(spent) > 1:
+            over.append(spent.popitem(last=False)[0])
+        while len(self._spent) > MOST:
+            self._spent.popitem(last=False)
+        return over
+
+
+class Backoffs:
+    """Upstream hosts that asked us to wait: told to all when two members say so.
+
+    Who was asked to wait does so itself. Its word alone would let one member keep all others from a registry.
+    *most*: seconds that are believed; *cap*: hosts.
+    """
+
+    def __init__(self, most: float = 300.0, cap: int = 1000) -> None:
         self._most = most
         self._cap = cap
         self._until: dict[str, tuple[float, int]] = {}
+        self._told: OrderedDict[str, dict[str, float]] = OrderedDict()
+        """Host -> member -> until when it is to be left alone by that member's word."""
         self.serial = 0
         """Grows with every new or longer backoff."""
 
-    def tell(self, host: str, seconds: float, now: float) -> bool:
-        """*host* asked for *seconds*. True: that is news of at least a second."""
-        until = now + min(self._most, max(0.0, seconds))
+    def tell(self, host: str, member: str, seconds: float, now: float) -> bool:
+        """*member* says that *host* asked for *seconds*. True: that is news of at least a second."""
+        told = {who: until for who, until in self._told.pop(host, {}).items() if until > now}
+        told[member] = now + min(self._most, max(0.0, seconds))
+        self._told[host] = dict(list(told.items())[-WITNESSES:])
+        while len(self._told) > self._cap:
+            self._told.popitem(last=False)
+        until = sorted(told.values())[-2] if len(told) > 1 else 0.0  # as long as two say so
         if until <= self._until.get(host, (now, 0))[0] + 1.0:
             return False
         self.serial += 1
