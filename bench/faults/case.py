@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bench.faults.client import Answer
 from bench.faults.scene import Scene, Shape, scene, wait_until
@@ -79,9 +79,13 @@ class Seen:
         return not self.bad
 
 
-def play(case: Case, *, keep: bool = False) -> Seen:
-    """Do the fault to a cluster of its own. Raises nothing: what fails is in the result."""
+def play(case: Case, *, keep: bool = False, patience: float = 1.0) -> Seen:
+    """Do the fault to a cluster of its own. Raises nothing: what fails is in the result.
+
+    *patience*: as a factor of every time that is expected, for machines that do something else as well.
+    """
     began, seen = time.monotonic(), Seen(case)
+    case = replace(case, seconds=case.seconds * patience, gap=case.gap * patience, then=case.then * patience)
     try:
         with scene(case.shape, keep=keep) as stage:
             _pulls(case, stage, seen)
@@ -100,7 +104,7 @@ def _pulls(case: Case, stage: Scene, seen: Seen) -> None:
     digest = stage.blob(case.mib) if case.holders is None else stage.held(case.mib, *case.holders)
     holders = case.holders or ()
     asking = [i for i in (case.ask or range(len(stage.agents))) if case.ask or i not in holders]
-    limit = case.seconds * 2 + 10  # waits on, so that the table says how long it really takes
+    limit = case.seconds * 1.5 + 10  # waits on, so that the table says how long it really takes
     if case.after is None:
         case.hurt(stage)
     pulls = stage.pulling(digest, asking, limit, resume=case.resume)
