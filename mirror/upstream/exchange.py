@@ -273,6 +273,7 @@ class Exchanges:
     def _watch(self, host: str, transport: Transport, request: Request) -> None:
         """Let nobody wait for *host*, which answers nothing, until it does; find out about that ourselves."""
         if host not in self._watching:
+            self.guard.darken(host)
             self._watching[host] = asyncio.create_task(self.guard.watch(host, lambda: transport.ping(request)))
             self._watching[host].add_done_callback(lambda _: self._watching.pop(host, None))
 

@@ -206,10 +206,13 @@ class Guard:
         if wait:
             await asyncio.sleep(wait)
 
+    def darken(self, host: str) -> None:
+        """*host* answers nothing: requests are refused at once, as long as somebody runs `watch`."""
+        self._state(host).dark = True
+
     async def watch(self, host: str, ping: Callable[[], Awaitable[bool]]) -> None:
-        """Refuse requests to *host* at once until *ping* says that it answers again, or nobody asks any more."""
+        """Ends the darkness of *host* once *ping* says that it answers again, or nobody has asked for long."""
         state = self._state(host)
-        state.dark = True
         try:
             idle = 0.0
             while state.dark and idle < FORGET_DARK:

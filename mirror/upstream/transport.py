@@ -7,6 +7,7 @@ URLs carry signatures.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import errno
 import socket
@@ -95,12 +96,18 @@ async def _reused(_: aiohttp.ClientSession, trace: SimpleNamespace, __: aiohttp.
     trace.trace_request_ctx.reused = True
 
 
-def _by(proxy: URL | None) -> dict[str, Any]:
-    """How aiohttp is told of *proxy*: what opens it apart from where it is."""
+def _by(request: Request, headers: Mapping[str, str]) -> dict[str, Any]:
+    """How aiohttp is told of the request's proxy and *headers*: what opens the proxy apart from where it is."""
+    proxy = request.proxy
     if proxy is None:
-        return {}
-    auth = aiohttp.BasicAuth(proxy.user, proxy.password or "") if proxy.user else None
-    return {"proxy": proxy.with_user(None), "proxy_auth": auth}
+        return {"headers": headers}
+    told: dict[str, str] = {}
+    if proxy.user:
+        pair = f"{proxy.user}:{proxy.password or ''}".encode()
+        told["Proxy-Authorization"] = f"Basic {base64.b64encode(pair).decode('ascii')}"
+    if request.url.scheme == "https":  # it is for the tunnel, and not for who is at its end
+        return {"headers": headers, "proxy": proxy.with_user(None), "proxy_headers": told}
+    return {"headers": {**headers, **told}, "proxy": proxy.with_user(None)}
 
 
 Places = MutableMapping[str, Place]
@@ -277,12 +284,11 @@ class Transport:
                         return await session.request(
                             request.method,
                             request.url,
-                            headers=request.headers,
                             ssl=True if request.tls is None else request.tls,
                             data=request.form,
                             allow_redirects=False,
                             trace_request_ctx=connection,
-                            **_by(request.proxy),
+                            **_by(request, request.headers),
                         )
                     finally:
                         look.cancel()
@@ -325,7 +331,7 @@ class Transport:
                     ssl=True if request.tls is None else request.tls,
                     allow_redirects=False,
                     trace_request_ctx=_Connection(),
-                    **_by(request.proxy),
+                    **_by(request, {}),
                 ),
             ):
                 return True

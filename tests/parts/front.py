@@ -20,7 +20,9 @@ from mirror.front.blobs import Span
 from mirror.metrics import FrontMetrics
 from mirror.serve import front_of, listening, running
 from mirror.settings import MirrorSettings
+from mirror.upstream.auth import Credentials
 from mirror.upstream.client import Upstream
+from mirror.upstream.registries import Registries
 from mirror.upstream.urlrules import UrlRules
 from swarm.base.flags import Endpoint
 from swarm.blob.digest import Digest, parse
@@ -195,7 +197,13 @@ class FileSwarm:
 
 
 @asynccontextmanager
-async def file_agent(directory: Path, **settings: Any) -> AsyncIterator[tuple[Agent, FileSwarm]]:
+async def file_agent(
+    directory: Path,
+    *,
+    registries: Registries | None = None,
+    credentials: Credentials | None = None,
+    **settings: Any,
+) -> AsyncIterator[tuple[Agent, FileSwarm]]:
     """The front end over files in *directory*."""
     directory.mkdir(parents=True, exist_ok=True)
     swarm = FileSwarm(directory)
@@ -203,7 +211,8 @@ async def file_agent(directory: Path, **settings: Any) -> AsyncIterator[tuple[Ag
     port = free_port()
     chosen = MirrorSettings(**({"store": directory} | settings))
     async with AsyncExitStack() as stack:
-        upstream = await stack.enter_async_context(Upstream(url_rules=UrlRules(named=("127.0.0.1:*",))))
+        rules = UrlRules(named=("127.0.0.1:*",))
+        upstream = await stack.enter_async_context(Upstream(registries, credentials=credentials, url_rules=rules))
         front = front_of(chosen, swarm, upstream, metrics, stack)
         await stack.enter_async_context(listening(make_app(front), Endpoint("127.0.0.1", port), grace=1.0))
         session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
