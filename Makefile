@@ -47,8 +47,9 @@ faults: venv tools ## faults done to real clusters, and what was seen (root; ARG
 soak: venv tools ## an hour of pulls, kills and cuts (root; ARGS='--seconds 600 --seed 7')
 	@$(BIN)/python -m bench.faults.soak $(ARGS)
 
-docs: venv ## docs/settings.md, made from the settings themselves
+docs: venv ## docs/settings.md and docs/metrics.md, made from the code
 	@$(BIN)/python -m tests.test_docs
+	@$(BIN)/python -m tests.test_docs_metrics
 
 clean: ## away with .venv and every cache
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks build dist *.egg-info

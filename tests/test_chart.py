@@ -70,6 +70,8 @@ VALUE_SETS: dict[str, Object] = {
         "priorityClass": {"name": "system-node-critical"},
         "networkPolicy": {"scrapeFrom": []},
         "serviceMonitor": {"create": True, "labels": {"release": "prometheus"}},
+        "prometheusRule": {"create": True, "labels": {"release": "prometheus"}},
+        "dashboard": {"create": True},
     },
     "host network": {"agent": {"hostNetwork": True}},
     "members by DNS": {"tracker": {"settings": {"discovery": "dns"}}},
@@ -156,7 +158,7 @@ def test_kubernetes_takes_every_object(values: Object) -> None:
     objects = render(values)
     assert objects
     for item in objects:
-        if item["kind"] == "ServiceMonitor":  # the Prometheus operator's, not Kubernetes' own
+        if item["kind"] in ("ServiceMonitor", "PrometheusRule"):  # the Prometheus operator's, not Kubernetes' own
             continue
         for version in ("1.25", "1.31", "1.37"):
             kubernetes_validate.validate(item, version, strict=True)

@@ -26,10 +26,11 @@ from tests.parts.fetch import fetch
 from tests.parts.front import agent
 from tests.parts.liar import liar
 from tests.parts.registry import Blob, Registry
-from tests.parts.talk import Refusal, digest_of, town, until
+from tests.parts.talk import Refusal, Talker, digest_of, town, until
 from tests.test_e2e_failures import pull_until_right, rot
 from tracker.members.static import StaticDiscovery
 from tracker.metrics import Metrics
+from tracker.state.rivals import PROOF
 
 KIB = 1024
 
@@ -107,10 +108,20 @@ async def test_each_metric_of_the_tracker_moves() -> None:
         await b.say("name", wire.NameLookup(**b.me, name=name, ttl=60.0), wire.NameAnswer)
         await b.say("name/told", wire.NameTold(**b.me, name=name, digest=e, media_type="x", size=5), wire.Ok)
         await c.say("gone", wire.Gone(port=c.me["port"], session=c.me["session"], node="c"), wire.Ok)
+        await _replace(here.agent("a", 1001, "127.0.0.1"), a)
         await a.get("/metrics")
         await until(lambda: counted(registry, "shoal_tracker_loop_lag_seconds_count") > 0)
         moves.registry(registry)
     assert declared(Metrics) - moves.moved == set()
+
+
+async def _replace(newer: Talker, older: Talker) -> None:
+    """*newer* takes the address of *older*, which does not give up."""
+    newer.me["session"] = "of another process"
+    await newer.hello()
+    for _ in range(PROOF):
+        with pytest.raises(Refusal):
+            await older.poll()
 
 
 # -- the agent --------------------------------------------------------------------------------------

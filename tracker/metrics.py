@@ -21,6 +21,9 @@ class Metrics:
         self.strangers = Counter(
             "shoal_tracker_strangers", "Requests refused because who asked is no member.", registry=registry
         )
+        self.conflicts = Gauge(
+            "shoal_tracker_conflicts", "Addresses that two agents announce at once, now.", registry=registry
+        )
         self.announces = Counter(
             "shoal_tracker_announces", "Announces and scrapes, by outcome.", ["outcome"], registry=registry
         )

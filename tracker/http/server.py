@@ -355,6 +355,7 @@ class TrackerServer:
         for name, count in counts.items():
             self.metrics.boards.labels(name).set(count)
         self.metrics.names.set(len(self.cluster.names))
+        self.metrics.conflicts.set(len(self.cluster.rivals.standing(self.cluster.now())))
         body = generate_latest(self.metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
