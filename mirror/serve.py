@@ -28,6 +28,7 @@ from mirror.front.bodies import Bodies
 from mirror.front.door import Door
 from mirror.front.opaque import OpaqueCache
 from mirror.front.possession import Possession
+from mirror.front.preheat import Preheater
 from mirror.front.streaming import StreamingFront
 from mirror.front.v2 import RegistryFront
 from mirror.metrics import FrontMetrics, watch_loop
@@ -96,6 +97,9 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
             telling.add(task)
             task.add_done_callback(telling.discard)
 
+        preheater = Preheater(swarm, upstream, swarm.tell_preheat)
+        stack.push_async_callback(preheater.close)
+        swarm.on_preheat = lambda order: preheater.take(order.id, order.images, order.platform)
         upstream.guard.on_backoff = tell
         swarm.on_backoff = upstream.guard.hold
         stack.push_async_callback(swarm.close)

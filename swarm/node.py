@@ -61,6 +61,7 @@ class Node:
         self.settings = settings
         self.metrics = SwarmMetrics(registry or CollectorRegistry())
         self.on_backoff: Callable[[str, float], None] = lambda host, seconds: None
+        self.on_preheat: Callable[[wire.Preheat], None] = lambda order: None
         """Another agent was asked by an upstream to wait."""
         self._hasher = Hasher()
         self._store = Store(settings.store, settings.store_budget, hasher=self._hasher)
@@ -191,6 +192,17 @@ class Node:
             with contextlib.suppress(TrackerError):
                 await link.call("/v1/backoff", message, wire.Ok)
 
+    async def tell_preheat(
+        self, identity: str, state: str, done: int, total: int, sources: dict[str, int], error: str = ""
+    ) -> None:
+        """How far an order is on this node, said to every tracker: whoever ordered may have changed to another."""
+        message = wire.PreheatTold(
+            **self._trackers.me(), id=identity, state=state, done=done, total=total, sources=sources, error=error[:300]
+        )
+        for link in self._trackers.up():
+            with contextlib.suppress(TrackerError):
+                await link.call("/v1/preheat", message, wire.Ok)
+
     @property
     def ready(self) -> bool:
         """Whether requests can be served by this node alone: store and swarm port are open, and it is not closing."""
@@ -274,6 +286,8 @@ class Node:
             self._spawn(self._doubt(text))
         for backoff in answer.backoff:
             self.on_backoff(backoff.host, backoff.seconds)
+        for order in answer.preheat:
+            self.on_preheat(order)
 
     # -- inside -----------------------------------------------------------------------------------
 

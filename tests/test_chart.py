@@ -72,6 +72,7 @@ VALUE_SETS: dict[str, Object] = {
         "serviceMonitor": {"create": True, "labels": {"release": "prometheus"}},
         "prometheusRule": {"create": True, "labels": {"release": "prometheus"}},
         "dashboard": {"create": True},
+        "preheat": {"secret": "heat", "images": ["quay.io/team/app:v1"], "arguments": ["--percent=50"]},
     },
     "host network": {"agent": {"hostNetwork": True}},
     "members by DNS": {"tracker": {"settings": {"discovery": "dns"}}},
@@ -113,6 +114,8 @@ def pods(objects: list[Object]) -> Iterator[tuple[str, Object]]:
     for item in objects:
         if item["kind"] in ("DaemonSet", "Deployment", "Job"):
             yield item["metadata"]["name"], item["spec"]["template"]
+        if item["kind"] == "CronJob":
+            yield item["metadata"]["name"], item["spec"]["jobTemplate"]["spec"]["template"]
 
 
 def containers(pod: Object) -> list[Object]:

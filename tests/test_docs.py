@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from mirror.cli import shoal
 from mirror.commands.containerd import ContainerdSettings
 from mirror.commands.doctor import DoctorSettings
+from mirror.commands.preheat import PreheatSettings
 from mirror.commands.status import StatusSettings
 from mirror.commands.up import UpSettings
 from mirror.settings import MirrorSettings
@@ -38,6 +39,13 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
         (
             "Takes images as arguments. Every flag of `shoal agent`, `--canary` (a pull by the node's runtime), "
             "`--kubectl` (every agent of a cluster), `--json`, and:"
+        ),
+    ),
+    "shoal preheat": (
+        PreheatSettings,
+        (
+            "Takes images as arguments. `--nodes`, `--zone`, `--count` and `--percent` choose nodes, `--platform` one "
+            "of an index; `--wait` stays, `--json` is for programs."
         ),
     ),
     "shoal containerd install, uninstall, show": (
@@ -121,6 +129,7 @@ FLAGS = [
         (LEAVES["shoal status"], StatusSettings),
         (LEAVES["shoal containerd install"], ContainerdSettings),
         (LEAVES["shoal doctor"], DoctorSettings),
+        (LEAVES["shoal preheat"], PreheatSettings),
     ]
     for item in settings_of(kind)
 ]

@@ -18,8 +18,8 @@ from aiohttp import web
 
 from mirror.doctor import canary, node, runtimes
 from mirror.doctor.finding import Finding, line
-from mirror.doctor.reference import Image, parse_image
 from mirror.setup import containerd as setup
+from mirror.upstream.reference import Image, parse_image
 from tests.parts.cluster import Cluster, cluster
 from tests.parts.containerd import containerd
 from tests.parts.counter import Counter

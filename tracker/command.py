@@ -200,6 +200,13 @@ class TrackerFlags:
         unit="seconds",
         reason="Long enough that a bad disk does not keep costing refetches, short enough to come back by itself.",
     )
+    preheat_token: Path | None = setting(
+        None,
+        PATH,
+        "File with the token of those who may order preheats over HTTP (`shoal preheat`); read with each order.",
+        unit="file",
+        reason="Off: an order makes every node fetch, so only who was given the token may.",
+    )
     log_level: str = setting(
         "info",
         LOG_LEVEL,
@@ -241,6 +248,7 @@ async def _serve(flags: TrackerFlags) -> None:
         near_zone=flags.near_zone,
         copy_per_zone=flags.copy_per_zone,
         quarantine=flags.quarantine,
+        preheat_token=flags.preheat_token,
     )
     try:
         await serve(settings, _discovery(flags), identity, authority)

@@ -6,6 +6,7 @@ TrackerError
     ├── Locked          401: a token is needed
     ├── Closed          403: this is not answered here, or not to whoever asks
     ├── NotAMember      403: whoever asks is no member
+    ├── Forbidden       403: whoever asks has not the token
     ├── Unknown         404: there is no such blob, torrent or page of them
     ├── Outdated        409: meant for another incarnation of this tracker, or of the agent
     ├── NoJson          415: the body is not declared to be JSON
@@ -38,6 +39,13 @@ class NotAMember(Refused):
 
     status = 403
     code = "not-a-member"
+
+
+class Forbidden(Refused):
+    """Whoever asks has not the token."""
+
+    status = 403
+    code = "forbidden"
 
 
 class Unknown(Refused):

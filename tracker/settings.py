@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ class TrackerSettings:
     gather: float = 3.0
     """Seconds that this lasts at most, and in which the agents find a tracker that has just started: they look for one
     that is down every two seconds."""
+
+    preheat_token: Path | None = None
+    """File with the token of those who may order preheats. None: nobody may."""
 
     max_body: int = 16 * 1024 * 1024
     """Bytes of the largest request: the hashes of 800,000 pieces."""

@@ -15,9 +15,9 @@ import msgspec
 from mirror.commands.containerd import MIRROR
 from mirror.doctor import agent, canary, kubectl, node, runtimes
 from mirror.doctor.finding import Finding, failed, line, note
-from mirror.doctor.reference import Image, parse_image
 from mirror.settings import MirrorSettings
 from mirror.setup import containerd as setup
+from mirror.upstream.reference import Image, parse_image
 from swarm.base.flags import PATH, TEXT, Flag, options, setting
 
 IMAGE = Flag("IMAGE", parse_image)

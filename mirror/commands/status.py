@@ -161,11 +161,11 @@ class Told(msgspec.Struct):
 
 async def _ask_all(session: aiohttp.ClientSession, trackers: Sequence[str]) -> list[dict[str, Any]]:
     """What each tracker tells: url, and either state, agents and boards, or error."""
-    urls = [url for urls in await asyncio.gather(*(_addresses(one) for one in trackers)) for url in urls]
+    urls = [url for urls in await asyncio.gather(*(addresses(one) for one in trackers)) for url in urls]
     return list(await asyncio.gather(*(_ask(session, url) for url in dict.fromkeys(urls))))
 
 
-async def _addresses(tracker: str) -> list[str]:
+async def addresses(tracker: str) -> list[str]:
     """`dns+http://name:port` as one URL for each address of the name; another URL as it is."""
     if not tracker.startswith("dns+"):
         return [tracker]
@@ -248,8 +248,8 @@ def _summary(one: Told) -> Iterator[str]:
     swarms = ", ".join(f"{boards.get(which, 0)} {which}" for which in ("sealed", "entering", "poisoned"))
     yield f"{state.agents} agents; swarms: {swarms}; {state.names} tags"
     yield (
-        f"from upstream {_bytes(totals.get('upstream_bytes'))} ({_bytes(state.rate)}/s now), "
-        f"from peers {_bytes(totals.get('peer_bytes_in'))}"
+        f"from upstream {size_text(totals.get('upstream_bytes'))} ({size_text(state.rate)}/s now), "
+        f"from peers {size_text(totals.get('peer_bytes_in'))}"
     )
     for blame in state.blame[:BLAMED]:
         yield f"blamed: {blame.name} ({blame.agent}), {blame.what}: {blame.reason}"
@@ -274,7 +274,7 @@ def _agents(agents: Sequence[_Agent]) -> RenderableType:
         state = f" (quarantined {agent.quarantined:.0f} s)" if agent.quarantined else ""
         amounts = [agent.stats.get(key) for key in ("store_bytes", "upstream_bytes", "peer_bytes_in", "peer_bytes_out")]
         words = (agent.name + state, agent.key, agent.zone, f"{_age(agent.seen)} ago", str(agent.held))
-        table.add_row(*map(_text, words), *map(_bytes, amounts))
+        table.add_row(*map(_text, words), *map(size_text, amounts))
     return _with_rest(table, len(agents))
 
 
@@ -284,9 +284,9 @@ def _boards(boards: Sequence[_Board]) -> RenderableType:
     table = _table("swarm", "state", "size", "windows", "holders", "taking part", "claims", "rate")
     for board in boards[:SHOWN]:
         words = (
-            board.digest[:19], board.state, "?" if board.size is None else _bytes(board.size),
+            board.digest[:19], board.state, "?" if board.size is None else size_text(board.size),
             f"{board.published}/{board.windows}", str(board.holders), str(board.participants), str(board.claims),
-            f"{_bytes(board.rate)}/s",
+            f"{size_text(board.rate)}/s",
         )  # fmt: skip
         table.add_row(*map(_text, words))
     return _with_rest(table, len(boards))
@@ -308,7 +308,7 @@ def _text(text: str) -> Text:
     return Text("".join(char if char.isprintable() or char == "\n" else "?" for char in text))
 
 
-def _bytes(count: float | None) -> str:
+def size_text(count: float | None) -> str:
     value = float(count or 0)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:

@@ -14,10 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mirror.doctor import node
 from mirror.doctor.finding import Finding, note, ok, wrong
-from mirror.doctor.reference import Image
 from mirror.errors import DockerConfigInvalid, RegistriesInvalid, SettingsInvalid
 from mirror.serve import upstream_of
 from mirror.settings import MirrorSettings
+from mirror.upstream.reference import Image
 from swarm.blob.errors import SwarmError
 
 WITHIN = 3.0

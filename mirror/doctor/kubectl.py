@@ -41,6 +41,12 @@ async def kubectl(*words: str) -> bytes:
     return out
 
 
+async def nodes(selector: str) -> list[str]:
+    """Names of the nodes with these labels. Raises click.ClickException."""
+    found = _items(await kubectl("get", "nodes", "-l", selector, "-o", "json"))
+    return [str(one["metadata"]["name"]) for one in found]
+
+
 async def check(namespace: str, selector: str, images: Sequence[str]) -> list[Finding]:
     """Every agent of the cluster. Raises click.ClickException if the cluster cannot be asked."""
     pods = _items(await kubectl("-n", namespace, "get", "pods", "-l", selector, "-o", "json"))

@@ -111,6 +111,15 @@ class Backoff(Wire, frozen=True, kw_only=True):
     seconds: float
 
 
+class Preheat(Wire, frozen=True, kw_only=True):
+    """An order to have *images* on this node, below every pull that somebody waits for. Known by its *id*."""
+
+    id: Text
+    images: tuple[Text, ...]
+    platform: Text = ""
+    """os/architecture; "": the agent's own."""
+
+
 class AgentAnswer(Wire, frozen=True, kw_only=True):
     """*resend*: the tracker does not know this session: poll again with full=True."""
 
@@ -122,6 +131,7 @@ class AgentAnswer(Wire, frozen=True, kw_only=True):
     quarantined: float = 0.0
     """Seconds for which this agent gets no claims, and is handed to nobody as a peer."""
     backoff: tuple[Backoff, ...] = ()
+    preheat: tuple[Preheat, ...] = ()
     you: Text = ""
     """The address under which the tracker knows the agent: "ip:port"."""
 
@@ -330,6 +340,19 @@ class NameFailed(Me, frozen=True, kw_only=True):
     name: Text
     gone: bool = False
     """True: upstream answered that the name does not exist."""
+
+
+class PreheatTold(Me, frozen=True, kw_only=True):
+    """POST /v1/preheat -> Ok: how far an order is on this node. *state*: "fetching", "done" or "failed"."""
+
+    id: Text
+    state: Text
+    done: int = 0
+    """Bytes that are here, of *total*."""
+    total: int = 0
+    sources: Annotated[dict[Text, int], Meta(max_length=8)] = {}
+    """Bytes that came by this order: from "upstream", "peer"."""
+    error: Text = ""
 
 
 class BackoffTold(Me, frozen=True, kw_only=True):

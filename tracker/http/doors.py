@@ -22,6 +22,7 @@ from tracker.members.gate import Claim
 
 HEALTH = ("/healthz", "/readyz")
 BITTORRENT = ("/announce", "/scrape", "/torrents/")
+PREHEATS = "/api/v1/preheats"
 
 ADDRESS, POD = "X-Shoal-Address", "X-Shoal-Pod"
 """Headers in which an agent says where it is reached and which pod it is (tracker.members.gate.Claim)."""
@@ -55,12 +56,9 @@ class Doors:
             return
         if problem := objection(method, request.headers, self.hosts):
             raise Closed(problem)
-        if path.startswith("/v1/"):
-            if where is not Where.MAIN:
-                raise Closed("agents speak at another port")
-            if method == "POST" and not is_json(request.headers.get("Content-Type", "")):
-                raise NoJson("the body must be application/json")
-            return
+        if path.startswith(("/v1/", f"{PREHEATS}/")) or path == PREHEATS:
+            self._check_speech(request, where)
+            return  # agents are known by the gate, and orders by a token of their own (tracker.http.preheats)
         if path.startswith(BITTORRENT):
             if where is not Where.MAIN:
                 raise Closed("BitTorrent clients ask at another port")
@@ -71,6 +69,13 @@ class Doors:
             raise Closed("this is read at another port")
         if not proven and self.token and not self._shown(request.headers):
             raise Locked("a token is needed: as Bearer, or as the password of any user")
+
+    def _check_speech(self, request: web.BaseRequest, where: Where) -> None:
+        """What agents and those who order say. Raises Closed, NoJson."""
+        if where is Where.METRICS or (where is not Where.MAIN and request.path.startswith("/v1/")):
+            raise Closed("agents speak at another port")
+        if request.method == "POST" and not is_json(request.headers.get("Content-Type", "")):
+            raise NoJson("the body must be application/json")
 
     def _open(self, path: str) -> bool:
         """Whether strangers may read *path* at the main door."""

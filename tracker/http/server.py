@@ -25,8 +25,9 @@ from swarm.identity.authority import Authority
 from swarm.identity.tls import Identity
 from swarm.protocol import wire
 from tracker.errors import Locked, Malformed, NotAMember, Refused, Unknown, Unready
-from tracker.http.doors import Doors, Where, claim_of, proven_by
+from tracker.http.doors import PREHEATS, Doors, Where, claim_of, proven_by
 from tracker.http.listening import Handler, Listening
+from tracker.http.preheats import PreheatApi
 from tracker.http.signing import Signing
 from tracker.http.v1 import Verbs
 from tracker.members.discovery import Discovery, Reviewing
@@ -73,6 +74,7 @@ class TrackerServer:
         others = Replicas(settings.replicas, self.cluster.incarnation, identity=identity, token=settings.page_token)
         self._live = Live(self.cluster, others, lambda: self.ready)
         self._page = Page(self._live)
+        self._preheats = PreheatApi(self.cluster, settings.preheat_token)
         self._seldom = Seldom()
         self._counted: dict[tuple[str, int], Counter] = {}
         self._tls = identity.server_context(strangers=True) if identity is not None else None
@@ -185,6 +187,8 @@ class TrackerServer:
         path = request.path
         if path.startswith("/v1/"):
             return await self._speak(request, path[4:])
+        if path == PREHEATS or path.startswith(f"{PREHEATS}/"):
+            return await self._translated(self._preheats.handle, request)
         if request.method not in ("GET", "HEAD"):
             return _text("method not allowed\n", 405, {"Allow": "GET, HEAD"})
         handler = self._gets.get(path)
@@ -199,6 +203,10 @@ class TrackerServer:
                 handler = self._file
             else:
                 return _text("not found\n", 404)
+        return await self._translated(handler, request)
+
+    async def _translated(self, handler: Handler, request: web.BaseRequest) -> web.StreamResponse:
+        """What *handler* answers, or its refusal in the protocol's form."""
         try:
             return await handler(request)
         except Refused as refused:

@@ -54,7 +54,14 @@ class Verbs:
             "name/told": self.name_told,
             "name/failed": self.name_failed,
             "backoff": self.backoff,
+            "preheat": self.preheat,
         }
+
+    async def preheat(self, visitor: Visitor, body: bytes) -> bytes:
+        """PreheatTold -> Ok."""
+        said = self._decode(body, wire.PreheatTold)
+        self._cluster.warming.told(self._cluster.hello(said, visitor), said)
+        return _OK
 
     # -- the agent's channel ------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterable
 from random import Random
 
+from msgspec import structs
+
 from swarm.blob.digest import Digest, parse
 from swarm.protocol import wire
 from swarm.protocol.blame import Blame
@@ -35,6 +37,7 @@ from tracker.state.sessions import Note, Sessions
 from tracker.state.swarms import Raw, Swarm, Swarms
 from tracker.state.tags import Names
 from tracker.state.trust import Backoffs, Budgets, Trust
+from tracker.state.warming import Warming
 
 log = logging.getLogger("shoal.tracker")
 
@@ -86,6 +89,7 @@ class Cluster:
         )
         self.announcers = Announcers(settings, now, chance, self.agents, self.swarms, self)
         self.answers = Answers(settings, now, chance, self.agents, self.swarms, self.court.apart)
+        self.warming = Warming(self.agents, self.say, now)
         self.stopping = False
         self._name_waiters: dict[str, list[asyncio.Future[None]]] = {}
 
@@ -110,6 +114,7 @@ class Cluster:
 
     def left(self, agent: Agent) -> None:
         """*agent* is gone."""
+        self.warming.left(agent)
         for digest in agent.boards | agent.held:
             swarm = self.swarms.get(digest)
             if swarm is not None:
@@ -163,9 +168,10 @@ class Cluster:
         agent.backoff_seen = self.backoffs.serial
         until = self.trust.until(agent.key, now)
         changed, agent.quarantine_told = agent.quarantine_told != until, until
-        if not (need or suspect or backoff or changed):
+        preheat = self.warming.due(agent)
+        if not (need or suspect or backoff or changed or preheat):
             return None
-        return self._answer(agent, need, suspect, backoff)
+        return structs.replace(self._answer(agent, need, suspect, backoff), preheat=preheat)
 
     def nothing_for(self, agent: Agent) -> wire.AgentAnswer:
         """The answer of a poll that waited in vain."""

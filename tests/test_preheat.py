@@ -1,0 +1,225 @@
+"""`shoal preheat`: images are on the chosen nodes before somebody asks, by one copy; the exit code is true."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirror.front.preheat import blobs_of, chosen
+from swarm.blob.errors import SourceRefused
+from swarm.blob.geometry import MIB
+from swarm.protocol import wire
+from tests.parts.cluster import Cluster, cluster
+from tests.parts.counter import Counter
+from tests.parts.registry import Image, Registry
+from tracker.state import preheats
+from tracker.state.preheats import Candidate, Order, Preheats
+
+TOKEN = "open sesame"
+
+
+@asynccontextmanager
+async def heated(tmp_path: Path, *, agents: int = 3, trackers: int = 1) -> AsyncIterator[Cluster]:
+    """A cluster whose trackers take orders."""
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    discovery = ["--discovery=static", "--member=127.0.0.0/8", f"--preheat-token={tmp_path / 'token'}"]
+    async with cluster(tmp_path, agents=agents, trackers=trackers, discovery=discovery) as whole:
+        yield whole
+
+
+async def start(whole: Cluster, *words: str, token: str = "token") -> asyncio.subprocess.Process:
+    """`shoal preheat` under way."""
+    argv = [sys.executable, "-m", "mirror", "preheat", *words, f"--preheat-token={whole.directory / token}"]
+    argv += [f"--tracker={tracker.url}" for tracker in whole.trackers]
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(*argv, stdout=pipe, stderr=pipe, env=os.environ | {"COLUMNS": "80"})
+
+
+async def preheat(whole: Cluster, *words: str, token: str = "token") -> tuple[int, str, str]:
+    """Exit status, output, errors."""
+    process = await start(whole, *words, token=token)
+    out, errors = await process.communicate()
+    return process.returncode or 0, out.decode(), errors.decode()
+
+
+def name_of(image: Image, upstream: Counter) -> str:
+    return f"{upstream.host}/{image.repository}:{image.tag}"
+
+
+def states(out: str) -> dict[str, str]:
+    """Node -> state, from --json."""
+    return {told["name"]: told["state"] for told in json.loads(out)["agents"].values()}
+
+
+@pytest.mark.needs_registry
+async def test_every_node_has_it_by_one_copy_and_a_second_run_moves_nothing(
+    origin: Registry, upstream: Counter, tmp_path: Path
+) -> None:
+    """An index, so that a platform is chosen; then a pull asks upstream for no byte of a layer."""
+    image = await origin.push_image("preheat/app", "amd64", [3 * MIB, MIB])
+    index = await origin.push_index("preheat/app", "v1", [image])
+    name = f"{upstream.host}/preheat/app:v1"
+    async with heated(tmp_path) as whole:
+        status, out, errors = await preheat(whole, name, "--platform=linux/amd64", "--wait", "--json")
+        assert status == 0, errors
+        assert set(states(out).values()) == {"done"}
+        assert len(states(out)) == 3
+        counts = await upstream.counts()
+        for blob in (*image.layers, image.config, index):
+            assert counts.bytes_of(blob.digest) <= 1.02 * blob.size, blob
+        await upstream.reset()
+        status, out, _ = await preheat(whole, name, "--platform=linux/amd64", "--wait", "--json")
+        assert status == 0
+        assert all(told["sources"] == {} for told in json.loads(out)["agents"].values())
+        assert (await upstream.counts()).sent == 0
+        for agent in whole.agents:
+            for layer in image.layers:
+                assert (await agent.blob(layer, upstream.host)).whole
+        assert (await upstream.counts()).bytes_of("/blobs/") == 0
+        status, out, _ = await preheat(whole, name, "--platform=linux/amd64", "--wait")
+        assert "3 of 3 nodes have it" in out
+        assert max(map(len, out.splitlines())) <= 80, out
+
+
+@pytest.mark.needs_registry
+async def test_a_part_of_the_nodes(origin: Registry, upstream: Counter, tmp_path: Path) -> None:
+    """--count tells so many and no other; an image that is not there fails, with a reason."""
+    image = await origin.push_image("preheat/part", "v1", [MIB])
+    async with heated(tmp_path) as whole:
+        status, out, _ = await preheat(whole, name_of(image, upstream), "--count=2", "--wait", "--json")
+        assert (status, len(states(out))) == (0, 2)
+        held = [(await agent.status())["held"] for agent in whole.agents]
+        assert sorted(count > 0 for count in held) == [False, True, True]
+        status, out, errors = await preheat(whole, f"{upstream.host}/preheat/none:v1", "--wait", "--json")
+        assert status == 1
+        assert set(states(out).values()) == {"failed"}
+        assert "preheat/none" in errors
+
+
+@pytest.mark.busy_loop("makes and compresses an image of 16 MiB")
+@pytest.mark.needs_registry
+async def test_a_node_that_dies_in_the_middle_is_named(origin: Registry, upstream: Counter, tmp_path: Path) -> None:
+    """The others are done; the exit status is 1."""
+    image = await origin.push_image("preheat/dies", "v1", [16 * MIB])
+    async with heated(tmp_path) as whole:
+        await upstream.shape(total=4 * MIB)
+        process = await start(whole, name_of(image, upstream), "--wait", "--json")
+        await upstream.counts(part="preheat/dies", sent=MIB)
+        await whole.agents[1].kill()
+        await upstream.shape()
+        out, errors = await process.communicate()
+        assert process.returncode == 1
+        assert states(out.decode()) == {"agent-0": "done", "agent-1": "lost", "agent-2": "done"}
+        assert b"agent-1: lost" in errors
+
+
+@pytest.mark.busy_loop("makes and compresses an image of 16 MiB")
+@pytest.mark.needs_registry
+async def test_it_survives_the_tracker_that_took_the_order(origin: Registry, upstream: Counter, tmp_path: Path) -> None:
+    """kill -9 in the middle: the order goes on with the other one, and nothing is fetched twice."""
+    image = await origin.push_image("preheat/tracker", "v1", [16 * MIB])
+    async with heated(tmp_path, trackers=2) as whole:
+        await upstream.shape(total=4 * MIB)
+        process = await start(whole, name_of(image, upstream), "--wait", "--json")
+        await upstream.counts(part="preheat/tracker", sent=MIB)
+        await whole.trackers[0].kill()
+        await upstream.shape()
+        out, errors = await process.communicate()
+        assert process.returncode == 0, errors
+        assert set(states(out.decode()).values()) == {"done"}
+        assert len(states(out.decode())) == 3
+
+
+async def test_without_the_token_nobody_orders(tmp_path: Path) -> None:
+    """Wrong, missing, or none set: one line that says so, exit status 1."""
+    (tmp_path / "wrong").write_text("guess")
+    async with heated(tmp_path, agents=0) as whole:
+        status, _, errors = await preheat(whole, "alpine", token="wrong")
+        assert (status, "token is missing or wrong" in errors) == (1, True)
+        status, _, errors = await preheat(whole, "alpine")
+        assert (status, "no agent is a member" in errors) == (1, True)
+    async with cluster(tmp_path / "off", agents=0) as whole:
+        (tmp_path / "off" / "token").write_text(TOKEN)
+        status, _, errors = await preheat(whole, "alpine")
+        assert (status, "--preheat-token" in errors) == (1, True)
+        assert len(errors.splitlines()) == 1
+
+
+# --------------------------------------------------------------------------- pure
+
+
+def order(**said: Any) -> Order:
+    return Order(**{"id": "12345678", "images": ("a",), **said})
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 99), st.sampled_from("abc")), unique=True, max_size=40),
+    st.integers(0, 50),
+    st.floats(0, 100),
+)
+def test_who_is_chosen_is_spread_over_zones(nodes: list[tuple[int, str]], count: int, percent: float) -> None:
+    """So many as asked for, none twice, and no zone has two more than another that could have given one."""
+    candidates = [Candidate(f"{n}{zone}", f"node-{n}", zone) for n, zone in nodes]
+    found = preheats.choose(order(count=count, percent=percent), candidates)
+    assert len(set(found)) == len(found) <= len(candidates)
+    if count:
+        assert len(found) <= count
+    if not count and not percent:
+        assert len(found) == len(candidates)
+    taken = {zone: sum(one.zone == zone for one in found) for zone in "abc"}
+    left = {zone: sum(one.zone == zone for one in candidates) - taken[zone] for zone in "abc"}
+    for zone in "abc":
+        if left[zone]:
+            assert taken[zone] >= max(taken.values()) - 1
+
+
+def test_an_agent_that_comes_back_is_told_again() -> None:
+    """Under its new session; one that does not is lost, and one that is done stays done."""
+    found = Preheats()
+    found.add(order(), [Candidate("a", "a", ""), Candidate("b", "b", "")], 0.0)
+    assert len(found.due("a", "one")) == 1
+    assert found.due("a", "one") == ()
+    said = wire.PreheatTold(node="b", port=1, session="s", id="12345678", state="done")
+    assert found.told("b", said, 1.0)
+    for key in "ab":
+        found.left(key, 2.0)
+    assert len(found.due("a", "two")) == 1
+    found.left("a", 3.0)
+    progress = found.progress("12345678", 3.0 + preheats.LOST)
+    assert progress is not None
+    assert {key: told.state for key, told in progress.agents.items()} == {"a": "lost", "b": "done"}
+    assert progress.finished
+
+
+def test_orders_are_bounded() -> None:
+    """The finished go first; nobody's are kept for ever."""
+    found = Preheats()
+    for number in range(3 * preheats.MOST):
+        found.add(order(id=f"order{number:05}"), [Candidate("a", "a", "")], float(number))
+    assert len(found) <= preheats.MOST
+    found.add(order(id="thelastone"), [], 10 * preheats.KEEP)
+    assert len(found) == 1
+
+
+def test_the_parts_of_images_artifacts_and_indexes() -> None:
+    """Layers that live elsewhere (`urls`) and digests without a swarm are left out; a platform must be there."""
+    digest = "sha256:" + "0" * 64
+    manifest = {
+        "config": {"digest": digest, "size": 3},
+        "layers": [{"digest": "sha512:" + "0" * 128, "size": 1}, {"digest": digest, "size": 2, "urls": ["x"]}, "no"],
+    }
+    assert [(part.digest, part.size) for part in blobs_of(manifest)] == [(digest, 3)]
+    index = {"manifests": [{"digest": digest, "platform": {"os": "linux", "architecture": "arm64", "variant": "v8"}}]}
+    assert chosen(index, "linux/arm64") == digest
+    with pytest.raises(SourceRefused, match="linux/amd64"):
+        chosen(index, "linux/amd64")

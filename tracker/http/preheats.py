@@ -1,0 +1,74 @@
+"""The HTTP side of preheating: orders by POST, progress by GET, both with a token. Off unless one is set."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+from tracker.errors import Forbidden, Malformed, Unknown
+from tracker.http.doors import PREHEATS
+from tracker.state import preheats
+from tracker.state.cluster import Cluster
+
+LONGEST = 10.0
+"""Seconds for which a question about progress is held at most."""
+
+STEP = 1.0
+"""Seconds between two answers while nobody changes: an agent that is lost becomes so by the clock alone."""
+
+
+class PreheatApi:
+    """`/api/v1/preheats` on one cluster. *token*: the file that holds it; None: everything is refused."""
+
+    def __init__(self, cluster: Cluster, token: Path | None) -> None:
+        self._cluster = cluster
+        self._token = token
+
+    async def handle(self, request: web.BaseRequest) -> web.Response:
+        """POST an order, or GET /api/v1/preheats/{id}?since=SERIAL. Raises Refused, ValueError."""
+        await self._check(request.headers.get("Authorization", ""))
+        name = request.path.removeprefix(PREHEATS).strip("/")
+        if request.method == "POST" and not name:
+            return await self._post(request)
+        if request.method != "GET" or not name:
+            return web.Response(text="method not allowed\n", status=405, headers={"Allow": "POST, GET"})
+        return await self._get(name, int(request.query.get("since", "-1")))
+
+    async def _check(self, said: str) -> None:
+        if self._token is None:
+            raise Forbidden("preheating over HTTP is off: start the tracker with --preheat-token FILE")
+        try:
+            token = (await asyncio.to_thread(self._token.read_text, encoding="utf-8")).strip()
+        except (OSError, UnicodeDecodeError):
+            raise Forbidden("the tracker cannot read its --preheat-token") from None
+        if not token or not hmac.compare_digest(said.encode(), f"Bearer {token}".encode()):
+            raise Forbidden("the token is missing or wrong")
+
+    async def _post(self, request: web.BaseRequest) -> web.Response:
+        try:
+            order = msgspec.json.decode(await request.read(), type=preheats.Order)
+        except msgspec.MsgspecError as error:
+            raise Malformed(str(error)) from None
+        if reason := preheats.check(order):
+            raise Malformed(reason)
+        self._cluster.warming.order(order)
+        return self._answer(order.id)
+
+    async def _get(self, name: str, since: int) -> web.Response:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + LONGEST
+        while True:
+            found = self._cluster.warming.progress(name)
+            if found is None:
+                raise Unknown("no such order here: post it again")
+            if found.serial > since or found.finished or loop.time() >= end or self._cluster.stopping:
+                return self._answer(name)
+            await self._cluster.warming.news(STEP)
+
+    def _answer(self, name: str) -> web.Response:
+        found = self._cluster.warming.progress(name)
+        return web.Response(body=msgspec.json.encode(found), content_type="application/json")
