@@ -486,7 +486,7 @@ def test_a_board_of_which_nothing_is_known_cannot_be_rejected() -> None:
 
 def test_another_size_than_one_member_said_begins_the_board_again() -> None:
     board = Board(DIGEST)
-    board.join("liar", 0.0, size=SIZE + 1)
+    board.join("liar", 0.0, size=SIZE + 1, want=1)
     assert board.join("a", 0.0, size=SIZE, want=1).restarted
     board.join("a", 0.0, size=SIZE, want=1)
     assert board.size == SIZE

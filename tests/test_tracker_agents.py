@@ -237,6 +237,10 @@ class Changing:
         self.changed: OnChange = lambda: None
         self.notes: list[tuple[str, Reason]] = []
 
+    def touched(self) -> frozenset[str] | None:
+        """Anybody may be."""
+        return None
+
     def is_member(self, ip: str) -> bool:
         """Whether it is one."""
         return ip in self.members
@@ -260,6 +264,36 @@ class Changing:
     async def run(self, on_change: OnChange) -> None:
         """Remember whom to tell."""
         self.changed = on_change
+
+
+async def test_a_change_of_one_pod_asks_about_that_pod_alone() -> None:
+    class Pods(Changing):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ready = True
+            self.members = {f"127.0.1.{n}" for n in range(1, 41)}
+            self.asked: list[str] = []
+
+        def touched(self) -> frozenset[str] | None:
+            return frozenset({"127.0.1.7"})
+
+        def is_member(self, ip: str) -> bool:
+            self.asked.append(ip)
+            return ip in self.members
+
+    pods = Pods()
+    async with town(pods) as here:
+        agents = [here.agent(f"n{n}", 1000, f"127.0.1.{n}") for n in range(1, 41)]
+        for agent in agents:
+            await agent.hello()
+        pods.members.discard("127.0.1.7")
+        pods.asked.clear()
+        pods.changed()
+        assert pods.asked == ["127.0.1.7"]
+        assert len(here.server.cluster.agents) == 39
+        for agent in agents[10:]:
+            await agent.hello()
+        assert pods.asked == ["127.0.1.7"], "what is known of the others stays known"
 
 
 async def test_until_members_are_known_agents_are_sent_elsewhere() -> None:

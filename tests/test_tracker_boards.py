@@ -331,6 +331,23 @@ async def test_a_size_that_no_blob_has_is_as_if_nothing_was_said(here: Town) -> 
     assert (await a.board(D, size=SIZE, want=1)).size == SIZE
 
 
+async def test_what_nobody_asked_for_is_not_kept_if_it_is_large(here: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "MOST_UNASKED", 100)
+    a = here.agent("a", 1001, "127.0.0.2")
+    await a.hello()
+    await a.whole(digest_of("unasked"), 40 * MIB)
+    assert here.server.cluster.swarms.get(digest_of("unasked")) is None
+    assert (await a.hello(asked=40 * MIB)).need == (digest_of("asked"),)
+    await a.whole(digest_of("asked"), 40 * MIB)
+    assert (await here.agent("b", 1002).board(digest_of("asked"))).sealed
+
+
+async def test_who_brings_nothing_in_has_no_word_on_the_size(here: Town) -> None:
+    liar, a = here.agent("liar", 7001, "127.0.0.9"), here.agent("a", 1001, "127.0.0.2")
+    await liar.board(D, size=110 * MIB)
+    assert (await a.board(D, want=1)).size is None
+
+
 async def test_who_contradicts_what_was_brought_in_without_being_asked_is_blamed(here: Town) -> None:
     a, liar = here.agent("a", 1001, "127.0.0.2"), here.agent("liar", 7001, "127.0.0.9")
     await a.bring_in(D, SIZE)

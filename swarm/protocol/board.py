@@ -104,7 +104,10 @@ class Board(Standing):
         if self.lone and not turns:
             self._revoke(agent)
         who.prefer = tuple(prefer)
-        if size is not None and self.size is None:
+        bringing = want > 0 or turns > 0 or bool(have) or bool(self.leases.of(agent))
+        if size is not None and not bringing:
+            pass  # who brings nothing in has no word on what others are to make room for
+        elif size is not None and self.size is None:
             self._learn(size)
         elif size is not None and size != self.size and (generation is None or generation == self.generation):
             self._contradicted(agent, {})

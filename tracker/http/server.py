@@ -396,8 +396,9 @@ class TrackerServer:
             self._failure.set_exception(error)
 
     def _changed(self) -> None:
-        self._gate.forget()
-        self.cluster.review(self._gate)
+        changed = self._discovery.touched()
+        self._gate.forget(changed)
+        self.cluster.review(self._gate, changed)
 
 
 class _Query:

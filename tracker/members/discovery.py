@@ -63,6 +63,9 @@ class Discovery(Protocol):
     def name(self, ip: str) -> str:
         """`pod/<uid>` of the member at *ip*; "": names are not known."""
 
+    def touched(self) -> frozenset[str] | None:
+        """Addresses whose membership, pod or zone may have changed since this was asked last; None: any."""
+
     def note(self, ip: str, reason: Reason, message: str) -> None:
         """Something happened to the agent at *ip*: said where this kind of membership has a place for it."""
 

@@ -81,6 +81,9 @@ class DnsDiscovery:
     def name(self, ip: str) -> str:
         return ""
 
+    def touched(self) -> frozenset[str] | None:
+        return None
+
     def note(self, ip: str, reason: Reason, message: str) -> None:
         """There is no place for it but the log, which has it already."""
 

@@ -6,6 +6,7 @@ knows the pod, else the address. What one member may do at most is counted by it
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -52,6 +53,8 @@ class Gate:
         self._discovery = discovery
         self._by_key = by_key
         self._known: dict[tuple[str, Claim], Visitor] = {}
+        self._at: dict[str, set[tuple[str, Claim]]] = {}
+        """Address -> what is known that has to do with it."""
         self._came: dict[str, tuple[str, Claim]] = {}
         """Address of a member -> how it came here last."""
 
@@ -60,8 +63,10 @@ class Gate:
         visitor = self._known.get((remote, claim))
         if visitor is None:
             if len(self._known) >= _MOST:
-                self._known.clear()
+                self.forget()
             visitor = self._known[remote, claim] = self._ask(remote, claim)
+            for ip in {visitor.ip, _plain(remote), _plain(claim.ip)}:
+                self._at.setdefault(ip, set()).add((remote, claim))
             if visitor.member and claim != NOTHING:
                 if len(self._came) >= _MOST:
                     self._came.clear()
@@ -72,9 +77,15 @@ class Gate:
         """What is known now of the member that is reached at *ip*."""
         return self.visitor(*self._came.get(ip, (ip, NOTHING)))
 
-    def forget(self) -> None:
-        """Membership changed."""
-        self._known.clear()
+    def forget(self, changed: Iterable[str] | None = None) -> None:
+        """Membership changed, for these addresses; None: for any."""
+        if changed is None:
+            self._known.clear()
+            self._at.clear()
+            return
+        for ip in changed:
+            for key in self._at.pop(ip, ()):
+                self._known.pop(key, None)
 
     def _ask(self, remote: str, claim: Claim) -> Visitor:
         try:
@@ -102,3 +113,11 @@ class Gate:
 
     def _made(self, ip: str, identity: str, *, member: bool) -> Visitor:
         return Visitor(ip, member, self._discovery.zone(ip), ip_address(ip).packed, identity)
+
+
+def _plain(text: str) -> str:
+    """*text* as the address that it spells, if it spells one."""
+    try:
+        return canonical(text)
+    except ValueError:
+        return text

@@ -52,6 +52,8 @@ class KubernetesDiscovery:
         self._seldom = Seldom()
         self._pods = PodSet()
         self._zones = NodeZones()
+        self._zoned = True
+        """Zones may have changed since `touched` was asked last, or nobody has asked yet."""
         self._reflectors: dict[str, Reflector[Pod] | Reflector[Node]] = {}
 
     @property
@@ -91,6 +93,11 @@ class KubernetesDiscovery:
         found = self.member(ip)
         return f"pod/{found.uid}" if found else ""
 
+    def touched(self) -> frozenset[str] | None:
+        zoned, self._zoned = self._zoned, False
+        touched = self._pods.take_touched()
+        return None if zoned else touched
+
     def note(self, ip: str, reason: Reason, message: str) -> None:
         if self._taints is not None and reason is Reason.JOINED and (found := self.member(ip)) is not None:
             self._taints.note(found.node)
@@ -128,7 +135,12 @@ class KubernetesDiscovery:
             self._reflectors = {"pods": pods}
             tasks.create_task(pods.run())
             if self._with_zones:
-                nodes = Reflector("nodes", kube.nodes(), Node, self._zones, on_change, backoff=self._backoff)
+
+                def rezoned() -> None:
+                    self._zoned = True
+                    on_change()
+
+                nodes = Reflector("nodes", kube.nodes(), Node, self._zones, rezoned, backoff=self._backoff)
                 self._reflectors["nodes"] = nodes
                 tasks.create_task(nodes.run())
             if self._events is not None:

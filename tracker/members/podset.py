@@ -95,6 +95,7 @@ class PodSet:
     def __init__(self) -> None:
         self._members: dict[tuple[str, str], Member] = {}
         self._by_ip: dict[str, dict[tuple[str, str], Member]] = {}
+        self._touched: set[str] = set()
         self._by_uid: dict[str, Member] = {}
         self._by_name: dict[str, Member] = {}
 
@@ -129,10 +130,17 @@ class PodSet:
         changed += [self._set(key, value) for key, value in new.items()]
         return any(changed)
 
+    def take_touched(self) -> frozenset[str]:
+        """The addresses whose members changed since this was called last."""
+        touched, self._touched = frozenset(self._touched), set()
+        return touched
+
     def _set(self, key: tuple[str, str], new: Member | None) -> bool:
         old = self._members.get(key)
         if old == new:
             return False
+        for one in (old, new):
+            self._touched.update(one.ips if one is not None else ())
         if old is not None:
             del self._members[key]
             if self._by_uid.get(old.uid) is old:

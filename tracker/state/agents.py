@@ -77,6 +77,7 @@ class Agents:
     def __init__(self) -> None:
         self._agents: dict[str, Agent] = {}
         self._by_ip: dict[str, dict[str, Agent]] = {}
+        self._by_member: dict[str, dict[str, Agent]] = {}
         self._retired: dict[str, tuple[str, ...]] = {}
 
     def __len__(self) -> int:
@@ -120,8 +121,12 @@ class Agents:
         """Whether *session* is of a process that was replaced at *key*."""
         return session in self._retired.get(key, ())
 
-    def add(self, me: wire.Me, ip: str, zone: str, now: float) -> Agent:
-        """A new agent; there must be none of its key."""
+    def of(self, member: str) -> list[Agent]:
+        """The agents of one member."""
+        return list(self._by_member.get(member, {}).values())
+
+    def add(self, me: wire.Me, ip: str, zone: str, now: float, identity: str = "") -> Agent:
+        """A new agent; there must be none of its key. *identity*: who it is, if that is more than an address."""
         key = key_of(ip, me.port)
         agent = Agent(
             key=key,
@@ -134,10 +139,11 @@ class Agents:
             seen=now,
             peer=wire.Peer(ip=ip, port=me.port, lane=me.lane),
             told=Told(ip_address(ip).packed, me.port),
-            member=member_at(key),
+            member=identity if identity and identity != ip else member_at(key),
         )
         self._agents[key] = agent
         self._by_ip.setdefault(ip, {})[key] = agent
+        self._by_member.setdefault(agent.member, {})[key] = agent
         return agent
 
     def remove(self, agent: Agent, *, replaced: bool) -> None:
@@ -147,6 +153,10 @@ class Agents:
         del here[agent.key]
         if not here:
             del self._by_ip[agent.ip]
+        processes = self._by_member[agent.member]
+        del processes[agent.key]
+        if not processes:
+            del self._by_member[agent.member]
         if replaced:
             self._retired[agent.key] = (*self._retired.pop(agent.key, ()), agent.session)[-RETIRED:]
             while len(self._retired) > 4 * max(1024, len(self._agents)):

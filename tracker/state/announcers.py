@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from random import Random
 from typing import Protocol
@@ -43,6 +43,8 @@ class Announcers:
         self._agents = agents
         self._swarms = swarms
         self._places = places
+        self._known: dict[str, set[tuple[str, str]]] = {}
+        """Address -> (digest, key) of what was announced from there."""
 
     def announce(self, asked: Announce, visitor: Visitor) -> tuple[Counts, list[Told]]:
         """A BitTorrent client announces a sealed blob. Raises Unknown."""
@@ -70,19 +72,33 @@ class Announcers:
     def expire(self, swarm: Swarm, now: float) -> None:
         """Forget who has not announced again."""
         while swarm.announcers and next(iter(swarm.announcers.values())).until <= now:
-            key, _ = swarm.announcers.popitem(last=False)
+            key, announcer = swarm.announcers.popitem(last=False)
+            self._forget(swarm, key, announcer)
             self._places.place(swarm, key)
 
-    def review(self, gate: Gate) -> None:
-        """Membership changed: whoever is no member any more is forgotten."""
-        for swarm in self._swarms:
-            for key, announcer in list(swarm.announcers.items()):
-                if not gate.still(str(ip_address(announcer.told.packed))).member:
-                    del swarm.announcers[key]
-                    self._places.place(swarm, key)
+    def review(self, gate: Gate, changed: Iterable[str] | None = None) -> None:
+        """Membership changed, for these addresses (None: for any): whoever is no member any more is forgotten."""
+        if not self._known:
+            return
+        for ip in list(self._known) if changed is None else changed:
+            if ip in self._known and not gate.still(ip).member:
+                for digest, key in self._known.pop(ip):
+                    swarm = self._swarms.get(digest)
+                    if swarm is not None and swarm.announcers.pop(key, None) is not None:
+                        self._places.place(swarm, key)
+
+    def _forget(self, swarm: Swarm, key: str, announcer: Announcer) -> None:
+        ip = str(ip_address(announcer.told.packed))
+        there = self._known.get(ip)
+        if there is not None:
+            there.discard((swarm.digest, key))
+            if not there:
+                del self._known[ip]
 
     def _announced(self, swarm: Swarm, key: str, asked: Announce, visitor: Visitor, now: float) -> None:
         known = swarm.announcers.pop(key, None)
+        if known is not None and asked.event == "stopped":
+            self._forget(swarm, key, known)
         if asked.event != "stopped":
             complete = asked.left == 0 or asked.event == "completed"
             until = now + 2 * self._settings.interval
@@ -91,8 +107,10 @@ class Announcers:
             else:
                 told = Told(visitor.packed, asked.port, asked.peer_id)
             swarm.announcers[key] = Announcer(told, visitor.zone, complete, until)
+            self._known.setdefault(visitor.ip, set()).add((swarm.digest, key))
             while len(swarm.announcers) > self._settings.max_announcers:
-                old, _ = swarm.announcers.popitem(last=False)
+                old, announcer = swarm.announcers.popitem(last=False)
+                self._forget(swarm, old, announcer)
                 self._places.place(swarm, old)
             if len(swarm.announcers) == 1:
                 self._places.watch(swarm)

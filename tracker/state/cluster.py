@@ -44,6 +44,9 @@ log = logging.getLogger("shoal.tracker")
 BUSY = 2.0
 """Seconds within which whoever brings a window in says something: progress is told once a second."""
 
+MOST_UNASKED = 1024 * 1024
+"""Bytes of hashes that an agent may tell of a whole copy that it was not asked about: of 50 GiB."""
+
 MOST_STATS = 64
 """Counters that are kept of an agent, for the page."""
 
@@ -106,7 +109,7 @@ class Cluster:
     def review(self, gate: Gate, changed: Iterable[str] | None = None) -> None:
         """Membership changed for these addresses; None: for any."""
         self.sessions.review(gate, changed)
-        self.announcers.review(gate)
+        self.announcers.review(gate, changed)
 
     def say(self, agent: Agent) -> None:
         """There is something to tell *agent*."""
@@ -296,6 +299,10 @@ class Cluster:
 
     def whole(self, agent: Agent, said: wire.Whole) -> None:
         """All hashes of a blob that *agent* holds. Raises BadHashes."""
+        if len(said.hashes) > MOST_UNASKED and parse(said.digest) not in agent.asked:
+            fields = {"agent": agent.key, "digest": said.digest[:80], "bytes": len(said.hashes)}
+            log.warning("board.unasked", extra={"fields": fields})
+            return
         swarm = self.swarm(said.digest)
         self.copies.answered(swarm, agent)
         if said.size < 0:
@@ -423,8 +430,7 @@ class Cluster:
         if self.trust.until(agent.key, now):
             return
         for member in self.names.told(name, agent.key, digest, media_type, size, now):
-            liar = next((one for one in self.agents.all() if one.member == member), None)
-            if liar is not None:
+            for liar in self.agents.of(member)[:1]:
                 log.error("name.disputed", extra={"fields": {"name": name, "agent": liar.key}})
                 self.court.blame([Blame(liar.key, f"told another meaning of {name} than two others, before and after")])
         self.wake_name(name)

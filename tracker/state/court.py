@@ -94,18 +94,13 @@ class Court:
             fields = {"agent": blame.agent, "name": name, "reason": blame.reason}
             log.error("agent.quarantined", extra={"fields": fields})
             member = self._agents.member_of(blame.agent)
-            for one in self._of(member, blame.agent):
+            for one in self._agents.of(member):
                 self._note(one.ip, Reason.QUARANTINED, f"Gets no claims and no peers for a while: {blame.reason}")
                 self._distrust(one)
                 self._settles.say(one)
             self._alarm.set(("trust", member), until, lambda key=blame.agent: self._trust_again(key))  # type: ignore[misc]
 
     # -- inside -----------------------------------------------------------------------------------
-
-    def _of(self, member: str, key: str) -> list[Agent]:
-        """The agents of *member*, found beside the agent named *key*."""
-        ip = key.rpartition(":")[0].strip("[]")
-        return [agent for agent in self._agents.at(ip) if agent.member == member]
 
     def _accuse(self, reporter: Agent, agent: Agent, swarm: Swarm, now: float, *, sure: bool) -> None:
         case = (swarm.digest, agent.member)
@@ -148,7 +143,7 @@ class Court:
     def _trust_again(self, key: str) -> None:
         if self._trust.until(key, self._alarm.now()):
             return
-        for agent in self._of(self._agents.member_of(key), key):
+        for agent in self._agents.of(self._agents.member_of(key)):
             for digest in agent.held - agent.withdrawn:
                 self._copies.holds_whole(self._swarms.use(Digest(digest), self._alarm.now()), agent, None)
             for digest in agent.boards:

@@ -13,7 +13,7 @@ from tracker.members.discovery import Reason
 from tracker.members.gate import Gate, Visitor
 from tracker.metrics import Metrics
 from tracker.settings import TrackerSettings
-from tracker.state.agents import Agent, Agents, key_of, member_at
+from tracker.state.agents import Agent, Agents, key_of
 from tracker.state.alarm import Alarm
 from tracker.state.refusals import Refusals
 from tracker.state.rivals import PROOF, Rivals, explain
@@ -27,8 +27,8 @@ SILENCE = 60.0
 """Seconds without any word after which an agent without an open channel is forgotten."""
 
 
-PER_ADDRESS = 256
-"""Agents at one address at most: behind one that nodes share there may be some, made-up ones cost nothing."""
+PER_MEMBER = 256
+"""Agents of one member at most: behind an address that nodes share there may be some, made-up ones cost nothing."""
 
 
 class Household(Protocol):
@@ -136,9 +136,10 @@ class Sessions:
     def _join(self, me: wire.Me, visitor: Visitor, now: float) -> Agent:
         if len(self._agents) >= self._settings.max_agents:
             raise Unready("too many agents")
-        if len(self._agents.at(visitor.ip)) >= PER_ADDRESS and member_at(key_of(visitor.ip, me.port)) == visitor.ip:
-            raise Unready(f"too many agents at {visitor.ip}")
-        agent = self._agents.add(me, visitor.ip, visitor.zone, now)
+        agent = self._agents.add(me, visitor.ip, visitor.zone, now, visitor.identity)
+        if len(self._agents.of(agent.member)) > PER_MEMBER:
+            self._agents.remove(agent, replaced=False)
+            raise Unready(f"too many agents of {agent.member}")
         self._metrics.agents.set(len(self._agents))
         self.refusals.forget(agent.ip)
         log.info("agent.joined", extra={"fields": {"agent": agent.key, "name": agent.name, "zone": agent.zone}})
