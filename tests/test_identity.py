@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from swarm.identity import files
 from swarm.identity.authority import Authority, expiry, key_pem, make_authority, new_key, request
@@ -256,3 +260,25 @@ def test_a_name_comes_back_from_its_uri() -> None:
     assert from_uri("spiffe://cluster/ns/x") is None
     known = identity(Role.TRACKER, "t-0")
     assert (role_of(known), name_of(known)) == (Role.TRACKER, "t-0")
+
+
+async def test_an_authority_of_another_make_is_taken_as_it_is() -> None:
+    """RSA, and a key identifier of its own: as Helm's genCA and cert-manager make them."""
+    key = rsa.generate_private_key(65537, 2048)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "made elsewhere")])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(NOW - HOUR)
+        .not_valid_after(NOW + HOUR)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier(b"an identifier of its own"), critical=False)
+        .sign(key, SHA256())
+    )
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    ca = Authority(made.public_bytes(Encoding.PEM), secret)
+    async with listening(of(ca, name="a")) as (port, _):
+        assert await say(port, of(ca, name="b").client_context()) == "agent/a"

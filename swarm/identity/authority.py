@@ -99,6 +99,14 @@ class Authority:
         key = new_key()
         return self._made(key.public_key(), role, name, now, lifetime), key_pem(key)
 
+    def _key_identifier(self) -> x509.AuthorityKeyIdentifier:
+        """As the authority's own certificate spells it: others than this file make it by another hash."""
+        try:
+            own = self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+        except x509.ExtensionNotFound:
+            return x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own.value)
+
     def _made(
         self,
         public: ec.EllipticCurvePublicKey | rsa.RSAPublicKey,
@@ -127,10 +135,7 @@ class Authority:
             )
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
-                critical=False,
-            )
+            .add_extension(self._key_identifier(), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         return made.public_bytes(serialization.Encoding.PEM)
