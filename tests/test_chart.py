@@ -209,7 +209,7 @@ def test_on_the_host_network_the_mirror_listens_on_loopback_itself() -> None:
     assert (
         only(objects, "DaemonSet", "shoal-agent")["spec"]["template"]["spec"]["dnsPolicy"] == "ClusterFirstWithHostNet"
     )
-    (rule,) = only(objects, "NetworkPolicy", "shoal-tracker")["spec"]["ingress"]
+    rule, _metrics = only(objects, "NetworkPolicy", "shoal-tracker")["spec"]["ingress"]
     assert "from" not in rule
 
 
@@ -239,6 +239,8 @@ def test_the_trackers_may_do_what_their_settings_need(
         expected["events"] = ["create"]
     if nodes:
         expected["nodes"] = ["get", "list", "watch"]
+    if pods_role:  # Kubernetes discovery: whose token an agent shows
+        expected["tokenreviews"] = ["create"]
     assert allowed == expected
     spec = only(objects, "Deployment", "shoal-tracker")["spec"]["template"]["spec"]
     assert spec["automountServiceAccountToken"] is token

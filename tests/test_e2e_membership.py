@@ -6,15 +6,19 @@ what the agent's own /readyz says.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 
-from tests.parts.cluster import Agent, Cluster, cluster
+from tests.parts.cluster import Agent, Cluster, Tracker, cluster
+from tests.parts.keys import Keys
 from tests.parts.kubeapi import KubeApi, kube_api, pod
-from tests.parts.procs import free_port
+from tests.parts.procs import Process, free_port, python
+from tests.test_signing import token_of
+from tracker.http.signing import AUDIENCE
 
 IP = "127.0.1.1"
 NAME = "agent-a"
@@ -93,3 +97,45 @@ async def test_a_pod_that_was_unready_or_unknown_for_a_moment_is_a_member_again_
             assert await kubelet(api, agent), "membership is no condition of readiness"
             await agent.process.says(JOINED, after=seen)
         assert agent.process.pid == pid
+
+
+async def test_agents_get_certificates_for_their_pods_tokens_and_become_members(tmp_path: Path) -> None:
+    """As in a cluster: the tracker has the authority's key, each agent the authority's certificate and a token."""
+    await Keys(tmp_path).make()
+    authority = tmp_path / "ca/ca.crt"
+    port, page = free_port(), free_port()
+    async with kube_api() as api:
+        config = api.kubeconfig(tmp_path / "kubeconfig")
+        argv = python(
+            "mirror", "tracker", f"--listen=127.0.0.1:{port}", f"--page-listen=127.0.0.1:{page}",
+            "--discovery=kubernetes", "--namespace=shoal", "--selector=app=shoal-agent", f"--kubeconfig={config}",
+            f"--tls-ca={authority}", f"--tls-ca-key={tmp_path}/ca/ca.key",
+        )  # fmt: skip
+        tracker = Process(argv, name="tracker", log=tmp_path / "tracker.log")
+        shoal = Cluster(tmp_path, [Tracker(port, tracker)])
+        try:
+            await shoal.tracker.start()
+            await api.until(lambda: api.watching("pods") == 1)
+            agents: list[Agent] = []
+            for name, uid in (("a", "uid-of-a"), ("b", "uid-of-b"), ("thief", "uid-of-a")):
+                token = tmp_path / f"token-{name}"
+                token.write_text(token_of(uid, rest=f"signed-for-{name}"))
+                if name != "thief":  # its token states the pod of another, and the API server does not know it
+                    api.tokens[token.read_text()] = (uid, AUDIENCE)
+                    await api.put("pods", pod(name, f"127.0.1.{len(agents) + 1}", uid=uid, ready=False))
+                agents.append(shoal.prepare(f"--tls-ca={authority}", f"--tls-token={token}", name=name))
+            *members, thief = agents
+            await asyncio.gather(*(agent.start() for agent in members), thief.start(joined=False))
+            for agent in members:
+                await agent.process.says("identity-enrolled")
+            await thief.process.says(r"identity-not-enrolled.*403")
+            assert (await thief.status())["member"] is False
+            for agent in agents:
+                assert "signed-for" not in agent.process.output(), "a token is in no log"
+            assert "signed-for" not in tracker.output()
+            async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{page}/api/v1/agents") as answer:
+                found = {one["name"]: one["key"] for one in (await answer.json())["items"]}
+            assert {name: key.rpartition(":")[0] for name, key in found.items()} == {"a": "127.0.1.1", "b": "127.0.1.2"}
+        finally:
+            await shoal.stop_agents()
+            await tracker.stop()

@@ -85,6 +85,8 @@ class KubeApi:
         self.events: list[Object] = []
         self.patches: list[tuple[str, Object]] = []
         """Name and body of every patch of a node."""
+        self.tokens: dict[str, tuple[str, str]] = {}
+        """Service account token -> UID of the pod that it is bound to, and its audience."""
         self.denied: set[str] = set()
         """Resources that are answered 403."""
         self.statuses: dict[str, list[tuple[int, dict[str, str]]]] = {}
@@ -228,6 +230,8 @@ class KubeApi:
         if self.statuses.get(resource):
             status, headers = self.statuses[resource].pop(0)
             return _status(status, "InternalError", headers)
+        if resource == "tokenreviews":
+            return web.json_response(self._review(await request.json()), status=201)
         if verb == "create":
             event = await request.json()
             if any(event["metadata"]["name"] == known["metadata"]["name"] for known in self.events):
@@ -239,6 +243,15 @@ class KubeApi:
             return await self._patch(request)
         kind = self._kinds[resource]
         return await self._watch(request, kind) if watch else self._list(request, kind)
+
+    def _review(self, asked: Object) -> Object:
+        """A TokenReview: authenticated only for an audience that the token was made for."""
+        uid, audience = self.tokens.get(asked["spec"]["token"], ("", ""))
+        if not uid or audience not in asked["spec"]["audiences"]:
+            return asked | {"status": {"user": {}, "error": "invalid bearer token"}}
+        extra = {"authentication.kubernetes.io/pod-uid": [uid], "authentication.kubernetes.io/pod-name": ["a"]}
+        user = {"username": "system:serviceaccount:shoal:default", "extra": extra}
+        return asked | {"status": {"authenticated": True, "audiences": [audience], "user": user}}
 
     async def _patch(self, request: web.Request) -> web.Response:
         """A strategic merge patch of a node's taints: those that it deletes go."""
@@ -356,6 +369,7 @@ async def kube_api(tls: ssl.SSLContext | None = None) -> AsyncIterator[KubeApi]:
     api = KubeApi()
     app = web.Application()
     app.router.add_route("*", "/api/v1/{rest:.*}", api.handle)
+    app.router.add_route("*", "/apis/authentication.k8s.io/v1/{rest:.*}", api.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)

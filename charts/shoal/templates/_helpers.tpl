@@ -98,3 +98,14 @@ capabilities:
     path: {{ .containerdCerts }}
     type: DirectoryOrCreate
 {{- end -}}
+
+{{/* "true" where agents and trackers know each other by key: trackers sign for tokens, so they must ask the API server. */}}
+{{- define "shoal.keyed" -}}
+{{- $kubernetes := eq (default "kubernetes" .Values.tracker.settings.discovery) "kubernetes" -}}
+{{- and .Values.identity.enabled $kubernetes (not .Values.tracker.settings.tlsCa) (not .Values.agent.settings.tlsCa) -}}
+{{- end -}}
+
+{{/* The Secret (kubernetes.io/tls) that holds the authority. */}}
+{{- define "shoal.authority" -}}
+{{- default (printf "%s-authority" (include "shoal.fullname" .)) .Values.identity.existingSecret -}}
+{{- end -}}
