@@ -24,6 +24,29 @@ _CANNOT_TELL = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 """What file systems without RWF_NOWAIT say. Anything else is about the file: a thread is to find out."""
 
 
+FIRST_STEP = 512 * 1024
+"""Bytes of the first call of a body. A socket never keeps sendfile waiting, but a disk may, whatever the page cache
+seemed to have: a call that took longer than SLOW is followed by a shorter one, a quick one by a longer one."""
+
+SLOW = 0.05
+"""Seconds in one call that the loop can spare."""
+
+
+class _Pace:
+    """How much one body asks of sendfile at once."""
+
+    def __init__(self) -> None:
+        self.step = FIRST_STEP
+
+    def begins(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A call begins. What the loop runs next, it runs once the call has left the file: that was its time."""
+        began = loop.time()
+        loop.call_soon(lambda: self._took(loop.time() - began))
+
+    def _took(self, seconds: float) -> None:
+        self.step = max(SMALL, self.step // 4) if seconds > SLOW else min(STEP, self.step * 2)
+
+
 class _File:
     """What loop.sendfile wants: something with a descriptor."""
 
@@ -48,12 +71,17 @@ async def send_spans(
     read: what was counted has left, and is right.
     """
     async with aclosing(spans) as reading:  # type: ignore[type-var]  # every reader is a generator
+        pace = _Pace()
         async for span in reading:
-            await _send(request, response, span, count)
+            await _send(request, response, span, count, pace)
 
 
 async def _send(
-    request: web.Request, response: web.StreamResponse, span: Span, count: Callable[[str, int], None]
+    request: web.Request,
+    response: web.StreamResponse,
+    span: Span,
+    count: Callable[[str, int], None],
+    pace: _Pace,
 ) -> None:
     if span.count < SMALL:
         await response.write(await read_span(span))
@@ -66,10 +94,11 @@ async def _send(
         transport = request.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client went away")
-        step = min(STEP, span.count - done)
+        step = min(pace.step, span.count - done)
         if not _is_cached(span.fd, span.offset + done, step):
             await asyncio.to_thread(_warm, span.fd, span.offset + done, step)
         try:
+            pace.begins(loop)
             sent = await loop.sendfile(transport, file, span.offset + done, step, fallback=False)  # type: ignore[arg-type]
         except asyncio.SendfileNotAvailableError as error:
             # asyncio says this of any failure before the first byte, the file's and the connection's alike.

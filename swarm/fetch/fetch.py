@@ -310,6 +310,8 @@ class Fetch:
         here = self._course.partial
         if self._course.ranged and not self.is_verified and here is not None and here.pieces.count:
             return RANGE_LINGER
+        if here is not None and not here.kept:
+            return IDLE  # in memory: the next reader may find room on the disk
         useful = bool(self._course.follower.peers) and here is not None and here.pieces.have != 0
         return self._context.settings.linger if self.is_verified or useful else IDLE
 

@@ -249,6 +249,11 @@ class Partial:
         return self._held
 
     @property
+    def kept(self) -> bool:
+        """Whether it is on the disk; else in memory, for as long as it is read."""
+        return self._staged.kept
+
+    @property
     def lost(self) -> bool:
         """Whether the complete blob was found to be wrong since."""
         return self._held is not None and self._held.lost
