@@ -269,7 +269,7 @@ async def test_the_metrics_of_bad_luck_move(
     origin: Registry, upstream: Counter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A holder that nobody can reach; a file that is behind libtorrent's word."""
-    monkeypatch.setattr(stalls, "STALL", 2.0)  # longer than libtorrent waits before it dials somebody again
+    monkeypatch.setattr(stalls, "STALL", 1.0)  # shorter than the trial of a lone holder that nobody has confirmed
     blob = origin.plant("metrics/luck", 4 * MIB, 979)
     path = f"/v2/{blob.repository}/blobs/{blob.digest}?ns={upstream.host}"
     content, cut = await fetched(origin, blob), geometry(blob.size)
