@@ -46,5 +46,5 @@ def test_the_page_says_what_was_not_as_expected_and_a_state_goes_on_with_it(tmp_
     save(tmp_path / "state", rows)
     assert load(tmp_path / "state") == rows
     text = page(list(rows.values()))
-    assert "2 faults in 2 minutes, 1 of them not as expected" in text
+    assert f"2 of {len(listed.CASES)} faults in 2 minutes, 1 of them not as expected" in text
     assert "| **not**: no end |" in text
