@@ -178,6 +178,7 @@ def scene(shape: Shape, *, keep: bool = False) -> Iterator[Scene]:
     work.chmod(0o755)
     with ExitStack() as stack:
         stack.callback(lambda: None if keep else shutil.rmtree(work, ignore_errors=True))
+        stack.callback(_remove_groups)
         network = stack.enter_context(net.shaped(links))
         for name, host in network.hosts.items():
             network.hosts[name] = Mounted(host.name, host.ip, host.link, host.namespace, host.port_device)
@@ -216,6 +217,13 @@ def scene(shape: Shape, *, keep: bool = False) -> Iterator[Scene]:
         if shape.start:
             begin(made)
         yield made
+
+
+def _remove_groups() -> None:
+    """The cgroups that a case made, once their processes have ended."""
+    for group in Path("/sys/fs/cgroup").glob(f"**/shoal-faults-{os.getpid()}"):
+        with contextlib.suppress(OSError):
+            group.rmdir()
 
 
 def begin(made: Scene) -> None:
