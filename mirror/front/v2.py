@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from mirror.front.access import AuthCache, Standing
 from mirror.front.bodies import BlobRequest, Bodies, complete, is_known
 from mirror.front.links import next_page
 from mirror.front.oci import Route
+from mirror.front.ownline import first_good
 from mirror.front.possession import Possession
 from mirror.front.ranges import parse as parse_range
 from mirror.front.requestlog import REQUEST_LOG
@@ -105,7 +107,11 @@ class RegistryFront:
                 digest, size, extra = named.meaning.digest, named.meaning.size, named.headers
             source = self.upstream.manifest(ns, route.name, digest)
             await self._admit(ns, route.name, digest, lambda: self._manifest_readable(ns, route.name, digest))
-            content = await self._content(request, digest, source, size)
+            content, origins = await first_good(
+                self._content(request, digest, source, size), lambda: self._straight(ns, route.name, digest)
+            )
+            for origin, count in origins.items() if request.method == "GET" else ():
+                request[REQUEST_LOG].sent(origin, count)
         except SwarmError as error:
             request[REQUEST_LOG].note = str(error)
             raise unknown from None
@@ -133,9 +139,14 @@ class RegistryFront:
             request[REQUEST_LOG].note = f"last known digest, {named.age:.0f} s old"
         return named
 
-    async def _content(self, request: web.Request, digest: Digest, source: Source, size: int | None) -> bytes:
-        """The bytes of a manifest, which are few. Raises BlobUnavailable, BlobCorrupt, SourceError."""
-        account = request[REQUEST_LOG]
+    async def _content(
+        self, request: web.Request, digest: Digest, source: Source, size: int | None
+    ) -> tuple[bytes, Counter[str]]:
+        """The bytes of a manifest, which are few, and where they came from.
+
+        Raises BlobUnavailable, BlobCorrupt, SourceError.
+        """
+        origins: Counter[str] = Counter()
         try:
             async with self.bodies.swarm.open(digest, source, size=size) as blob:
                 if blob.size > manifests.LARGEST:
@@ -143,17 +154,22 @@ class RegistryFront:
                 parts = []
                 async for span in blob.read(0, blob.size):
                     parts.append(await read_span(span))
-                    if request.method == "GET":
-                        account.sent(span.origin, span.count)
-                return b"".join(parts)
+                    origins[span.origin] += span.count
+                return b"".join(parts), origins
         except StoreFull:
-            account.note = "passed through: the store is full"
+            request[REQUEST_LOG].note = "passed through: the store is full"
         total = await passthrough.size_of(source)
         if total > manifests.LARGEST:
             raise BlobUnavailable("too large for a manifest")
         content = b"".join([chunk async for chunk in passthrough.verified(source, digest, total, 0)])
-        account.sent("upstream", len(content))
-        return content
+        return content, Counter({"upstream": len(content)})
+
+    async def _straight(self, ns: str, repository: str, digest: Digest) -> tuple[bytes, Counter[str]]:
+        """The manifest straight from upstream, past whatever the cluster waits for. Raises SourceError."""
+        _, content = await self.upstream.get_manifest(ns, repository, digest)
+        if not fits(digest, content):
+            raise SourceRefused("upstream answered with another manifest", status=404)
+        return content, Counter({"upstream": len(content)})
 
     # -- who may read -----------------------------------------------------------------------------
 
