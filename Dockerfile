@@ -10,6 +10,8 @@ COPY pyproject.toml README.md LICENSE ./
 COPY swarm swarm
 COPY mirror mirror
 COPY tracker tracker
+# Given by BuildKit: files compiled with it are the same in every build (py_compile: checked hashes instead of times).
+ARG SOURCE_DATE_EPOCH
 RUN python -m pip --python /opt/shoal/bin/python install --no-cache-dir --only-binary=:all: .
 
 FROM python:${PYTHON}-slim

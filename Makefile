@@ -1,6 +1,6 @@
 # Everything here works from a plain clone: the first target asked for makes .venv and installs what this machine lacks.
 .DEFAULT_GOAL := help
-.PHONY: help venv tools demo test check format bench bench-parts faults soak docs clean
+.PHONY: help venv tools demo test check format bench bench-parts faults soak release-check docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,6 +46,9 @@ faults: venv tools ## faults done to real clusters, and what was seen (root; ARG
 
 soak: venv tools ## an hour of pulls, kills and cuts (root; ARGS='--seconds 600 --seed 7')
 	@$(BIN)/python -m bench.faults.soak $(ARGS)
+
+release-check: venv tools ## what of a release can be tried here: versions, workflows, a build twice, the chart's push
+	@.ci/release-check $(ARGS)
 
 docs: venv ## docs/settings.md and docs/metrics.md, made from the code
 	@$(BIN)/python -m tests.test_docs

@@ -48,7 +48,7 @@ def of(stage: list[Step], verb: str) -> list[str]:
 
 
 def test_the_base_is_slim_and_pinned_to_a_python_that_the_project_supports() -> None:
-    (version,) = [step.rest.removeprefix("PYTHON=") for step in steps() if step.verb == "ARG"]
+    (version,) = [step.rest.removeprefix("PYTHON=") for step in steps() if step.rest.startswith("PYTHON=")]
     assert re.fullmatch(r"3\.\d+", version)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert f"Programming Language :: Python :: {version}" in project["classifiers"]

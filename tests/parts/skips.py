@@ -19,7 +19,7 @@ PACKAGES = {
 
 _OTHER = {
     "helm": "install Go or helm; `make test` builds helm where Go is",
-    "actionlint": "install Go or actionlint; `make test` builds actionlint where Go is",
+    "actionlint": "install Go or actionlint; `make release-check` builds it where Go is",
     "root's rights": "run `make test` as root",
     "mounting a tmpfs needs root": "run `make test` as root",
     "this machine has no /dev/fuse": "modprobe fuse, or give the container /dev/fuse",
