@@ -81,7 +81,8 @@ class Line(asyncio.Protocol):
     async def say(self, verb: str, message: wire.Wire, kind: type[M]) -> M:
         """One verb of the agents' protocol."""
         body = wire.encode(message)
-        head = f"POST /v1/{verb} HTTP/1.1\r\nHost: tracker\r\nContent-Length: {len(body)}\r\n\r\n"
+        kind_of_body = "Content-Type: application/json"
+        head = f"POST /v1/{verb} HTTP/1.1\r\nHost: tracker\r\n{kind_of_body}\r\nContent-Length: {len(body)}\r\n\r\n"
         return wire.decode(await self.ask(head.encode() + body), kind)
 
     def close(self) -> None:
@@ -144,8 +145,9 @@ class Agent:
         return {"node": f"crowd-{self.number}", "port": 20_000 + self.number, "session": f"session-{self.number}"}
 
     async def hello(self) -> None:
-        """It is there, and holds nothing."""
-        await self.channel.say("agent", wire.AgentPoll(**self.me(), full=True), wire.AgentAnswer)  # type: ignore[arg-type]
+        """It is there, and holds nothing. Said on both lines: the tracker closes one that is silent for seconds."""
+        for line in (self.board, self.channel):
+            await line.say("agent", wire.AgentPoll(**self.me(), full=True), wire.AgentAnswer)  # type: ignore[arg-type]
 
     async def wait(self) -> None:
         """Its channel, for ever."""

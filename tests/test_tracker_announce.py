@@ -46,7 +46,7 @@ def target(path: str = "/announce", /, **fields: object) -> str:
 @pytest_asyncio.fixture
 async def here() -> AsyncIterator[Town]:
     """A tracker on which an agent at 127.0.0.9:1001 sealed the blob."""
-    async with town() as running:
+    async with town(hosts=("shoal.example",)) as running:
         a = running.agent("a", 1001, "127.0.0.9")
         await a.hello(blob=SIZE)
         await a.whole(D, SIZE)
@@ -247,7 +247,7 @@ async def test_the_torrent_names_the_tracker_as_it_was_asked_for(here: Town) -> 
     assert status == 200
     assert torrent[b"announce"] == b"http://shoal.example:6969/announce"
     assert info_hash(bencodepy.encode(torrent[b"info"])) == INFO_HASH
-    assert (await client.get(f"/torrents/{D}.torrent", Host="a/b?c"))[0] == 400
+    assert (await client.get(f"/torrents/{D}.torrent", Host="a/b?c"))[0] == 403, "no name of this tracker"
     assert (await client.get("/torrents/sha256:00.torrent"))[0] == 400
     assert (await client.get(f"/torrents/{D}"))[0] == 404
 
