@@ -47,6 +47,7 @@ def test_help_names_every_command() -> None:
     assert done.returncode == 0
     assert re.findall(r"^  (\w+)  ", done.stdout, re.MULTILINE) == [
         "agent",
+        "ca",
         "containerd",
         "doctor",
         "preheat",
