@@ -88,7 +88,7 @@ def test_no_stage_compiles_or_keeps_a_cache() -> None:
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_every_dependency_comes_as_a_wheel_for_both_machines(machine: str, tmp_path: Path) -> None:
     """What the build stage installs, for the base image's Python and libc: nothing has to be compiled."""
-    (version,) = [step.rest.removeprefix("PYTHON=") for step in steps() if step.verb == "ARG"]
+    (version,) = [step.rest.removeprefix("PYTHON=") for step in steps() if step.rest.startswith("PYTHON=")]
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     platforms = [f"--platform=manylinux_{libc}_{machine}" for libc in ("2_17", "2_28")]
     done = subprocess.run(
