@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import shutil
-import ssl
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,22 +10,16 @@ from typing import Any
 import click
 import kubernetes_validate
 import pytest
-import trustme
 import yaml
-from aiohttp import web
 
 from mirror.commands.agent import agent
 from mirror.commands.containerd import ContainerdSettings
 from mirror.settings import MirrorSettings
 from swarm.base.flags import Setting, settings_of
-from tests.parts import skips
+from tests.parts.chart import CHART, Object, container, containers, environment, helm, only, pods, render
 from tracker.command import TrackerFlags, tracker
 
-CHART = Path(__file__).parents[1] / "charts" / "shoal"
-Object = dict[str, Any]
-
-HELM = shutil.which("helm")
-needs_helm = pytest.mark.skipif(HELM is None, reason=skips.lacking(["helm"]))
+needs_helm = pytest.mark.needs_helm
 
 SETTINGS: dict[str, type[Any]] = {
     "agent": MirrorSettings,
@@ -83,55 +71,6 @@ VALUE_SETS: dict[str, Object] = {
         "tracker": {"settings": {"listen": "[::]:6969"}},
     },
 }
-
-
-def helm(*arguments: str, values: Object | None = None) -> str:
-    """What helm prints. Raises CalledProcessError with what it says."""
-    assert HELM is not None
-    done = subprocess.run(
-        [HELM, *arguments, "-f", "-"],
-        input=yaml.safe_dump(values or {}), capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(done.stdout + done.stderr)
-    return done.stdout
-
-
-def render(values: Object | None = None) -> list[Object]:
-    """Every object of the chart, hooks too."""
-    text = helm("template", "shoal", str(CHART), "--namespace", "shoal", "--kube-version", "1.31.0", values=values)
-    return [item for item in yaml.safe_load_all(text) if item]
-
-
-def only(objects: list[Object], kind: str, name: str) -> Object:
-    """The object of that kind and name."""
-    (found,) = [item for item in objects if item["kind"] == kind and item["metadata"]["name"] == name]
-    return found
-
-
-def pods(objects: list[Object]) -> Iterator[tuple[str, Object]]:
-    """(name of the owner, pod template) of everything that makes pods."""
-    for item in objects:
-        if item["kind"] in ("DaemonSet", "Deployment", "Job"):
-            yield item["metadata"]["name"], item["spec"]["template"]
-        if item["kind"] == "CronJob":
-            yield item["metadata"]["name"], item["spec"]["jobTemplate"]["spec"]["template"]
-
-
-def containers(pod: Object) -> list[Object]:
-    """Every container of a pod template."""
-    return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
-
-
-def container(objects: list[Object], kind: str, name: str, called: str) -> Object:
-    """One container."""
-    (found,) = [item for item in containers(only(objects, kind, name)["spec"]["template"]) if item["name"] == called]
-    return found
-
-
-def environment(item: Object) -> dict[str, str]:
-    """The environment of a container, without what the API fills in."""
-    return {entry["name"]: entry["value"] for entry in item.get("env", []) if "value" in entry}
 
 
 def camel(field: str) -> str:
@@ -262,6 +201,8 @@ def test_what_selects_pods_finds_them(values: Object) -> None:
     for item in objects:
         name, spec = item["metadata"]["name"], item.get("spec", {})
         match item["kind"]:
+            case "Service" if name.endswith("-mirror-port"):
+                assert "selector" not in spec  # it only holds a number
             case "Service":
                 assert found(spec["selector"]) == [name]
                 assert {port["targetPort"] for port in spec["ports"]} <= ports[name]
@@ -319,6 +260,54 @@ def test_what_is_said_of_single_registries_reaches_the_agent_as_it_was_written()
     path, name = environment(item)["SHOAL_REGISTRIES"].rsplit("/", 1)
     assert path == mount["mountPath"]
     assert only(objects, "ConfigMap", "layers-agent")["data"][name] == VALUE_SETS["most"]["agent"]["registriesToml"]
+
+
+@needs_helm
+def test_releases_of_one_name_in_two_namespaces_share_nothing() -> None:
+    """What belongs to no namespace has the namespace in its name."""
+
+    def shared(namespace: str) -> set[tuple[str, str]]:
+        objects = [item for item in render(namespace=namespace) if "namespace" not in item["metadata"]]
+        return {(item["kind"], item["metadata"]["name"]) for item in objects}
+
+    assert {kind for kind, _ in shared("one")} == {"PriorityClass", "ClusterRole", "ClusterRoleBinding"}
+    assert not shared("one") & shared("other")
+
+
+@needs_helm
+@pytest.mark.parametrize(
+    ("agent", "held"),
+    [({}, 30000), ({"ports": {"mirror": 29999}}, None), ({"reserveNodePort": False}, None)],
+    ids=["the default port", "a port out of the range", "switched off"],
+)
+def test_a_mirror_port_that_a_service_might_get_is_held(agent: Object, held: int | None) -> None:
+    """By a Service that selects nothing and that kube-proxy passes over: it only makes the API refuse others."""
+    services = [item for item in render({"agent": agent}) if item["kind"] == "Service"]
+    ports = [port.get("nodePort") for item in services for port in item["spec"]["ports"]]
+    assert [port for port in ports if port is not None] == ([] if held is None else [held])
+    for item in services:
+        if item["metadata"]["name"] == "shoal-mirror-port":
+            assert "selector" not in item["spec"]
+            assert item["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] == "none"
+
+
+RECIPES = sorted((CHART / "recipes").glob("*.yaml"))
+
+
+@needs_helm
+@pytest.mark.parametrize("recipe", RECIPES, ids=[path.stem for path in RECIPES])
+def test_every_recipe_is_taken_by_helm_and_by_kubernetes(recipe: Path) -> None:
+    values = yaml.safe_load(recipe.read_text())
+    assert "0 chart(s) failed" in helm("lint", "--strict", str(CHART), "--kube-version", "1.31.0", values=values)
+    for item in render(values):
+        kubernetes_validate.validate(item, "1.31", strict=True)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=[path.stem for path in RECIPES])
+def test_every_recipe_says_whether_it_was_tried(recipe: Path) -> None:
+    head = " ".join(line.removeprefix("#").strip() for line in recipe.read_text().splitlines() if line.startswith("#"))
+    assert "Status: not tried" in head or "Status: tried" in head
+    assert f"[{recipe.name}]({recipe.name})" in (CHART / "recipes" / "README.md").read_text()
 
 
 @needs_helm
@@ -454,98 +443,3 @@ def test_the_schema_names_every_value_and_nothing_else() -> None:
                 compare(value, inner, f"{path}.{key}")
 
     compare(defaults(), schema["properties"], "")
-
-
-# -- install and uninstall, for real -----------------------------------------------------------------
-
-
-def run_as_rendered(item: Object, root: Path) -> str:
-    """Run a container's command here, with the node's file system under *root*."""
-    env = {"PATH": os.environ["PATH"], **environment(item), "SHOAL_HOST_ROOT": str(root)}
-    mounts = {mount["name"]: mount["mountPath"] for mount in item["volumeMounts"]}
-    assert mounts["certs"] == environment(item)["SHOAL_HOST_ROOT"] + environment(item)["SHOAL_CONTAINERD_CERTS"]
-    command = [sys.executable, "-m", "mirror", *item["command"][1:]]
-    done = subprocess.run(
-        command, env=env, capture_output=True, text=True, timeout=60, check=False, cwd=CHART.parents[1]
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@needs_helm
-def test_what_install_writes_on_a_node_uninstall_takes_back(tmp_path: Path) -> None:
-    certs = tmp_path / "etc/containerd/certs.d"
-    kept = certs / "ghcr.io/hosts.toml"
-    kept.parent.mkdir(parents=True)
-    kept.write_text('server = "https://ghcr.io"\n\n[host."https://mine.example"]\n')
-    (tmp_path / "etc/containerd/config.toml").write_text("version = 2\n")
-    before = {path: path.read_bytes() for path in certs.rglob("*") if path.is_file()}
-    objects = render({"agent": {"ports": {"mirror": 31000}}, "containerd": {"registries": ["ghcr.io", "docker.io"]}})
-    run_as_rendered(container(objects, "DaemonSet", "shoal-agent", "containerd"), tmp_path)
-    assert "http://127.0.0.1:31000" in kept.read_text()
-    assert "http://127.0.0.1:31000" in (certs / "docker.io/hosts.toml").read_text()
-    run_as_rendered(container(objects, "DaemonSet", "shoal-restore", "containerd"), tmp_path)
-    assert {path: path.read_bytes() for path in certs.rglob("hosts.toml")} == before
-
-
-@needs_helm
-def test_the_restore_is_a_hook_after_the_deletion_in_the_right_order() -> None:
-    hooks = {
-        (item["kind"], item["metadata"]["name"]): item["metadata"]["annotations"]
-        for item in render()
-        if "helm.sh/hook" in item["metadata"].get("annotations", {})
-    }
-    assert {note["helm.sh/hook"] for note in hooks.values()} == {"post-delete"}
-    order = sorted(hooks, key=lambda key: int(hooks[key]["helm.sh/hook-weight"]))
-    assert [kind for kind, _ in order][-2:] == ["DaemonSet", "Job"]
-    assert all("hook-succeeded" in note["helm.sh/hook-delete-policy"] for note in hooks.values())
-    assert not [item for item in render(VALUE_SETS["least"]) if "annotations" in item["metadata"]]
-
-
-@needs_helm
-@pytest.mark.parametrize("comes", [True, False], ids=["all nodes", "one node is away"])
-async def test_the_uninstall_waits_for_the_nodes_but_not_for_ever(tmp_path: Path, comes: bool) -> None:
-    job = container(render(), "Job", "shoal-restore-wait", "wait")
-    python, option, script, namespace, name, _ = job["command"]
-    assert (python, option) == ("python", "-c")
-    asked: list[web.Request] = []
-
-    async def watch(request: web.Request) -> web.StreamResponse:
-        asked.append(request)
-        response = web.StreamResponse()
-        await response.prepare(request)
-        states = [{"desiredNumberScheduled": 2, "numberReady": ready, "observedGeneration": 1} for ready in (0, 1, 2)]
-        for status in states if comes else states[1:2]:
-            event = {"type": "MODIFIED", "object": {"metadata": {"generation": 1}, "status": status}}
-            await response.write(json.dumps(event).encode() + b"\n")
-        return response
-
-    authority = trustme.CA()
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(tls)
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.crt"))
-    (tmp_path / "token").write_text("a-token")
-    app = web.Application()
-    app.router.add_get("/apis/apps/v1/namespaces/{namespace}/daemonsets", watch)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
-    await site.start()
-    env = {
-        "KUBERNETES_SERVICE_HOST": "127.0.0.1",
-        "KUBERNETES_SERVICE_PORT": str(runner.addresses[0][1]),
-        "SERVICE_ACCOUNT": str(tmp_path),
-        "PATH": os.environ["PATH"],
-    }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", script, namespace, name, "30" if comes else "0.5",
-        env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    async with asyncio.timeout(30):
-        out, err = await process.communicate()
-    await runner.cleanup()
-    assert process.returncode == 0, err.decode()
-    assert ("restored on 2 nodes" if comes else "restored on 1 of 2 nodes in time") in out.decode()
-    assert asked[0].headers["Authorization"] == "Bearer a-token"
-    assert asked[0].query["fieldSelector"] == "metadata.name=shoal-restore"
-    assert asked[0].match_info["namespace"] == "shoal"

@@ -220,8 +220,8 @@ def show(certs: Path) -> list[Shown]:
 def problems(certs: Path, config: Path, url: str, host_root: Path) -> Iterator[str]:
     """One line for each prerequisite that is not met."""
     yield from _config_problems(certs, config, host_root)
-    why = _unreachable(url)
-    if why:
+    # Where the node's files are a mount, this is a container: the node's loopback address is not its own.
+    if host_root == Path("/") and (why := _unreachable(url)):
         yield f"the agent does not answer at {url} ({why}): containerd will go upstream until it does"
 
 

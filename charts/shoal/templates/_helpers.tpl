@@ -48,7 +48,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- if .Values.priorityClass.name -}}
 {{- .Values.priorityClass.name -}}
 {{- else if .Values.priorityClass.create -}}
-{{- include "shoal.fullname" . -}}
+{{- /* Priority classes belong to no namespace: releases of one name in two namespaces must not share one. */ -}}
+{{- printf "%s-%s" .Release.Namespace (include "shoal.fullname" .) -}}
 {{- end -}}
 {{- end -}}
 
