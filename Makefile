@@ -1,12 +1,12 @@
 # Everything here works from a plain clone: the first target asked for makes .venv and installs what this machine lacks.
 .DEFAULT_GOAL := help
-.PHONY: help venv tools demo test check format bench bench-parts faults soak release-check docs clean
+.PHONY: help venv tools demo helm test cluster-build cluster cluster-down cluster-test bench-cluster check format bench bench-parts faults soak release-check docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(VENV)/.ready ## the Python environment in .venv, for `. .venv/bin/activate`
 
@@ -22,8 +22,27 @@ tools: ## the Debian packages that demo and tests use as real parts (needs root;
 demo: venv tools ## the main job on this machine: a registry, a tracker, four agents, everyone pulls at once
 	@$(BIN)/python -m bench.demo $(ARGS)
 
+helm: venv # for the chart's tests, built where Go is; without Go they say so and are skipped
+	@command -v helm >/dev/null || $(BIN)/python -m tests.parts.kubecluster.binaries helm
+
 test: venv tools ## all tests; ARGS='-k containerd' for some of them
+	@$(MAKE) -s helm || true
 	@$(BIN)/python -m pytest $(ARGS)
+
+cluster-build: venv tools ## Kubernetes, compiled once from pinned Go modules and kept (needs Go; about 15 minutes on two cores)
+	@$(BIN)/python -m tests.parts.kubecluster.binaries
+
+cluster: cluster-build ## a real Kubernetes on this machine: three nodes, the chart, an image pulled by a pod on each (root)
+	@$(BIN)/python -m tests.parts.kubecluster up
+
+cluster-down: venv ## away with what `make cluster` started
+	@$(BIN)/python -m tests.parts.kubecluster down
+
+cluster-test: cluster-build ## the tests on a real cluster, the long ones too (root)
+	@SHOAL_CLUSTER_LONG=1 $(BIN)/python -m pytest $$(ls tests/test_cluster_*.py) $(ARGS)
+
+bench-cluster: cluster-build ## thousands of fake nodes and pods on a real API server (root; ARGS='--pods 1000')
+	@$(BIN)/python -m bench.kubescale $(ARGS)
 
 check: venv ## ruff, formatting, mypy --strict, layers
 	@$(BIN)/ruff check .

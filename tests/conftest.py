@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.parts import procs, skips
 from tests.parts.counter import Counter, counter
+from tests.parts.kubecluster import binaries
 from tests.parts.registry import Registry, registry
 
 TOOLS = {
@@ -57,7 +58,9 @@ LAST_SECONDS = 2.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the markers."""
+    """Declare the markers, and let helm be found where this machine has built it."""
+    if shutil.which("helm") is None and binaries.built("helm"):
+        os.environ["PATH"] += os.pathsep + str(binaries.directory())
     for name, commands in TOOLS.items():
         config.addinivalue_line("markers", f"needs_{name}: is run only where {' and '.join(commands)} can be found")
     config.addinivalue_line("markers", "busy_loop(reason): the test keeps the loop busy itself")

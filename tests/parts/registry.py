@@ -188,13 +188,13 @@ class Registry:
         (self.directory / "docker/registry/v2/blobs/sha256" / hexed[:2] / hexed / "data").unlink()
 
 
-def layer_tar(files: dict[str, bytes]) -> bytes:
+def layer_tar(files: dict[str, bytes], *, mode: int = 0o644) -> bytes:
     """An uncompressed layer with *files*, the same bytes each time."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, content in files.items():
             entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), 0o644
+            entry.size, entry.mode = len(content), mode
             archive.addfile(entry, io.BytesIO(content))
     return out.getvalue()
 
