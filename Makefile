@@ -1,6 +1,6 @@
 # Everything here works from a plain clone: the first target asked for makes .venv and installs what this machine lacks.
 .DEFAULT_GOAL := help
-.PHONY: help venv tools demo helm test cluster-build cluster cluster-down cluster-test bench-cluster check format bench bench-parts faults soak release-check docs clean
+.PHONY: help venv tools demo helm test cluster-build cluster cluster-down cluster-test check format bench bench-parts faults soak release-check docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,9 +40,6 @@ cluster-down: venv ## away with what `make cluster` started
 
 cluster-test: cluster-build ## the tests on a real cluster, the long ones too (root)
 	@SHOAL_CLUSTER_LONG=1 $(BIN)/python -m pytest $$(ls tests/test_cluster_*.py) $(ARGS)
-
-bench-cluster: cluster-build ## thousands of fake nodes and pods on a real API server (root; ARGS='--pods 1000')
-	@$(BIN)/python -m bench.kubescale $(ARGS)
 
 check: venv ## ruff, formatting, mypy --strict, layers
 	@$(BIN)/ruff check .

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from tests.parts import procs, skips
 from tests.parts.counter import Counter, counter
 from tests.parts.kubecluster import binaries
+from tests.parts.kubecluster.cluster import missing as lacks_of_a_cluster
 from tests.parts.registry import Registry, registry
 
 TOOLS = {
@@ -65,6 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"needs_{name}: is run only where {' and '.join(commands)} can be found")
     config.addinivalue_line("markers", "busy_loop(reason): the test keeps the loop busy itself")
     config.addinivalue_line("markers", "needs_root: is run only as root")
+    config.addinivalue_line("markers", "needs_cluster: is run only where a real Kubernetes can be brought up")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -74,6 +76,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     missing = [tool for tool in missing if shutil.which(tool) is None]
     if item.get_closest_marker("needs_root") and os.geteuid() != 0:
         missing.append("root's rights")
+    if item.get_closest_marker("needs_cluster"):
+        missing += lacks_of_a_cluster()
     if missing:
         reason = skips.lacking(missing)
         if os.environ.get("CI") == "true":

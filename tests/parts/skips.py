@@ -13,13 +13,15 @@ PACKAGES = {
     "podman": "podman", "nginx": "nginx", "aria2c": "aria2", "chromium": "chromium", "chromedriver": "chromium-driver",
     "ip": "iproute2", "tc": "iproute2", "httpdirfs": "httpdirfs", "mke2fs": "e2fsprogs", "mount": "mount",
     "umount": "mount", "nbdkit": "nbdkit", "nbdcopy": "libnbd-bin", "promtool": "prometheus",
-    "prometheus": "prometheus",
+    "prometheus": "prometheus", "runc": "runc", "debootstrap": "debootstrap", "iptables": "iptables",
+    "conntrack": "conntrack", "containernetworking-plugins": "containernetworking-plugins",
 }  # fmt: skip
 """The Debian package of each command that tests use."""
 
 _OTHER = {
     "helm": "install Go or helm; `make test` builds helm where Go is",
     "actionlint": "install Go or actionlint; `make release-check` builds it where Go is",
+    "Kubernetes' binaries": "install Go 1.26; `make cluster-build` compiles them once, about 15 minutes",
     "root's rights": "run `make test` as root",
     "mounting a tmpfs needs root": "run `make test` as root",
     "this machine has no /dev/fuse": "modprobe fuse, or give the container /dev/fuse",

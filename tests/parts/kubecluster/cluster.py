@@ -37,7 +37,7 @@ def missing() -> list[str]:
     if os.geteuid() != 0:
         lacks.append("root's rights")
     if not binaries.built():
-        lacks.append("Kubernetes' binaries (make cluster-build, about 15 minutes once)" if binaries.go() else "Go 1.26")
+        lacks.append("Kubernetes' binaries")
     return lacks
 
 
@@ -92,6 +92,12 @@ class KubeCluster:
         """Output of kubectl as the cluster's administrator. Raises PartFailed if it fails."""
         command = [str(binaries.directory() / "kubectl"), "--kubeconfig", str(self.control.admin), *words]
         return await run(self.lan.enter("control", *command), deadline=deadline)
+
+    async def kubectl_warnings(self, *words: str) -> str:
+        """What kubectl prints on its standard error, where the API server's warnings go."""
+        command = [str(binaries.directory() / "kubectl"), "--kubeconfig", str(self.control.admin), *words]
+        shell = ["sh", "-c", 'exec "$@" 2>&1 >/dev/null', "sh", *self.lan.enter("control", *command)]
+        return await run(shell)
 
     async def helm(self, *words: str, deadline: float = 300.0) -> str:
         """Output of helm as the cluster's administrator."""
