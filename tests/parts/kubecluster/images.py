@@ -56,7 +56,17 @@ async def shoal_image() -> Path:
         if not archive.exists():
             await _base()
             volume = ["--volume", "/etc/ssl/certs:/etc/ssl/certs:ro"]
-            build = ["build", "--isolation", "chroot", "--network", "host", "--format", "docker", "--pull-never"]
+            build = [
+                "build",
+                "--isolation",
+                "chroot",
+                "--network",
+                "host",
+                "--format",
+                "docker",
+                "--pull-never",
+                "--layers=false",
+            ]
             await run(["nice", "-n", "5", *podman(*build, *volume, "--tag", NAME, str(ROOT))], deadline=900)
             rough = archive.with_suffix(".new")
             rough.unlink(missing_ok=True)
