@@ -114,10 +114,9 @@ async def _use(cluster: KubeCluster) -> None:
     sent = cluster.registry.blob_bytes("demo/app")
     print(await cluster.kubectl("get", "pods", "-A", "-o", "wide"))
     print(f"pulled on {len(cluster.nodes)} nodes: the registry sent {sent / one_copy:.2f} copies")
-    (tracker, *_) = await release.pods("tracker")
     command = f"KUBECONFIG={cluster.control.admin} {binaries.directory()}/kubectl"
-    print(f"page:    http://{tracker['status']['podIP']}:6969/")
     print(f"kubectl: {command} get pods -A")
+    print(f"page:    {command} -n shoal port-forward deployment/shoal-tracker 6970, then http://127.0.0.1:6970/")
     print(f"logs:    {cluster.base}/log    registry: https://{network.address(network.REGISTRY)}/ (registry.test)")
     print("down:    make cluster-down")
 

@@ -25,6 +25,9 @@ from tests.parts.registry import layer_tar
 CHART = images.ROOT / "charts" / "shoal"
 Object = dict[str, Any]
 
+WATCHES = 1024
+"""inotify instances of root that suffice for a cluster beside everything else on the machine. It stays raised."""
+
 COMMANDS = ("containerd", "runc", "docker-registry", "podman", "debootstrap", "iptables", "ip", "conntrack")
 """What Debian gives (`.ci/tools` installs it)."""
 
@@ -41,6 +44,13 @@ def missing() -> list[str]:
     return lacks
 
 
+def _enough_watches() -> None:
+    """Raise what the kernel allows in inotify instances: three kubelets and containerds pass the default of 128."""
+    allowed = Path("/proc/sys/fs/inotify/max_user_instances")
+    if int(allowed.read_text()) < WATCHES:
+        allowed.write_text(str(WATCHES))
+
+
 class KubeCluster:
     """A running cluster; everything of it is under *base*, and is gone when its block is left."""
 
@@ -55,6 +65,7 @@ class KubeCluster:
 
     async def up(self, *, nodes: int = 3) -> None:
         """Control plane, registry, and *nodes* nodes that are Ready."""
+        await asyncio.to_thread(_enough_watches)
         await self.lan.up()
         hosts = {HOST: network.address(network.REGISTRY)}
         pause = await asyncio.to_thread(images.pause_image, self.base)

@@ -106,7 +106,8 @@ class ControlPlane:
                 f"--service-account-signing-key-file={pki}/sa.key",
                 "--service-account-issuer=https://kubernetes.default.svc",
                 f"--kubelet-client-certificate={node}", f"--kubelet-client-key={node_key}",
-                f"--kubelet-certificate-authority={pki}/ca.crt", "--authorization-mode=Node,RBAC",
+                f"--kubelet-certificate-authority={pki}/ca.crt", "--kubelet-preferred-address-types=InternalIP",
+                "--authorization-mode=Node,RBAC",
                 "--enable-admission-plugins=NodeRestriction", services, "--allow-privileged", "--profiling=false",
             ],
             "kube-controller-manager": [

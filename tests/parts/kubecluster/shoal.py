@@ -1,9 +1,10 @@
-"""Shoal on a cluster: the release that helm installs, and what its pods and its page say."""
+"""Shoal on a cluster: the release that helm installs, and what its pods say."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from tests.parts.kubecluster import images
 from tests.parts.kubecluster.cluster import CHART, KubeCluster
 from tests.parts.kubecluster.registry import HOST
+from tests.parts.procs import PartFailed
 
 Object = dict[str, Any]
 
@@ -77,15 +79,14 @@ class Release:
         labels = f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component={part}"
         return await self.cluster.get("pods", "-n", self.namespace, "-l", labels)
 
-    async def page(self, path: str) -> Any:
-        """What the first tracker's page answers at a path, parsed."""
-        tracker = next(pod for pod in await self.pods("tracker") if ready(pod))
-        return json.loads(await self.cluster.ask(self.namespace, tracker["metadata"]["name"], 6969, path))
-
     async def members(self) -> set[str]:
-        """Names of the nodes whose agents are connected, as the page says."""
-        told = await self.page("/api/v1/cluster/agents?limit=100")
-        return {agent["node"] for agent in told["items"] if agent["state"] in ("connected", "fetching")}
+        """Names of the nodes whose agents say that a tracker has taken them as a member."""
+        told = []
+        for pod in await self.pods("agent"):
+            with suppress(PartFailed):  # an agent that is just starting, or going
+                text = await self.cluster.ask(self.namespace, pod["metadata"]["name"], 5004, "/status")
+                told.append(json.loads(text))
+        return {status["name"] for status in told if status["member"]}
 
     async def joined(self, nodes: set[str], *, deadline: float = 60.0) -> None:
         """Until exactly the agents of *nodes* are members. Raises TimeoutError with who is at the deadline."""

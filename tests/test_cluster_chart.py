@@ -1,0 +1,173 @@
+"""The chart on a real Kubernetes: three nodes, real kubelets, the image that the Dockerfile makes.
+
+The tests of this file are one story on one cluster, in their order. `make cluster-test` runs the long ones, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.parts.kubecluster.cluster import KubeCluster, kube_cluster
+from tests.parts.kubecluster.node import Node
+from tests.parts.kubecluster.shoal import IMAGE_VALUES, Release, private_registry, ready
+from tests.parts.kubecluster.workload import deployment
+
+pytestmark = [
+    pytest.mark.needs_cluster,
+    pytest.mark.busy_loop("it starts a cluster's processes, and reads what they printed"),
+    pytest.mark.timeout(1500),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+long = pytest.mark.skipif(os.environ.get("SHOAL_CLUSTER_LONG") != "1", reason="long: make cluster-test")
+
+MIB = 1024 * 1024
+COPIES = 1.02
+"""Promise P1."""
+
+CERTS = "/etc/containerd/certs.d"
+MINE = 'server = "https://ghcr.io"\n\n[host."https://mine.example"]\n'
+"""What a node's owner has written before."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster() -> AsyncIterator[KubeCluster]:
+    """Three nodes that are Ready, each with a hosts.toml of its owner's."""
+    async with kube_cluster() as running:
+        for node in running.nodes:
+            file = node.path(f"{CERTS}/ghcr.io/hosts.toml")
+            file.parent.mkdir()
+            file.write_text(MINE)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def before() -> dict[str, dict[str, bytes]]:
+    """Node -> its files, filled by the first test."""
+    return {}
+
+
+def files(node: Node) -> dict[str, bytes]:
+    """What containerd reads on a node: path -> content."""
+    root: Path = node.path("/etc/containerd")
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def names(cluster: KubeCluster) -> set[str]:
+    """The nodes' names."""
+    return {node.name for node in cluster.nodes}
+
+
+async def test_install_makes_every_agent_ready_and_a_member(
+    cluster: KubeCluster, before: dict[str, dict[str, bytes]]
+) -> None:
+    """With default values and the image's name."""
+    before.update({node.name: files(node) for node in cluster.nodes})
+    release = Release(cluster)
+    notes = await release.install(IMAGE_VALUES)
+    assert "enforce=privileged" in notes
+    assert "ready on 3 nodes" in await release.test() or all(ready(pod) for pod in await release.pods("agent"))
+    agents, trackers = await release.pods("agent"), await release.pods("tracker")
+    assert [ready(pod) for pod in (*agents, *trackers)] == [True] * 5
+    await release.joined(names(cluster))
+    for node in cluster.nodes:
+        assert "http://127.0.0.1:30000" in node.path(f"{CERTS}/_default/hosts.toml").read_text()
+        assert "http://127.0.0.1:30000" in node.path(f"{CERTS}/ghcr.io/hosts.toml").read_text()
+    for pod in agents:
+        said = await cluster.kubectl("logs", "-n", "shoal", pod["metadata"]["name"], "-c", "containerd")
+        assert "wrote " in said
+        assert "does not answer" not in said
+
+
+async def test_three_pods_on_three_nodes_pull_one_copy(cluster: KubeCluster) -> None:
+    """200 MiB in four layers, from a registry whose certificate the agents were told to trust."""
+    release = Release(cluster)
+    await release.upgrade(IMAGE_VALUES, await private_registry(cluster))
+    await release.rolled_out()
+    await release.joined(names(cluster))
+    one_copy = await asyncio.to_thread(cluster.push_workload, "team/app", "v1", 4, 50 * MIB, 1)
+    await cluster.apply(deployment("app", "registry.test/team/app:v1", 3))
+    await cluster.kubectl("rollout", "status", "deployment/app", "--timeout=240s", deadline=260)
+    pods = await cluster.get("pods", "-l", "app=app")
+    assert {pod["spec"]["nodeName"] for pod in pods} == names(cluster)
+    for node in cluster.nodes:
+        assert "127.0.0.1:30000" in node.parts["containerd"].output()
+    sent = cluster.registry.blob_bytes("team/app") / one_copy
+    assert 1 <= sent <= COPIES, cluster.registry.sent("team/app")
+
+
+@long
+async def test_an_upgrade_and_a_rollback_while_pods_pull(cluster: KubeCluster) -> None:
+    """Agents and trackers go one after the other, and the pods come up all the same."""
+    release = Release(cluster)
+    values = await private_registry(cluster)
+    await asyncio.to_thread(cluster.push_workload, "team/other", "v1", 4, 50 * MIB, 2)
+    await cluster.apply(deployment("other", "registry.test/team/other:v1", 3))
+    await release.upgrade(IMAGE_VALUES, values, {"agent": {"podAnnotations": {"shoal/turn": "2"}}}, wait=False)
+    await cluster.kubectl("rollout", "status", "deployment/other", "--timeout=240s", deadline=260)
+    await release.rolled_out()
+    await release.rollback()
+    await release.rolled_out()
+    await release.joined(names(cluster))
+
+
+@long
+async def test_a_node_is_drained_and_another_is_added(cluster: KubeCluster) -> None:
+    """Trackers move; the new node's agent becomes a member by itself."""
+    release = Release(cluster)
+    drained = cluster.nodes[0]
+    words = ["drain", drained.name, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=180s"]
+    await cluster.kubectl(*words, deadline=200)
+    added = await cluster.add_node()
+    await cluster.kubectl("wait", "node", added.name, "--for=create", "--timeout=120s")
+    await cluster.kubectl("wait", "node", added.name, "--for=condition=Ready", "--timeout=120s")
+    await cluster.kubectl("uncordon", drained.name)
+    await release.rolled_out()
+    await release.joined(names(cluster))
+
+
+async def test_uninstall_leaves_every_file_as_before(cluster: KubeCluster, before: dict[str, dict[str, bytes]]) -> None:
+    """Byte for byte, what was there and what was not."""
+    await Release(cluster).uninstall()
+    for node in cluster.nodes:
+        if node.name in before:
+            assert files(node) == before[node.name], node.name
+    left = await cluster.kubectl("get", "all,sa,role,rolebinding,cm", "-n", "shoal", "-o", "name")
+    assert "shoal" not in left.replace("configmap/kube-root-ca.crt", "")
+
+
+@long
+async def test_on_the_host_network_agents_join_too(cluster: KubeCluster) -> None:
+    """A bridge CNI shows a tracker on the same node the bridge's address: identity must not hang on it."""
+    release = Release(cluster)
+    await release.install(IMAGE_VALUES, {"agent": {"hostNetwork": True}})
+    await release.joined(names(cluster))
+    await release.uninstall()
+
+
+@long
+async def test_members_by_dns_join_too(cluster: KubeCluster) -> None:
+    """Without any permission at all."""
+    release = Release(cluster)
+    await release.install(IMAGE_VALUES, {"tracker": {"settings": {"discovery": "dns"}}})
+    await release.joined(names(cluster))
+    await release.uninstall()
+
+
+async def test_trackers_fit_into_a_restricted_namespace_and_agents_say_why_not(cluster: KubeCluster) -> None:
+    """The API server's own Pod Security admission judges what runs in the namespace."""
+    release = Release(cluster)
+    await release.install(IMAGE_VALUES)
+    label = ["label", "--dry-run=server", "namespace", "shoal", "pod-security.kubernetes.io/enforce=restricted"]
+    warned = await cluster.kubectl_warnings(*label)
+    assert "shoal-agent" in warned
+    assert "shoal-tracker" not in warned
+    label[-1] = "pod-security.kubernetes.io/enforce=privileged"
+    assert "shoal-agent" not in await cluster.kubectl_warnings(*label)
+    await release.uninstall()
