@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import tarfile
+from typing import Any
 
 import pytest
 
@@ -22,13 +23,13 @@ async def test_the_built_image_is_what_the_dockerfile_says() -> None:
     """User, command, ports, healthcheck and environment, read from the archive that nodes import."""
     with tarfile.open(await shoal_image()) as archive:
 
-        def read(name: str) -> object:
+        def read(name: str) -> Any:
             member = archive.extractfile(name)
             assert member is not None
             return json.load(member)
 
-        (manifest,) = read("manifest.json")  # type: ignore[misc]
-        config = read(manifest["Config"])["config"]  # type: ignore[index]
+        (manifest,) = read("manifest.json")
+        config = read(manifest["Config"])["config"]
     final = stages()[-1]
     assert manifest["RepoTags"] == [NAME]
     assert [config["User"]] == of(final, "USER")
