@@ -21,6 +21,7 @@ from swarm.blob.geometry import MIB
 from swarm.protocol import wire
 from tests.parts.cluster import Cluster, cluster
 from tests.parts.counter import Counter
+from tests.parts.keys import Keys
 from tests.parts.registry import Image, Registry
 from tracker.state import preheats
 from tracker.state.preheats import Candidate, Order, Preheats
@@ -153,6 +154,26 @@ async def test_without_the_token_nobody_orders(tmp_path: Path) -> None:
         status, _, errors = await preheat(whole, "alpine")
         assert (status, "--preheat-token" in errors) == (1, True)
         assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.needs_registry
+async def test_it_orders_by_tls_from_trackers_that_the_authority_signed(
+    origin: Registry, upstream: Counter, tmp_path: Path
+) -> None:
+    """As the chart's CronJob does; another authority's trackers are not spoken to."""
+    image = await origin.push_image("preheat/tls", "v1", [MIB])
+    keys, others = await Keys(tmp_path / "keys").make(), await Keys(tmp_path / "others").make()
+    (tmp_path / "token").write_text(TOKEN)
+    discovery = ["--discovery=static", "--member=127.0.0.0/8", f"--preheat-token={tmp_path / 'token'}"]
+    discovery += await keys.of("tracker", "tracker-0")
+    async with cluster(tmp_path, agents=0, discovery=discovery) as whole:
+        await whole.add(*(await keys.of("agent", "agent-0")))
+        trusted, foreign = [(await one.of("agent", "x"))[0] for one in (keys, others)]
+        status, out, errors = await preheat(whole, name_of(image, upstream), "--wait", "--json", trusted)
+        assert (status, states(out)) == (0, {"agent-0": "done"}), errors
+        status, _, errors = await preheat(whole, name_of(image, upstream), foreign)
+        assert status == 1
+        assert TOKEN not in errors
 
 
 # --------------------------------------------------------------------------- pure

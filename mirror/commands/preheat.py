@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import ssl
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from mirror.commands.status import addresses, size_text
 from mirror.doctor import kubectl
 from mirror.upstream.reference import Image
 from swarm.base.flags import PATH, TRACKER, options, setting
+from swarm.identity.name import Role
 
 ANSWER_WITHIN = 20.0
 """Seconds for a tracker to answer: it holds a question about progress for ten."""
@@ -50,6 +52,13 @@ class PreheatSettings:
         "File with the token that the tracker's --preheat-token holds.",
         unit="file",
         reason="A file, since arguments and environments are seen by others.",
+    )
+    tls_ca: Path | None = setting(
+        None,
+        PATH,
+        "Authority of the trackers (PEM), where they speak by TLS: they are asked so, and must be signed by it.",
+        unit="file",
+        reason="None: trackers are asked in clear, as --tracker says.",
     )
 
 
@@ -115,7 +124,7 @@ async def _preheat(settings: PreheatSettings, order: dict[str, Any], *, nodes: s
             raise click.ClickException(f"no node has the labels {nodes}")
     begun = time.monotonic()
     async with aiohttp.ClientSession(headers=_token(settings)) as session:
-        desk = _Desk(session, settings.tracker, order)
+        desk = _Desk(session, settings.tracker, order, _secured(settings.tls_ca))
         answer = await desk.post()
         if not answer.agents:
             raise click.ClickException("no agent is a member there, or none fits the choice: shoal status shows them")
@@ -142,8 +151,15 @@ async def _preheat(settings: PreheatSettings, order: dict[str, Any], *, nodes: s
 class _Desk:
     """Whoever of the trackers answers; an order that one forgot is posted again under its id."""
 
-    def __init__(self, session: aiohttp.ClientSession, trackers: Sequence[str], order: Mapping[str, Any]) -> None:
-        self._session, self._trackers, self._order = session, trackers, order
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        trackers: Sequence[str],
+        order: Mapping[str, Any],
+        secured: Mapping[str, Any],
+    ) -> None:
+        """*secured*: how aiohttp is to connect by TLS; empty: in clear."""
+        self._session, self._trackers, self._order, self._secured = session, trackers, order, secured
 
     async def post(self) -> Answer:
         """Post the order to the first tracker that takes it. Raises click.ClickException."""
@@ -177,8 +193,19 @@ class _Desk:
     async def _one(self, method: str, url: str) -> tuple[int, bytes]:
         data = msgspec.json.encode(self._order) if method == "POST" else None
         timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN, sock_connect=3.0)
-        async with self._session.request(method, url, data=data, timeout=timeout) as answer:
+        place = url.replace("http://", "https://", 1) if self._secured else url
+        async with self._session.request(method, place, data=data, timeout=timeout, **self._secured) as answer:
             return answer.status, await answer.read()
+
+
+def _secured(authority: Path | None) -> dict[str, Any]:
+    """How to connect to a tracker that *authority* signed: by its role's name, whatever its address. Raises OSError."""
+    if authority is None:
+        return {}
+    try:
+        return {"ssl": ssl.create_default_context(cafile=authority), "server_hostname": Role.TRACKER.host}
+    except ssl.SSLError:
+        raise click.ClickException(f"{authority} holds no certificate (PEM)") from None
 
 
 def _token(settings: PreheatSettings) -> dict[str, str]:
