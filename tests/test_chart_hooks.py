@@ -68,6 +68,7 @@ def test_the_restore_is_a_hook_after_the_deletion_in_the_right_order() -> None:
 
 
 @pytest.mark.parametrize("comes", [True, False], ids=["all nodes", "one node is away"])
+@pytest.mark.busy_loop("helm runs between two awaits")
 async def test_the_uninstall_waits_for_the_nodes_but_not_for_ever(tmp_path: Path, comes: bool) -> None:
     job = container(await asyncio.to_thread(render), "Job", "shoal-restore-wait", "wait")
     python, option, script, namespace, name, _, word = job["command"]

@@ -47,6 +47,7 @@ def pod(objects: list[Object], kind: str, name: str) -> tuple[Object, Object, di
     return spec, item, {entry["name"]: entry.get("value", "") for entry in item["env"]}
 
 
+@pytest.mark.busy_loop("helm runs between two awaits")
 async def test_the_authority_that_helm_makes_signs_for_both_ends_of_a_connection() -> None:
     data = one(rendered(), "Secret", "shoal-authority")["data"]
     ca = Authority(base64.b64decode(data["tls.crt"]), base64.b64decode(data["tls.key"]))
