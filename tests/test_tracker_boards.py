@@ -63,7 +63,7 @@ async def test_a_publication_wakes_who_waits_and_names_the_publisher_as_a_peer(h
 
 async def test_an_agent_is_told_who_holds_what_it_lacks_and_where_its_windows_are_given_away(here: Town) -> None:
     a, b = here.agent("a", 1001, "127.0.0.2"), here.agent("b", 1002, "127.0.0.3")
-    a.me["lane"] = 7001
+    a.me["lane"] = b.me["lane"] = 7001
     await a.board(D, want=1)
     await a.publish(D, SIZE, 0)
     holder = wire.Peer(ip="127.0.0.2", port=1001, lane=7001)
@@ -72,8 +72,11 @@ async def test_an_agent_is_told_who_holds_what_it_lacks_and_where_its_windows_ar
     assert (await b.board(D, have=b"\x01")).holders == {}
     a.me["lane"] = 7002
     await a.board(D, want=1)
-    told = (await here.agent("c", 1003).board(D)).holders[0]
-    assert told == (wire.Peer(ip="127.0.0.3", port=1002), wire.Peer(ip="127.0.0.2", port=1001, lane=7002))
+    c = here.agent("c", 1003)
+    assert (await c.board(D)).holders == {}, "it has no lane"
+    c.me["lane"] = 7003
+    told = (await c.board(D)).holders[0]
+    assert told == (wire.Peer(ip="127.0.0.3", port=1002, lane=7001), wire.Peer(ip="127.0.0.2", port=1001, lane=7002))
 
 
 async def test_an_answer_without_the_news_does_not_move_the_cursor_of_the_news(here: Town) -> None:

@@ -96,12 +96,16 @@ class Assignment:
         changed: set[str] = set()
         if len(out) >= most and not (changed := self._make_room(now, scene)):
             return changed
-        able = self._takers(scene, shared=len(out) < shared)
-        free = {zone: self.claimable(scene, zone) for zone in every} if able else {}
-        if able and not changed and not any(free.values()) and (changed := self._make_room(now, scene)):
+        asking = self._asking(scene, shared=len(out) < shared)
+        if not asking:
+            return changed
+        free = {zone: self.claimable(scene, zone) for zone in every}
+        if not changed and not any(free.values()) and (changed := self._make_room(now, scene)):
             free = {zone: self.claimable(scene, zone) for zone in every}
-            able = self._takers(scene, shared=True)
-        if not able or (not any(free.values()) and not self.available.stalled):
+        if not any(free.values()) and not self.available.stalled:
+            return changed  # before anything that walks over thousands
+        able = self._takers(scene, asking)
+        if not able:
             return changed
         member = self.evidence.member
         held = Counter(member(claim.agent) for claim in out.values())
@@ -144,15 +148,19 @@ class Assignment:
         heapq.heapify(queue)
         return queue
 
-    def _takers(self, scene: Scene, *, shared: bool) -> list[str]:
-        """Who may get a claim, first come first; *shared*: not only readers of ranges may."""
+    def _asking(self, scene: Scene, *, shared: bool) -> Collection[str]:
+        """Who would take a claim, trusted or not; *shared*: not only readers of ranges may."""
         if scene.lone:
-            return [agent for agent in self.who.turning if agent != scene.lone and self.who.trusts(agent)]
-        contested = self.evidence.contested
+            return self.who.turning
         # After a rejection it matters who else would take a window.
-        asking = self.who.able if shared or contested else self.who.reading
-        able = [agent for agent in asking if self.who.trusts(agent)]
-        if not contested or scene.layout is None:
+        return self.who.able if shared or self.evidence.contested else self.who.reading
+
+    def _takers(self, scene: Scene, asking: Collection[str]) -> list[str]:
+        """Who of those *asking* may get a claim, first come first."""
+        able = self.who.trusted(asking)
+        if scene.lone:
+            return [agent for agent in able if agent != scene.lone]
+        if not self.evidence.contested or scene.layout is None:
             return able
         whole = [agent for agent in able if not self.who.everybody[agent].only_preferred]
         if self._sole not in whole:

@@ -19,7 +19,8 @@ class Trust:
     """What a board asks of others about its agents. None: it does not matter there.
 
     *zone_of*: given where each zone brings in a copy of its own. *member_of*: the member that an agent is a process of.
-    *may_claim*: whether an agent is trusted to bring windows in. *proven*: whether it has delivered before.
+    *may_claim*: whether an agent is trusted to bring windows in; *doubted*: whether there is anybody who is not.
+    *proven*: whether an agent has delivered before.
     *alone*: one agent keeps the board for itself, and its word is enough.
     """
 
@@ -28,6 +29,7 @@ class Trust:
     zone_of: Callable[[str], str] | None = None
     member_of: Callable[[str], str] | None = None
     may_claim: Callable[[str], bool] | None = None
+    doubted: Callable[[], bool] | None = None
     proven: Callable[[str], bool] | None = None
 
 
@@ -72,7 +74,7 @@ class Standing:
         """The only holder of this sealed blob, while claims are on windows to fetch from it."""
         self.orphaned = False
         """Sealed, but nobody who delivers holds it whole: its windows come from upstream again, or from each other."""
-        self.who = Participants(trust.may_claim)
+        self.who = Participants(trust.may_claim, trust.doubted)
         self.available = Availability(self.who, trust.zone_of)
         self.evidence = Evidence(digest, trust.member_of)
         self.leases = Leases(self.who)

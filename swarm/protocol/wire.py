@@ -198,7 +198,7 @@ class BoardAnswer(Wire, frozen=True, kw_only=True):
     """How many agents hold the whole blob."""
     holders: dict[int, tuple[Peer, ...]] = {}
     """For some published windows that the asker lacks, most urgent first: who holds them, best first.
-    A window that is missing here has no holder with room to spare at the moment."""
+    A window that is missing here has no holder with room to spare at the moment. Told to who has a lane itself."""
     peers: tuple[Peer, ...] = ()
     lone: Peer | None = None
     """The only agent that holds the blob: *claims* are on windows to fetch from it, and *peers* are the others."""

@@ -13,7 +13,8 @@ from tracker.state.swarms import Raw, Swarm, Swarms
 
 
 class Answers:
-    """Makes the answers of boards. *apart*: whether two agents are not to be told of each other for a blob."""
+    """Makes the answers of boards. *apart*: whether two members are not to be told of each other for a blob;
+    *quarrels*: whether there are any such."""
 
     def __init__(
         self,
@@ -23,6 +24,7 @@ class Answers:
         agents: Agents,
         swarms: Swarms,
         apart: Callable[[str, str, str], bool],
+        quarrels: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._now = now
@@ -30,6 +32,7 @@ class Answers:
         self._agents = agents
         self._swarms = swarms
         self._apart = apart
+        self._quarrels = quarrels
 
     def due(self, swarm: Swarm, agent: Agent, poll: wire.BoardPoll) -> bool:
         """Whether *agent* is to be answered at once."""
@@ -74,7 +77,8 @@ class Answers:
             hope=hope,
             poisoned=board.alone(agent.key),
             copies=len(board.holders),
-            holders=self._holders(swarm, agent) if news else {},
+            # Only who fetches windows over HTTP needs to know; to thousands of others it is a third of the answer.
+            holders=self._holders(swarm, agent) if news and agent.peer.lane else {},
             peers=self._peers(swarm, agent, but=lone.key if lone is not None else ""),
             lone=lone.peer if lone is not None else None,
             spread=None if elsewhere is None else wire.bitmap(elsewhere),
@@ -88,11 +92,12 @@ class Answers:
         """Whom *agent* may fetch from, without *but*."""
         found: list[wire.Peer] = []
         known = self._agents.by_key.get
+        digest, quarrels = swarm.digest, self._quarrels()
         limit, walled = self._settings.peers, self._walled(swarm, agent)
         for key in swarm.pool.pick(agent.key, agent.zone, limit, self._chance, walled=walled):
             other = known(key)
             if other is not None:
-                if key != but and not self._apart(swarm.digest, agent.member, other.member):
+                if key != but and not (quarrels and self._apart(digest, agent.member, other.member)):
                     found.append(other.peer)
             elif (announcer := swarm.announcers.get(key)) is not None:
                 found.append(wire.Peer(ip=key.rpartition(":")[0].strip("[]"), port=announcer.told.port))

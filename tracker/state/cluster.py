@@ -78,6 +78,7 @@ class Cluster:
                 zone_of=self.agents.zone_of if settings.copy_per_zone else None,
                 member_of=self.agents.member_of,
                 may_claim=self._may_claim,
+                doubted=lambda: self.trust.anybody,
                 proven=self.trust.proven,
             ),
         )
@@ -91,7 +92,7 @@ class Cluster:
             settings, metrics, self.alarm, self.agents, self.swarms, self.trust, self.copies, self, self._note
         )
         self.announcers = Announcers(settings, now, chance, self.agents, self.swarms, self)
-        self.answers = Answers(settings, now, chance, self.agents, self.swarms, self.court.apart)
+        self.answers = Answers(settings, now, chance, self.agents, self.swarms, self.court.apart, self.court.quarrels)
         self.warming = Warming(self.agents, self.say, now)
         self.stopping = False
         self._name_waiters: dict[str, list[asyncio.Future[None]]] = {}

@@ -62,6 +62,10 @@ class Court:
         """(digest, member) -> who reported it, and when."""
         self._looked: dict[tuple[str, str], float] = {}
 
+    def quarrels(self) -> bool:
+        """Whether anybody reported anybody."""
+        return bool(self._accused)
+
     def apart(self, digest: str, one: str, other: str) -> bool:
         """Whether one of two members reported the other's copy of a blob: they are not told of each other for it."""
         if not self._accused:
