@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import os
 import shutil
 import sys
@@ -77,6 +78,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("needs_root") and os.geteuid() != 0:
         missing.append("root's rights")
     if item.get_closest_marker("needs_cluster"):
+        # A cluster takes minutes; these tests never enter libtorrent, and pytest-timeout ends them.
+        faulthandler.cancel_dump_traceback_later()
         missing += lacks_of_a_cluster()
     if missing:
         reason = skips.lacking(missing)
