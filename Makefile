@@ -39,7 +39,7 @@ cluster-down: venv ## away with what `make cluster` started
 	@$(BIN)/python -m tests.parts.kubecluster down
 
 cluster-test: cluster-build ## the tests on a real cluster, the long ones too (root)
-	@SHOAL_CLUSTER_LONG=1 $(BIN)/python -m pytest $$(ls tests/test_cluster_*.py) $(ARGS)
+	@SHOAL_CLUSTER=1 SHOAL_CLUSTER_LONG=1 $(BIN)/python -m pytest -o faulthandler_timeout=1500 $$(ls tests/test_cluster_*.py) $(ARGS)
 
 check: venv ## ruff, formatting, mypy --strict, layers
 	@$(BIN)/ruff check .

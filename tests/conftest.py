@@ -77,6 +77,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     missing = [tool for tool in missing if shutil.which(tool) is None]
     if item.get_closest_marker("needs_root") and os.geteuid() != 0:
         missing.append("root's rights")
+    if item.get_closest_marker("needs_cluster") and os.environ.get("SHOAL_CLUSTER") != "1":
+        pytest.skip("minutes on a real Kubernetes: make cluster-test")
     if item.get_closest_marker("needs_cluster"):
         # A cluster takes minutes; these tests never enter libtorrent, and pytest-timeout ends them.
         faulthandler.cancel_dump_traceback_later()

@@ -112,13 +112,15 @@ class Assignment:
         rivals = {member(agent) for agent in able}
         nearest = {member(agent) for agent in able if near(agent)} if near is not None else set()
         queue = self._queue(scene, able, near)
-        while queue and len(out) < most:
+        waits = False  # whether somebody near has yet to deliver before it gets more: nobody far comes first by that
+        while queue and len(out) < most and not (waits and queue[0][0]):
             far, count, brought, rank, agent = heapq.heappop(queue)
             who = self.who.everybody[agent]
             in_turn = len(out) < shared or who.only_preferred
             others = nearest if near is not None and not far else rivals
             rival = len(others) > (member(agent) in others)
             if not in_turn or count >= self._limit(agent, who, scene, held, rival=rival):
+                waits = waits or (near is not None and not far and not who.only_preferred and count < who.want)
                 continue
             window = self._choose(agent, able, free[zone_of(agent)], scene)
             if window is None:

@@ -30,8 +30,12 @@ CONNECT_DEADLINE = 3.5
 DOUBT = 0.4
 """Seconds without an answer after which it is asked whether the tracker answers at all..."""
 
-SIGN_OF_LIFE = 0.6
-"""... and seconds for the answer to that."""
+SIGN_OF_LIFE = 1.6
+"""... and seconds for the answer to that, where another tracker is up."""
+
+LAST_SIGN_OF_LIFE = 4.0
+"""The same for the only tracker that is up. On a busy machine it may be slow, and eight agents that took it for dead
+after a second brought in eight copies."""
 
 LATE = 0.2
 """Seconds by which this process may wake up too late before it takes itself for slow, and not the tracker."""
@@ -116,7 +120,8 @@ class Link:
 
     async def alive(self) -> bool:
         """Whether anybody answers there, with whatever."""
-        timeout = aiohttp.ClientTimeout(total=SIGN_OF_LIFE)
+        last = self.patience >= LAST_DEADLINE
+        timeout = aiohttp.ClientTimeout(total=LAST_SIGN_OF_LIFE if last else SIGN_OF_LIFE)
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
             async with self.http.get(f"{self.url}/healthz", timeout=timeout, **self.caller.secure()):
                 return True
