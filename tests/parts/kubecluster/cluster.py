@@ -135,9 +135,10 @@ class KubeCluster:
     def push_workload(self, repository: str, tag: str, layers: int, size: int, seed: int) -> int:
         """An image that runs and does nothing, with *layers* layers of *size* bytes that no compression makes
         smaller. Bytes of one copy."""
-        program = layer_tar({"pause": (binaries.directory() / "pause").read_bytes()}, mode=0o755)
+        # Not the layer of the pause image: containerd would have it already, and not fetch it.
+        program = layer_tar({"app": (binaries.directory() / "pause").read_bytes()}, mode=0o755)
         filling = [layer_tar({f"layer-{index}": data.blob(size, seed * 100 + index)}) for index in range(layers)]
-        return self.registry.push(repository, tag, [program, *filling], {"Entrypoint": ["/pause"]})
+        return self.registry.push(repository, tag, [program, *filling], {"Entrypoint": ["/app"]})
 
 
 @asynccontextmanager
