@@ -28,6 +28,7 @@ from swarm.blob.metainfo import secured
 from swarm.identity.tls import DH, Identity
 from swarm.peer.nodelay import quicken
 from swarm.peer.peers import LoopbackAnnounce, PeerAddress
+from swarm.peer.strangers import Door
 
 log = logging.getLogger("shoal.swarm")
 
@@ -245,6 +246,7 @@ class Session:
         self._quick: set[int] = set()
         """Descriptors that need no second look by `quicken`: none was closed since."""
         self._closes_idle = False
+        self._door: Door | None = None
         self.sent = 0
         """Payload bytes sent to peers, as of the last `count`."""
 
@@ -272,9 +274,11 @@ class Session:
         self._drain()
         try:
             async with asyncio.timeout(_ADD_DEADLINE):
-                return await self._listening
+                listening = await self._listening
         except TimeoutError:
             raise SessionError(f"cannot listen on {ip}:{port}") from None
+        self._door = Door(listening, self._drain)
+        return listening
 
     async def close(self) -> None:
         """Drop all torrents and stop. Bounded: libtorrent's own shutdown goes on in a thread."""
@@ -283,6 +287,8 @@ class Session:
             return
         if self._quicken is not None:
             self._quicken.cancel()
+        if self._door is not None:
+            self._door.close()
         self._announce.close()  # first: libtorrent says goodbye to its tracker, and nobody needs to hear that
         session.pause()
         if self._going or any(torrent.fetches for torrent in self._torrents.values()):
@@ -370,9 +376,11 @@ class Session:
         return torrent
 
     def count(self) -> None:
-        """Have `sent` brought up to date, and idle connections bounded: a moment later."""
+        """Have `sent` brought up to date, idle connections bounded and strangers closed: a moment later."""
         if self._session is not None:
             self._session.post_session_stats()
+            if self._door is not None:
+                self._door.look()
 
     def remove(self, torrent: Torrent) -> None:
         """Take *torrent* out; its file stays. What it fetches is paused first, and goes a moment later."""
@@ -483,6 +491,8 @@ class Session:
             torrent.on_bad_piece(int(alert.piece_index))
 
     def _on_connected(self, alert: Any) -> None:
+        if self._door is not None:
+            self._door.proven(*alert.endpoint)
         if self._quicken is None and " outgoing " in alert.message():  # the binding does not tell the direction
             self._quicken = asyncio.get_running_loop().call_later(_DIALS_WITHIN, self._quicken_dialled)
 
@@ -490,7 +500,9 @@ class Session:
         self._quicken = None
         self._quick = quicken(self._quick)
 
-    def _on_disconnected(self, _alert: Any) -> None:
+    def _on_disconnected(self, alert: Any) -> None:
+        if self._door is not None:
+            self._door.gone(*alert.endpoint)
         self._quick = set()  # one of them may be another connection by now
 
     def _bound_idle(self, connections: int) -> None:

@@ -71,6 +71,11 @@ def member_at(key: str) -> str:
     return key if ip in ("127.0.0.1", "::1") else ip
 
 
+def member_as(identity: str, ip: str, port: int) -> str:
+    """The member whose word counts: *identity* if it is more than an address, else see `member_at`."""
+    return identity if identity and identity != ip else member_at(key_of(ip, port))
+
+
 class Agents:
     """Agents by key and by IP address."""
 
@@ -139,7 +144,7 @@ class Agents:
             seen=now,
             peer=wire.Peer(ip=ip, port=me.port, lane=me.lane),
             told=Told(ip_address(ip).packed, me.port),
-            member=identity if identity and identity != ip else member_at(key),
+            member=member_as(identity, ip, me.port),
         )
         self._agents[key] = agent
         self._by_ip.setdefault(ip, {})[key] = agent

@@ -13,7 +13,7 @@ from tracker.members.discovery import Reason
 from tracker.members.gate import Gate, Visitor
 from tracker.metrics import Metrics
 from tracker.settings import TrackerSettings
-from tracker.state.agents import Agent, Agents, key_of
+from tracker.state.agents import Agent, Agents, key_of, member_as
 from tracker.state.alarm import Alarm
 from tracker.state.refusals import Refusals
 from tracker.state.rivals import PROOF, Rivals, explain
@@ -63,7 +63,11 @@ class Sessions:
         self._household = household
 
     def hello(self, me: wire.Me, visitor: Visitor) -> Agent:
-        """The agent that speaks; a new session at its address replaces the one before. Raises Outdated, Unready."""
+        """The agent that speaks; a new session at its address replaces the one before. Raises Outdated, Unready.
+
+        Only its own member's: outside of Kubernetes an agent states its address itself, and another member that
+        states the same one must not throw it out while its channel is open.
+        """
         now = self._alarm.now()
         key = key_of(visitor.ip, me.port)
         agent = self._agents.get(key)
@@ -73,6 +77,8 @@ class Sessions:
             if self._agents.is_retired(key, me.session):
                 raise Outdated(self._replaced(key, agent, me, now))
             if agent is not None:
+                if agent.channels and agent.member != member_as(visitor.identity, visitor.ip, me.port):
+                    raise Outdated(self._replaced(key, agent, me, now, f"{key} is in use by {agent.member}"))
                 self.forget(agent, "replaced", replaced=True)
             agent = self._join(me, visitor, now)
         if me.lane != agent.peer.lane:
@@ -147,14 +153,16 @@ class Sessions:
         self._listen(agent, now + SILENCE)
         return agent
 
-    def _replaced(self, key: str, agent: Agent | None, me: wire.Me, now: float) -> str:
-        """Why a session that was replaced is refused, as one line."""
+    def _replaced(
+        self, key: str, agent: Agent | None, me: wire.Me, now: float, why: str = "this session was replaced"
+    ) -> str:
+        """Why a session that was replaced, or is not taken, is refused, as one line."""
         if agent is None:
-            return "this session was replaced"
+            return why
         rival = self.rivals.note(key, agent.name, me.node[:253], now)
         if rival.times == PROOF:
             log.error("agent.rivals", extra={"fields": {"agent": key, "taken": rival.taken, "refused": rival.refused}})
-        return explain(rival) if rival.times >= PROOF else "this session was replaced"
+        return explain(rival) if rival.times >= PROOF else why
 
     def _listen(self, agent: Agent, at: float | None) -> None:
         """Without a word from *agent*, it counts as gone *at* that time."""
