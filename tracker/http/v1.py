@@ -71,21 +71,21 @@ class Verbs:
         cluster = self._cluster
         agent = cluster.hello(poll, visitor)
         cluster.holds(agent, poll)
-        answer = cluster.news_for(agent)
+        answer = cluster.channels.news_for(agent)
         news = cluster.sessions.opened(agent)
         broken = True
         try:
             if answer is None and poll.wait > 0:
                 await self._sleep(news, poll.wait)
                 self._still(agent)
-                answer = cluster.news_for(agent)
+                answer = cluster.channels.news_for(agent)
             broken = False
         except (Outdated, Unready):
             broken = False
             raise
         finally:
             cluster.sessions.closed(agent, news, broken=broken)
-        return _encode(answer or cluster.nothing_for(agent))
+        return _encode(answer or cluster.channels.nothing_for(agent))
 
     async def gone(self, visitor: Visitor, body: bytes) -> bytes:
         """Gone -> Ok."""
@@ -173,11 +173,11 @@ class Verbs:
             verdict = cluster.names.ask(name, agent.key, agent.member, ttl=max(0.0, said.ttl), since=since, now=now)
             if verdict.until is None or now >= deadline:
                 return _encode(_name_answer(name, verdict, now))
-            future = cluster.name_waiter(name)
+            future = cluster.tagging.waiter(name)
             try:
                 await self._sleep(future, min(deadline, verdict.until) - now)
             finally:
-                cluster.name_left(name, future)
+                cluster.tagging.left(name, future)
             self._still(agent)
 
     async def name_told(self, visitor: Visitor, body: bytes) -> bytes:
@@ -187,7 +187,7 @@ class Verbs:
         agent = cluster.hello(said, visitor)
         if said.size < 0:
             raise Malformed("a manifest cannot have a negative size")
-        cluster.name_told(agent, _checked(said.name), parse(said.digest), _checked(said.media_type), said.size)
+        cluster.tagging.told(agent, _checked(said.name), parse(said.digest), _checked(said.media_type), said.size)
         return _OK
 
     async def name_failed(self, visitor: Visitor, body: bytes) -> bytes:
@@ -196,7 +196,7 @@ class Verbs:
         cluster = self._cluster
         agent = cluster.hello(said, visitor)
         cluster.names.failed(said.name, agent.key, gone=said.gone, now=cluster.now())
-        cluster.wake_name(said.name)
+        cluster.tagging.wake(said.name)
         return _OK
 
     async def backoff(self, visitor: Visitor, body: bytes) -> bytes:

@@ -6,22 +6,17 @@ assigned, whoever has news is woken, the next deadline is set. Nothing here wait
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 import time
 from collections.abc import Iterable
 from random import Random
 
-from msgspec import structs
-
 from swarm.blob.digest import Digest, parse
 from swarm.protocol import wire
-from swarm.protocol.blame import Blame
 from swarm.protocol.board import Failure, Outcome
 from swarm.protocol.standing import Trust as BoardTrust
 from tracker.errors import Malformed, Outdated, Unready
-from tracker.members.discovery import Reason
 from tracker.members.gate import Gate, Visitor
 from tracker.metrics import Metrics
 from tracker.settings import TrackerSettings
@@ -30,11 +25,13 @@ from tracker.state.alarm import Alarm
 from tracker.state.announce import Announce, Counts, Told
 from tracker.state.announcers import Announcers, counts
 from tracker.state.answers import Answers
+from tracker.state.channels import Channels
 from tracker.state.copies import Copies, sizes
 from tracker.state.court import Court
-from tracker.state.history import History, growth
+from tracker.state.history import History
 from tracker.state.sessions import Note, Sessions
 from tracker.state.swarms import Raw, Swarm, Swarms
+from tracker.state.tagging import Tagging
 from tracker.state.tags import Names
 from tracker.state.trust import Backoffs, Budgets, Trust
 from tracker.state.warming import Warming
@@ -46,9 +43,6 @@ BUSY = 2.0
 
 MOST_UNASKED = 1024 * 1024
 """Bytes of hashes that an agent may tell of a whole copy that it was not asked about: of 50 GiB."""
-
-MOST_STATS = 64
-"""Counters that are kept of an agent, for the page."""
 
 
 class Cluster:
@@ -91,11 +85,14 @@ class Cluster:
         self.court = Court(
             settings, metrics, self.alarm, self.agents, self.swarms, self.trust, self.copies, self, self._note
         )
+        self.warming = Warming(self.agents, self.say, now)
+        self.tagging = Tagging(self.names, self.agents, self.trust, self.court, now)
+        self.channels = Channels(
+            now, self.epoch, self.copies, self.trust, self.backoffs, self.history, self.warming, self._note
+        )
         self.announcers = Announcers(settings, now, chance, self.agents, self.swarms, self)
         self.answers = Answers(settings, now, chance, self.agents, self.swarms, self.court.apart, self.court.quarrels)
-        self.warming = Warming(self.agents, self.say, now)
         self.stopping = False
-        self._name_waiters: dict[str, list[asyncio.Future[None]]] = {}
 
     def now(self) -> float:
         """Seconds of the loop's clock."""
@@ -124,8 +121,7 @@ class Cluster:
             if swarm is not None:
                 self.copies.gone(swarm, agent)
                 self._part(swarm, agent, swarm.board.drop(agent.key))
-        for name in self.names.forget(agent.key):
-            self.wake_name(name)
+        self.tagging.forget(agent)
 
     def moved(self, agent: Agent) -> None:
         """*agent* is in another zone now."""
@@ -155,31 +151,8 @@ class Cluster:
             if not self.trust.until(agent.key, now):
                 self.names.remember(name.name, agent.member, name.digest, name.media_type, name.size, name.age, now)
         if poll.stats:
-            self._count(agent, poll.stats, now)
+            self.channels.count(agent, poll.stats, now)
         self._trim()
-
-    def news_for(self, agent: Agent) -> wire.AgentAnswer | None:
-        """What *agent* is to be told now; None: nothing."""
-        if not agent.synced:
-            return wire.AgentAnswer(resend=True, you=agent.key)
-        now = self.now()
-        need = self.copies.needs(agent)
-        suspect, agent.suspects = tuple(agent.suspects), {}
-        backoff = tuple(
-            wire.Backoff(host=host, seconds=round(left, 3))
-            for host, left in self.backoffs.since(agent.backoff_seen, now)
-        )
-        agent.backoff_seen = self.backoffs.serial
-        until = self.trust.until(agent.key, now)
-        changed, agent.quarantine_told = agent.quarantine_told != until, until
-        preheat = self.warming.due(agent)
-        if not (need or suspect or backoff or changed or preheat):
-            return None
-        return structs.replace(self._answer(agent, need, suspect, backoff), preheat=preheat)
-
-    def nothing_for(self, agent: Agent) -> wire.AgentAnswer:
-        """The answer of a poll that waited in vain."""
-        return self._answer(agent, (), (), ())
 
     # -- boards -----------------------------------------------------------------------------------
 
@@ -425,37 +398,6 @@ class Cluster:
             for agent in self.agents.all():
                 self.say(agent)
 
-    def name_told(self, agent: Agent, name: str, digest: Digest, media_type: str, size: int) -> None:
-        """Upstream told *agent* what *name* means."""
-        now = self.now()
-        if self.trust.until(agent.key, now):
-            return
-        for member in self.names.told(name, agent.key, digest, media_type, size, now):
-            for liar in self.agents.of(member)[:1]:
-                log.error("name.disputed", extra={"fields": {"name": name, "agent": liar.key}})
-                self.court.blame([Blame(liar.key, f"told another meaning of {name} than two others, before and after")])
-        self.wake_name(name)
-
-    def name_waiter(self, name: str) -> asyncio.Future[None]:
-        """Done when the meaning of *name* may be known."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._name_waiters.setdefault(name, []).append(future)
-        return future
-
-    def name_left(self, name: str, future: asyncio.Future[None]) -> None:
-        """Nobody waits on *future* any more."""
-        waiting = self._name_waiters.get(name)
-        if waiting is not None and future in waiting:
-            waiting.remove(future)
-            if not waiting:
-                del self._name_waiters[name]
-
-    def wake_name(self, name: str) -> None:
-        """Something was learned about *name*, or its resolver failed."""
-        for future in self._name_waiters.pop(name, ()):
-            if not future.done():
-                future.set_result(None)
-
     def stop(self) -> None:
         """Answer everybody who waits; agents go to another tracker."""
         self.stopping = True
@@ -464,8 +406,7 @@ class Cluster:
             self.say(agent)
         for swarm in self.swarms:
             swarm.close()
-        for name in list(self._name_waiters):
-            self.wake_name(name)
+        self.tagging.stop()
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -481,14 +422,6 @@ class Cluster:
 
     def _near(self, key: str) -> bool:
         return self.agents.zone_of(key) in self.settings.near_zone
-
-    def _count(self, agent: Agent, stats: dict[str, float], now: float) -> None:
-        served = stats.get("peer_bytes_out", 0.0)
-        if served > agent.stats.get("peer_bytes_out", 0.0):
-            self._note(agent.ip, Reason.ACTIVE, f"Served {served / 2**20:.0f} MiB to other agents since its start")
-        kept = dict(list(stats.items())[:MOST_STATS])
-        self.history.add(growth(agent.stats, kept), self.epoch + now)
-        agent.stats = kept
 
     def _gather(self, swarm: Swarm, now: float) -> None:
         """Agents come from another tracker, one after another: no new claims until they have said what they hold.
@@ -518,14 +451,6 @@ class Cluster:
         outcome.add(swarm.board.leave(agent.key))
         swarm.wake(agent.key)
         self.settle(swarm, outcome)
-
-    def _answer(
-        self, agent: Agent, need: tuple[str, ...], suspect: tuple[str, ...], backoff: tuple[wire.Backoff, ...]
-    ) -> wire.AgentAnswer:
-        now = self.now()
-        until = self.trust.until(agent.key, now)
-        left = round(until - now, 3) if until else 0.0
-        return wire.AgentAnswer(need=need, suspect=suspect, backoff=backoff, quarantined=left, you=agent.key)
 
     def _let_go(self, digest: str) -> None:
         """One member told more hashes than it may: those of *digest* go, unless others use them."""
