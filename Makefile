@@ -41,11 +41,12 @@ cluster-down: venv ## away with what `make cluster` started
 cluster-test: cluster-build ## the tests on a real cluster, the long ones too (root)
 	@SHOAL_CLUSTER=1 SHOAL_CLUSTER_LONG=1 $(BIN)/python -m pytest -o faulthandler_timeout=1500 $$(ls tests/test_cluster_*.py) $(ARGS)
 
-check: venv ## ruff, formatting, mypy --strict, layers
+check: venv ## ruff, formatting, mypy --strict, layers, dead code
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/vulture
 
 format: venv ## put the code into shape
 	@$(BIN)/ruff check --fix .

@@ -217,11 +217,6 @@ class Node:
         """Whether this agent is a member of the cluster: some tracker takes it, or none is configured."""
         return not self.settings.trackers or self._trackers.ready.is_set()
 
-    async def wait_ready(self) -> None:
-        """Until a tracker is up; at once where none is configured."""
-        if self.settings.trackers:
-            await self._trackers.ready.wait()
-
     def status(self) -> dict[str, Any]:
         """For the agent's /status."""
         return {
@@ -230,7 +225,12 @@ class Node:
             "member": self.member,
             "trackers": {link.url: link.up for link in self._trackers.links()},
             "refused": {link.url: link.refused for link in self._trackers.links() if link.refused},
-            "store": {"bytes": self._store.used, "budget": self._store.budget, "trouble": self._store.trouble},
+            "store": {
+                "bytes": self._store.used,
+                "budget": self._store.budget,
+                "evictions": self._store.evictions,
+                "trouble": self._store.trouble,
+            },
             "held": sum(1 for _ in self.held_blobs()),
             "fetches": [fetch.status() for fetch in self._fetches.values()],
             "quarantined_seconds": self._quarantined,

@@ -425,7 +425,7 @@ async def test_without_permission_events_are_off_and_said_once(
         await api.put("pods", pod("b", "10.0.0.2"))
         await running.members("10.0.0.1", "10.0.0.2")
     assert api.counts("events", "create") == 1
-    assert events.posted == 0
+    assert not api.events
     assert [record.message for record in caplog.records].count("events_denied") == 1
 
 
@@ -542,7 +542,6 @@ async def test_an_event_that_failed_is_tried_again_and_two_trackers_post_one(api
             other.note(member, Reason.LOST, "fell silent", now=0.0)
             await api.until(lambda: api.counts("events", "create") == 4)
     assert len(api.events) == 1
-    assert (one.posted, other.posted) == (1, 0)
 
 
 async def test_an_event_that_could_not_be_posted_is_not_held_back_later(api: KubeApi, tmp_path: Path) -> None:

@@ -383,7 +383,8 @@ async def test_a_large_upload_is_not_read(files: Files) -> None:
     """Push is refused at once, whatever is still to come."""
     async with connection(files.agent) as (reader, writer):
         writer.write(
-            b"POST /v2/a/blobs/uploads/ HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000000000\r\n\r\n" + b"x" * 1000
+            b"POST /v2/a/blobs/uploads/ HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000000000\r\n\r\n"
+            + b"x" * 1000
         )
         head = await head_of(reader)
         assert head[""] == "405"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -72,12 +73,13 @@ def asked(token: str, csr: bytes | None = None) -> bytes:
     return msgspec.json.encode(Asked(token, (csr or request(new_key())).decode()))
 
 
-async def test_a_members_token_gets_a_certificate_of_its_pod() -> None:
+async def test_a_members_token_gets_a_certificate_of_its_pod(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "shoal.tracker")
     ca, pods, key = authority(), Pods(), new_key()
     signing = Signing(ca, pods.review, pods.named)
     answer = msgspec.json.decode(await signing.answer(asked(token_of("uid-2"), request(key))), type=Signed)
     assert "uid-2" in str(ssl_names(ca, answer.certificate.encode(), key_pem(key)))
-    assert signing.signed == 1
+    assert [record.message for record in caplog.records] == ["agent.signed"]
 
 
 def ssl_names(ca: Authority, certificate: bytes, key: bytes) -> object:
@@ -102,14 +104,15 @@ def ssl_names(ca: Authority, certificate: bytes, key: bytes) -> object:
     ids=["empty", "no token", "blank", "no token at all", "long", "no member", "forged", "no request"],
 )
 async def test_whoever_is_no_member_gets_none_and_costs_the_api_server_nothing(
-    body: bytes, refusal: type[Refused], reviews: int
+    caplog: pytest.LogCaptureFixture, body: bytes, refusal: type[Refused], reviews: int
 ) -> None:
+    caplog.set_level(logging.INFO, "shoal.tracker")
     pods = Pods()
     signing = Signing(authority(), pods.review, pods.named)
     with pytest.raises(refusal) as told:
         await signing.answer(body)
     assert len(pods.reviewed) == reviews
-    assert signing.signed == 0
+    assert "agent.signed" not in caplog.text
     assert "signature" not in str(told.value), "a token is in no error"
 
 

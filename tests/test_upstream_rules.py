@@ -144,7 +144,7 @@ def test_docker_hub_is_somewhere_else_and_has_a_library() -> None:
 def test_only_loopback_registries_are_plain_http_unasked(host: str, plain: bool) -> None:
     assert is_loopback(host) is plain
     assert Registries().registry(host).url == f"{'http' if plain else 'https'}://{host}"
-    assert Registries().with_plain_http([host]).registry(host).url == f"http://{host}"
+    assert Registries(plain_http=frozenset({host})).registry(host).url == f"http://{host}"
 
 
 @pytest.mark.parametrize("name", ["", "A", "a//b", "/a", "a/", "../x", "a/../b", "a b", "a?b", "a%2e", "a" * 300])

@@ -6,7 +6,7 @@ import fnmatch
 import ipaddress
 import re
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -246,10 +246,6 @@ class Registries:
             return general
         connections = general.connections if registry.connections is None else registry.connections
         return replace(general, connections=connections, rate=general.rate if registry.rate is None else registry.rate)
-
-    def with_plain_http(self, hosts: Iterable[str]) -> Registries:
-        """The same, with *hosts* on plain HTTP as well."""
-        return replace(self, plain_http=self.plain_http | {host.lower() for host in hosts})
 
 
 def tls_in(certs: Path | None, host: str) -> Tls:

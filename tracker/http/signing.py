@@ -55,8 +55,6 @@ class Signing:
         self._review = review
         self._named = named
         self._under_way = 0
-        self.signed = 0
-        """Certificates signed so far."""
 
     async def answer(self, body: bytes) -> bytes:
         """Asked -> Signed. Raises Malformed, NotAMember, Unready."""
@@ -82,7 +80,6 @@ class Signing:
             )
         except (IdentityError, ValueError) as error:
             raise Malformed(str(error)) from None
-        self.signed += 1
         log.info("agent.signed", extra={"fields": {"pod": uid}})
         return msgspec.json.encode(Signed(made.decode()))
 

@@ -117,7 +117,6 @@ class Events:
         self._host = socket.gethostname()
         self._queue: asyncio.Queue[PodEvent] = asyncio.Queue(QUEUE)
         self._pauses = pauses
-        self.posted = 0
         self.dropped = 0
         """Events that were not posted: the queue was full, or the API server refused."""
 
@@ -167,7 +166,6 @@ class Events:
             await asyncio.sleep(pause)
             try:
                 await post(event)
-                self.posted += 1
                 return None
             except ApiError as error:
                 if error.status == 409:

@@ -66,9 +66,9 @@ class KubernetesDiscovery:
     def counts(self) -> dict[str, int]:
         """How often each collection was listed and watched: "pods_lists", "pods_watches", "nodes_..."."""
         return {
-            f"{name}_{what}": getattr(reflector, what)
+            f"{name}_{what}": count
             for name, reflector in self._reflectors.items()
-            for what in ("lists", "watches")
+            for what, count in (("lists", reflector.lists), ("watches", reflector.watches))
         }
 
     def member(self, ip: str) -> Member | None:

@@ -28,8 +28,6 @@ class Taints:
         self._waiting: dict[str, None] = {}
         self._news = asyncio.Event()
         self._seldom = Seldom()
-        self.lifted = 0
-        """Nodes that were patched."""
 
     def note(self, node: str) -> None:
         """The agent on *node* is a member."""
@@ -48,7 +46,6 @@ class Taints:
             del self._waiting[node]
             try:
                 await lift(node)
-                self.lifted += 1
                 failures = 0
             except ApiError as error:
                 if error.status == 404:
