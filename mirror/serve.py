@@ -26,6 +26,7 @@ from mirror.front.app import MOST_REQUESTS, Front, make_app, make_site
 from mirror.front.background import Background
 from mirror.front.bodies import Bodies
 from mirror.front.door import Door
+from mirror.front.images import Images
 from mirror.front.opaque import OpaqueCache
 from mirror.front.possession import Possession
 from mirror.front.preheat import Preheater
@@ -97,13 +98,14 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
             telling.add(task)
             task.add_done_callback(telling.discard)
 
-        preheater = Preheater(swarm, upstream, swarm.tell_preheat)
+        images = Images(swarm.tell_image)
+        preheater = Preheater(swarm, upstream, swarm.tell_preheat, images)
         stack.push_async_callback(preheater.close)
         swarm.on_preheat = lambda order: preheater.take(order.id, order.images, order.platform)
         upstream.guard.on_backoff = tell
         swarm.on_backoff = upstream.guard.hold
         stack.push_async_callback(swarm.close)
-        front = front_of(settings, swarm, upstream, metrics, stack)
+        front = front_of(settings, swarm, upstream, metrics, stack, images)
         listens = asyncio.Event()
 
         def ready() -> bool:
@@ -212,7 +214,12 @@ def calm(loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = time.mono
 
 
 def front_of(
-    settings: MirrorSettings, swarm: blobs.Swarm, upstream: Upstream, metrics: FrontMetrics, stack: AsyncExitStack
+    settings: MirrorSettings,
+    swarm: blobs.Swarm,
+    upstream: Upstream,
+    metrics: FrontMetrics,
+    stack: AsyncExitStack,
+    images: Images | None = None,
 ) -> Front:
     """What answers requests; what it has to end is put onto *stack*."""
     bodies = Bodies(swarm)
@@ -224,7 +231,7 @@ def front_of(
     stack.push_async_callback(background.close)
     private = None if settings.share_private else AuthCache(settings.share_private_ttl)
     return Front(
-        RegistryFront(bodies, upstream, metrics, private),
+        RegistryFront(bodies, upstream, metrics, private, images=images or Images()),
         StreamingFront(
             bodies,
             upstream,

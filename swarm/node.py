@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from swarm.blob.digest import Digest, parse
@@ -191,6 +192,11 @@ class Node:
         for link in self._trackers.up():
             with contextlib.suppress(TrackerError):
                 await link.call("/v1/backoff", message, wire.Ok)
+
+    def tell_image(self, image: wire.Image) -> None:
+        """A manifest went by: what it consists of, for people who look at the trackers' page."""
+        lacks = any(self.held(parse(blob.digest)) is None for blob in image.blobs)
+        self._trackers.tell_image(structs.replace(image, pulled=lacks))
 
     async def tell_preheat(
         self, identity: str, state: str, done: int, total: int, sources: dict[str, int], error: str = ""

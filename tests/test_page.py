@@ -104,6 +104,30 @@ async def test_the_strip_fills_while_the_swarm_runs(web: Browser, here: Town) ->
     await stayed_home(web, here.server.url)
 
 
+async def test_images_come_first_then_their_layers_and_nodes(web: Browser, here: Town) -> None:
+    """An image that is being pulled, by name; its layer names it again. What others wrote stays text."""
+    one, two = await pullers(here, 2, "layer")
+    evil = "registry.example/<img src=x onerror=alert(1)>"
+    held = (wire.Held(digest=one.digest, size=SIZE), wire.Held(digest=digest_of("config"), size=1000))
+    image = wire.Image(name=evil, manifest=digest_of("m"), blobs=held, platform="linux/amd64", pulled=True)
+    await one.talker.poll(full=True, images=(image,))
+    await one.board(want=2, size=SIZE)
+    async with one.moving():
+        await one.bring(SIZE, 0)
+        await web.open(here.server.url)
+        await web.until("document.querySelector('main section h2').innerText === 'Images'")
+        row = "document.querySelector('[aria-label=Images] tbody tr').innerText"
+        await web.until(f"{row}.includes('<img src=x') && {row}.includes('node-') && {row}.includes('1.00 MiB')")
+        assert await web.run("return document.querySelector('main img')") is None
+        await web.click("[aria-label=Images] tbody a")
+        await web.until(f"{TEXT}.includes('linux/amd64') && {TEXT}.includes('pulling')")
+        await web.until("document.querySelectorAll('[aria-label=Layers] tbody tr').length === 2")
+        await web.click("[aria-label=Layers] tbody a")
+        await web.until(f"{TEXT}.includes('Belongs to registry.example/<img src=x')")
+    await two.tell()
+    await stayed_home(web, here.server.url)
+
+
 async def test_it_filters_pages_and_finds_by_image_digest_and_node(web: Browser, here: Town) -> None:
     """60 agents, a tag, two blobs: the lists narrow as one types, and the address keeps the filter."""
     agents = await pullers(here, 60, "layer")

@@ -55,6 +55,10 @@ async def test_every_answer_is_as_its_schema_says(here: Town) -> None:
     await one.bring(SIZE, 0)
     await two.board()
     me = two.talker.me
+    manifest = digest_of("manifest")
+    blobs = (wire.Held(digest=one.digest, size=SIZE),)
+    image = wire.Image(name="registry.example/app", manifest=manifest, blobs=blobs, platform="linux/amd64", pulled=True)
+    await two.talker.poll(full=True, images=(image,))
     await two.talker.say("backoff", wire.BackoffTold(**me, host="registry.example", seconds=60.0), wire.Ok)
     here.server.cluster.backoffs.tell("registry.example", "another member", 60.0, here.server.cluster.now())
     await one.talker.hello(copy=3000)
@@ -63,12 +67,12 @@ async def test_every_answer_is_as_its_schema_says(here: Town) -> None:
     schema = await get(here, "/api/v1/schema")
     jsonschema.Draft202012Validator.check_schema(schema)
     for path, answer in schema["answers"].items():
-        place = path.replace("{digest}", one.digest).replace("{key}", "127.0.1.1:6881")
+        place = path.replace("{digest}", one.digest).replace("{manifest}", manifest).replace("{key}", "127.0.1.1:6881")
         document = await get(here, place)
         jsonschema.Draft202012Validator({**answer, "$defs": schema["$defs"]}).validate(document)
         if "cluster" in path:
             assert "null" not in json.dumps(document), path  # a patch says by null that a member is gone
-    assert len(schema["answers"]) == 10
+    assert len(schema["answers"]) == 12
 
 
 @pytest.mark.parametrize(

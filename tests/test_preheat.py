@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.front.preheat import blobs_of, chosen
+from mirror.front.images import blobs_of
+from mirror.front.preheat import chosen
 from swarm.blob.errors import SourceRefused
 from swarm.blob.geometry import MIB
 from swarm.protocol import wire

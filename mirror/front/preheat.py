@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import platform
-from collections.abc import Awaitable, Iterator
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Awaitable
+from typing import Any, Protocol
 
 from mirror.front import tags
 from mirror.front.blobs import Swarm
+from mirror.front.images import Images, Part, blobs_of, entries, platform_of
 from mirror.front.sending import read_span
 from mirror.upstream import manifests
 from mirror.upstream.client import Upstream
@@ -45,33 +45,17 @@ class Telling(Protocol):
     ) -> Awaitable[None]: ...
 
 
-class Part(NamedTuple):
-    """A blob of an image. *size*: bytes, as its manifest says."""
-
-    digest: Digest
-    size: int
-
-
 def own_platform() -> str:
     """os/architecture of this node."""
     return f"linux/{_MACHINES.get(platform.machine(), platform.machine())}"
 
 
-def blobs_of(manifest: dict[str, Any]) -> Iterator[Part]:
-    """Config and layers of an image, an artifact or a model. OCI image-spec, manifest.md. Raises SourceRefused."""
-    found = [manifest.get("config"), *_list(manifest, "layers"), *_list(manifest, "blobs")]
-    for one in found:
-        if isinstance(one, dict) and not one.get("urls"):
-            with contextlib.suppress(SwarmError):  # another algorithm than sha256 has no swarm
-                yield Part(digests.parse(str(one.get("digest"))), _size(one))
-
-
 def chosen(index: dict[str, Any], wanted: str) -> Digest:
     """The manifest for the platform *wanted* in an index, or its only one. Raises SourceRefused."""
-    entries = [one for one in _list(index, "manifests") if isinstance(one, dict)]
-    named = [one for one in entries if _platform(one) == wanted or _platform(one).startswith(f"{wanted}/")]
-    plain = [one for one in entries if not isinstance(one.get("platform"), dict)]
-    for one in named or (plain if len(plain) == len(entries) else []):
+    named_here = [one for one in entries(index, "manifests") if isinstance(one, dict)]
+    named = [one for one in named_here if platform_of(one) == wanted or platform_of(one).startswith(f"{wanted}/")]
+    plain = [one for one in named_here if not isinstance(one.get("platform"), dict)]
+    for one in named or (plain if len(plain) == len(named_here) else []):
         return digests.parse(str(one.get("digest")))
     raise SourceRefused(f"the image has nothing for {wanted}")
 
@@ -79,7 +63,9 @@ def chosen(index: dict[str, Any], wanted: str) -> Digest:
 class Preheater:
     """The orders of one agent, one after another; an order is known by its id."""
 
-    def __init__(self, swarm: Swarm, upstream: Upstream, tell: Telling) -> None:
+    def __init__(self, swarm: Swarm, upstream: Upstream, tell: Telling, images: Images | None = None) -> None:
+        """*images*: is shown the manifests that go by."""
+        self._images = images or Images()
         self._swarm, self._upstream, self._tell = swarm, upstream, tell
         self._orders: dict[str, _Running] = {}
         self._gate = asyncio.Semaphore(AT_ONCE)
@@ -131,6 +117,7 @@ class Preheater:
         parts: list[Part] = []
         for _ in range(DEPTH):
             content = await self._manifest(running, image, digest)
+            self._images.saw(f"{image.registry}/{image.repository}", digest, content)
             document = json.loads(content)
             if not isinstance(document, dict):
                 raise SourceRefused("upstream's manifest is none")
@@ -208,21 +195,3 @@ class _Running:
         """*count* bytes came from *origin*."""
         if origin not in ("disk", "containerd"):
             self.sources[origin] = self.sources.get(origin, 0) + count
-
-
-def _list(document: dict[str, Any], name: str) -> list[Any]:
-    found = document.get(name)
-    return found if isinstance(found, list) else []
-
-
-def _size(entry: dict[str, Any]) -> int:
-    size = entry.get("size")
-    return size if isinstance(size, int) and size >= 0 else 0
-
-
-def _platform(entry: dict[str, Any]) -> str:
-    found = entry.get("platform")
-    if not isinstance(found, dict):
-        return ""
-    words = (found.get("os"), found.get("architecture"), found.get("variant"))
-    return "/".join(str(word) for word in words if word)

@@ -14,6 +14,7 @@ from mirror.front import browsers, oci, passthrough
 from mirror.front import tags as names
 from mirror.front.access import AuthCache, Standing
 from mirror.front.bodies import BlobRequest, Bodies, complete, is_known
+from mirror.front.images import Images
 from mirror.front.links import next_page
 from mirror.front.oci import Route
 from mirror.front.ownline import first_good
@@ -50,6 +51,8 @@ class RegistryFront:
     metrics: FrontMetrics
     private: AuthCache | None = None
     possession: Possession = field(default_factory=Possession)
+    images: Images = field(default_factory=Images)
+    """Is shown the manifests that go by."""
 
     async def answer(self, request: web.Request, raw_path: str) -> web.StreamResponse:
         """Answer one request. Raises Refusal."""
@@ -118,6 +121,8 @@ class RegistryFront:
         media_type = manifests.media_type(content)
         if media_type is None:
             raise unknown
+        if request.method == "GET":
+            self.images.saw(f"{ns}/{route.name}", digest, content)
         etag = f'"{digest}"'
         headers = {"Docker-Content-Digest": digest, "ETag": etag, **extra}
         if is_known(request, etag):

@@ -29,6 +29,12 @@ MAX_HELD = 20_000
 MAX_NAMES = 10_000
 """Tags whose meaning one agent tells."""
 
+MAX_IMAGES = 64
+"""Images whose parts one agent tells at once."""
+
+MAX_PARTS = 256
+"""Blobs of one image that are told: Docker builds 127 layers at most."""
+
 Size = Annotated[int, Meta(ge=0, le=MAX_SIZE)]
 """Bytes of a blob."""
 
@@ -84,6 +90,22 @@ class Name(Wire, frozen=True, kw_only=True):
     """Seconds since upstream said so."""
 
 
+class Image(Wire, frozen=True, kw_only=True):
+    """What a manifest that went by at an agent consists of. For people: nothing that moves depends on it."""
+
+    name: Text
+    """registry/repository."""
+    manifest: Text
+    blobs: Annotated[tuple[Held, ...], Meta(max_length=MAX_PARTS)]
+    """Config and layers, as the manifest says (OCI image-spec, manifest.md)."""
+    index: Text = ""
+    """The index through which it was found; "" if there was none."""
+    platform: Text = ""
+    """os/architecture, as that index says."""
+    pulled: bool = False
+    """A pull of it begins on this node."""
+
+
 # -- POST /v1/agent -> AgentAnswer: the agent's channel, a long-poll ------------------------------
 
 
@@ -99,6 +121,8 @@ class AgentPoll(Me, frozen=True, kw_only=True):
     add: Annotated[tuple[Held, ...], Meta(max_length=MAX_HELD)] = ()
     remove: Annotated[tuple[Text, ...], Meta(max_length=MAX_HELD)] = ()
     names: Annotated[tuple[Name, ...], Meta(max_length=MAX_NAMES)] = ()
+    images: Annotated[tuple[Image, ...], Meta(max_length=MAX_IMAGES)] = ()
+    """Images that went by since the last poll; with *full*, the latest ones."""
     wait: float = 0.0
     stats: Annotated[dict[Annotated[str, Meta(max_length=64)], float], Meta(max_length=64)] = {}
     """Counters for the page: store_bytes, store_budget, upstream_bytes, peer_bytes_in, peer_bytes_out ..."""

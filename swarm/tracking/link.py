@@ -63,6 +63,8 @@ class Link:
     up: bool = False
     changes: dict[str, int | None] = field(default_factory=dict)
     """Digest -> size (None: no longer held) that the tracker has not been told yet."""
+    images: dict[str, wire.Image] = field(default_factory=dict)
+    """By manifest, images that the tracker has not been told yet."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
     full: bool = True
     refused: str = ""

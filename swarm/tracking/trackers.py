@@ -27,6 +27,7 @@ from swarm.blob.errors import NotAMember, TrackerError, TrackerRefused
 from swarm.protocol import wire
 from swarm.tracking.caller import Caller
 from swarm.tracking.doubts import Doubts
+from swarm.tracking.images import Images
 from swarm.tracking.link import CALL_DEADLINE, LAST_DEADLINE, Link
 
 __all__ = ["CALL_DEADLINE", "LAST_DEADLINE", "TELL_EVERY", "Holdings", "Link", "Me", "Trackers", "rendezvous"]
@@ -97,6 +98,7 @@ class Trackers:
         self._listeners: set[Callable[[], None]] = set()
         self._seldom = Seldom()
         self._doubts = Doubts()
+        self._images = Images()
         self._looking: asyncio.Task[None] | None = None
         self.ready = asyncio.Event()
         """Set while some tracker is up: this agent is a member of the cluster."""
@@ -170,6 +172,13 @@ class Trackers:
         for link in self._links.values():
             link.changes[digest] = size
             link.news.set()
+
+    def tell_image(self, image: wire.Image) -> None:
+        """A manifest went by on this node: trackers name its blobs by it."""
+        if self._images.saw(image):
+            for link in self._links.values():
+                link.images[image.manifest] = image
+                link.news.set()
 
     def stir(self) -> None:
         """Something begins to move: tell the counters now, where that is not already done every TELL_EVERY seconds."""
@@ -268,6 +277,7 @@ class Trackers:
     async def _poll(self, link: Link) -> None:
         full, link.full = link.full, False
         changes, link.changes = link.changes, {}
+        images, link.images = link.images, {}
         link.news.clear()
         if full:
             held = (blob for blob in self._holdings.held_blobs() if blob.size <= wire.MAX_SIZE)
@@ -277,14 +287,16 @@ class Trackers:
             add = tuple(wire.Held(digest=d, size=s) for d, s in changes.items() if s is not None and s <= wire.MAX_SIZE)
             remove = tuple(d for d, s in changes.items() if s is None)
         stats = self._holdings.stats()
+        told = self._images.all() if full else tuple(islice(images.values(), wire.MAX_IMAGES))
         longest = TELL_EVERY if stats.get("fetches") else wire.MAX_WAIT
-        wait = link.wait = longest if link.up and not full and not add and not remove else 0.0
+        wait = link.wait = longest if link.up and not (full or add or remove or told) else 0.0
         poll = wire.AgentPoll(
             **self.me(),
             full=full,
             add=add,
             remove=remove,
             names=tuple(islice(self._holdings.known_names(), wire.MAX_NAMES)) if full else (),
+            images=told,
             wait=wait,
             stats=stats,
         )
@@ -298,6 +310,7 @@ class Trackers:
                 answer = call.result()
             except TrackerError:
                 link.changes = {**changes, **link.changes}
+                link.images = {**images, **link.images}
                 raise
         finally:
             for task in (call, news):

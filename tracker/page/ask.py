@@ -16,12 +16,12 @@ MAX_LIMIT = 500
 LIMIT = 50
 """Rows unless asked otherwise: more than a screen shows."""
 
-LISTS = ("swarms", "agents")
+LISTS = ("images", "swarms", "agents")
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """*kind*: "cluster", "search", "swarms", "swarm", "agents" or "agent"; *name*: of one swarm or agent.
+    """*kind*: "cluster", "search", or a list ("images", "swarms", "agents") or one of it, which *name* says.
 
     *part*: what this tracker alone knows, for another tracker that merges it.
     """
@@ -48,7 +48,7 @@ class Ask:
         match self.kind:
             case "cluster":
                 place = ""
-            case "swarm" | "agent":
+            case "image" | "swarm" | "agent":
                 place = f"/{self.kind}s/{quote(self.name, safe=':[]')}"
             case _:
                 place = f"/{self.kind}"

@@ -176,4 +176,6 @@ class _Channel:
 def _missing(ask: Ask) -> str:
     if ask.kind == "agent":
         return f"No tracker knows an agent {ask.name}. It may have stopped: look for its node among the agents."
+    if ask.kind == "image":
+        return f"No tracker knows an image {ask.name}. It appears once an agent saw its manifest go by."
     return f"No tracker knows a swarm {ask.name}. It appears as soon as an agent asks for this blob."

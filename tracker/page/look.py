@@ -12,6 +12,7 @@ from swarm.protocol.board import Participant
 from tracker.errors import Unknown
 from tracker.page import views
 from tracker.page.ask import Ask
+from tracker.page.pictures import Pictures
 from tracker.page.report import board_state
 from tracker.state.agents import Agent
 from tracker.state.cluster import Cluster
@@ -20,7 +21,7 @@ from tracker.state.swarms import Swarm
 from tracker.state.trust import Entry
 
 ACTIVE = 8
-"""Swarms shown beside the cluster's figures."""
+"""Images and swarms shown beside the cluster's figures."""
 
 FOUND = 20
 """Swarms and agents that a search shows at once."""
@@ -48,6 +49,7 @@ class Look:
         for name, meaning in cluster.names.meanings():
             self._names.setdefault(meaning.digest, []).append(name)
         self.now = round(cluster.epoch + self._at, 1)
+        self._pictures = Pictures(cluster, self._names, self._at, self._swarm_line)
 
     def view(self, ask: Ask) -> views.AnyView:
         """What *ask* wants to see. Raises Unknown."""
@@ -59,13 +61,18 @@ class Look:
             case "agents":
                 zones = Counter(agent.zone for agent in self._cluster.agents.all())
                 return views.AgentsView(now=self.now, zones=dict(sorted(zones.items())), list=self.agents(ask))
+            case "images":
+                return views.ImagesView(now=self.now, list=self._pictures.list(ask))
+            case "image":
+                return self._pictures.one(ask, self.now)
             case "swarm":
                 return self.swarm(ask)
             case "agent":
                 return self.agent(ask)
             case _:
                 top = Ask(q=ask.q, limit=FOUND)
-                return views.SearchView(now=self.now, swarms=self.swarms(top), agents=self.agents(top))
+                found = (self._pictures.list(top), self.swarms(top), self.agents(top))
+                return views.SearchView(now=self.now, images=found[0], swarms=found[1], agents=found[2])
 
     # -- the cluster ------------------------------------------------------------------------------
 
@@ -123,6 +130,7 @@ class Look:
             },
             blame=tuple(self._blamed(entry) for entry in list(reversed(cluster.trust.record))[:BLAME]),
             active=self.swarms(Ask(limit=ACTIVE)),
+            images=self._pictures.list(Ask(limit=ACTIVE)),
         )
 
     # -- swarms -----------------------------------------------------------------------------------
@@ -256,6 +264,7 @@ class Look:
             for agent in self._cluster.agents.all():
                 if agent.boards and q in f"{agent.name} {agent.key}".lower():
                     tagged |= agent.boards
+        tagged |= self._pictures.blobs(q)
         return [swarm for swarm in self._cluster.swarms if q in swarm.digest or swarm.digest in tagged]
 
     def _tags(self, digest: str) -> tuple[str, ...]:
@@ -280,6 +289,7 @@ class Look:
             rate=_rate(swarm.rate_at(self._at)),
             spread=round(held / (board.size * agents), 3) if board.size and agents else 0.0,
             used=int(self._wall(swarm.used)),
+            images=self._pictures.naming(swarm.digest),
         )
 
     def _strip(self, swarm: Swarm, key: str) -> views.Strip:

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from tracker.page import views
 from tracker.page.ask import Ask
 from tracker.page.look import ACTIVE, BLAME, FOUND, order_of
+from tracker.page.pictures import FETCHERS, ends, node_rank, ordered
 from tracker.state.history import Steps
 from tracker.state.history import merge as merge_steps
 
@@ -35,6 +36,11 @@ def merge(parts: Sequence[V], ask: Ask) -> V:
         case views.SwarmsView():
             lists = [part.list for part in parts if isinstance(part, views.SwarmsView)]
             merged = replace(first, list=swarms(lists, ask.offset, ask.limit))
+        case views.ImagesView():
+            pictures = [part.list for part in parts if isinstance(part, views.ImagesView)]
+            merged = replace(first, list=images(pictures, ask.offset, ask.limit, first.now))
+        case views.ImageView():
+            merged = _image([part for part in parts if isinstance(part, views.ImageView)])
         case views.AgentsView():
             lines = [part.list for part in parts if isinstance(part, views.AgentsView)]
             merged = replace(first, list=agents(lines, ask.offset, ask.limit))
@@ -42,6 +48,7 @@ def merge(parts: Sequence[V], ask: Ask) -> V:
             found = [part for part in parts if isinstance(part, views.SearchView)]
             merged = replace(
                 first,
+                images=images([part.images for part in found], 0, FOUND, first.now),
                 swarms=swarms([part.swarms for part in found], 0, FOUND),
                 agents=agents([part.agents for part in found], 0, FOUND),
             )
@@ -118,6 +125,7 @@ def _clusters(parts: Sequence[views.ClusterView]) -> views.ClusterView:
         conflicts={key: found for part in parts for key, found in part.conflicts.items()},
         blame=tuple(blame[:BLAME]),
         active=swarms([part.active for part in parts], 0, ACTIVE),
+        images=images([part.images for part in parts], 0, ACTIVE, parts[0].now),
     )
 
 
@@ -156,13 +164,71 @@ def _agent(parts: Sequence[views.AgentView]) -> views.AgentView:
     )
 
 
+def images(lists: Sequence[views.ImageList], offset: int, limit: int, now: float) -> views.ImageList:
+    """Rows [offset, offset + limit) of all; each of *lists* begins at row 0."""
+    rows: dict[str, views.ImageLine] = {}
+    for part in lists:
+        for manifest, line in part.rows.items():
+            rows[manifest] = _pictured(rows[manifest], line, now) if manifest in rows else line
+    order = ordered(rows.values())
+    shown = {line.manifest: line for line in order[offset : offset + limit]}
+    total = max(len(rows), *(part.total for part in lists))
+    return views.ImageList(total=total, offset=offset, order=tuple(shown), rows=shown)
+
+
+def _pictured(one: views.ImageLine, other: views.ImageLine, now: float) -> views.ImageLine:
+    """An image of which each tracker knows the blobs that are its own."""
+    fetchers = {**one.fetchers, **other.fetchers}
+    began = [line.began for line in (one, other) if line.began]
+    merged = replace(
+        one if one.names else other,
+        nodes=max(one.nodes, other.nodes),
+        of=max(one.of, other.of),
+        fetching=max(one.fetching, other.fetching, len(fetchers)),
+        fetchers=dict(list(fetchers.items())[:FETCHERS]),
+        began=min(began, default=0.0),
+        held=max(one.held, other.held),
+        arriving=one.arriving + other.arriving,
+        moved=(one.moved[0] + other.moved[0], one.moved[1] + other.moved[1]),
+        seen=max(one.seen, other.seen),
+    )
+    return replace(merged, ends=ends(merged, now))
+
+
+def _image(parts: Sequence[views.ImageView]) -> views.ImageView:
+    first = parts[0]
+    line, layers, rows = first.image, dict(first.layers), dict(first.rows)
+    for part in parts[1:]:
+        line = _pictured(line, part.image, first.now)
+        for digest, layer in part.layers.items():
+            known = layers.get(digest)
+            if known is None or known.swarm is UNSET:
+                layers[digest] = layer
+            elif isinstance(layer.swarm, views.SwarmLine) and isinstance(known.swarm, views.SwarmLine):
+                layers[digest] = replace(known, swarm=_fuller(known.swarm, layer.swarm))
+        for key, row in part.rows.items():
+            before = rows.get(key)
+            if before is None:
+                rows[key] = row
+                continue
+            moving = before if before.state == "fetching" else row
+            rows[key] = replace(moving, held=max(before.held, row.held), arriving=before.arriving + row.arriving)
+    order = sorted(rows, key=lambda key: node_rank(key, rows[key]))
+    return replace(first, image=line, layers=layers, order=tuple(order), rows=rows, total=max(first.total, len(rows)))
+
+
 def _weight(line: views.SwarmLine) -> tuple[int, int, int, int]:
     return line.fetching, line.arrived, line.published, line.holders
 
 
 def _fuller(one: views.SwarmLine, other: views.SwarmLine) -> views.SwarmLine:
     best = max(one, other, key=_weight)
-    return replace(best, names=_names((one, other)), used=max(one.used, other.used))
+    return replace(
+        best,
+        names=_names((one, other)),
+        used=max(one.used, other.used),
+        images=tuple(sorted({*one.images, *other.images})[:3]),
+    )
 
 
 def _names(lines: Iterable[views.SwarmLine]) -> tuple[str, ...]:

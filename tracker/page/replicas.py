@@ -19,8 +19,19 @@ import msgspec
 from swarm.base.flags import tracker_urls
 from swarm.identity.name import Role
 from swarm.identity.tls import Identity
-from tracker.page.ask import Ask
-from tracker.page.views import AgentsView, AgentView, AnyView, ClusterView, Replica, SearchView, SwarmsView, SwarmView
+from tracker.page.ask import LISTS, Ask
+from tracker.page.views import (
+    AgentsView,
+    AgentView,
+    AnyView,
+    ClusterView,
+    ImagesView,
+    ImageView,
+    Replica,
+    SearchView,
+    SwarmsView,
+    SwarmView,
+)
 
 ASK_WITHIN = 1.0
 """Seconds for another tracker to answer: it has all of it in memory."""
@@ -39,6 +50,8 @@ KINDS: dict[str, type[AnyView]] = {
     "search": SearchView,
     "swarms": SwarmsView,
     "swarm": SwarmView,
+    "images": ImagesView,
+    "image": ImageView,
     "agents": AgentsView,
     "agent": AgentView,
 }
@@ -146,7 +159,7 @@ class Replicas:
 
 def _path(ask: Ask) -> str:
     """Each part is asked for from row 0: only together the rows have an order."""
-    lists = ask.kind in ("swarms", "agents")
+    lists = ask.kind in LISTS
     return ask.path(offset=0 if lists else None, limit=ask.offset + ask.limit if lists else None, part=True)
 
 

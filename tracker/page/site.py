@@ -114,6 +114,8 @@ def schema() -> dict[str, object]:
         "/api/v1/boards/{digest}": report.BoardPage,
         "/api/v1/cluster": KINDS["cluster"],
         "/api/v1/cluster/search": KINDS["search"],
+        "/api/v1/cluster/images": KINDS["images"],
+        "/api/v1/cluster/images/{manifest}": KINDS["image"],
         "/api/v1/cluster/swarms": KINDS["swarms"],
         "/api/v1/cluster/swarms/{digest}": KINDS["swarm"],
         "/api/v1/cluster/agents": KINDS["agents"],

@@ -109,6 +109,8 @@ class SwarmLine(View, frozen=True, kw_only=True):
     spread: float
     """Share of all windows of all its agents that is there, 0 to 1."""
     used: int
+    images: tuple[str, ...] = ()
+    """Images that it belongs to, as their names: registry/repository:tag."""
 
 
 class SwarmList(View, frozen=True, kw_only=True):
@@ -118,6 +120,89 @@ class SwarmList(View, frozen=True, kw_only=True):
     offset: int
     order: tuple[str, ...]
     rows: dict[str, SwarmLine]
+
+
+class ImageLine(View, frozen=True, kw_only=True):
+    """An image, by its manifest. *names*: registry/repository:tag, or registry/repository where no tag is known."""
+
+    manifest: str
+    names: tuple[str, ...]
+    platform: str
+    """os/architecture; "" if no index said so."""
+    size: int
+    """Bytes of config and layers."""
+    blobs: int
+    """How many these are."""
+    nodes: int
+    """Agents that have all of it..."""
+    of: int
+    """... of so many."""
+    fetching: int
+    """Agents that are pulling it."""
+    fetchers: dict[str, str]
+    """Some of these: agent -> node."""
+    began: float = 0.0
+    """When the first of these began to pull; 0: nobody does."""
+    ends: float = 0.0
+    """When these have it if it goes on so; 0: not known."""
+    held: int = 0
+    """Bytes of whole blobs that these have..."""
+    arriving: int = 0
+    """... and of blobs that are on their way to them."""
+    moved: tuple[int, int] = (0, 0)
+    """Bytes of its blobs that came from [upstream, peers], to all nodes."""
+    seen: int = 0
+    """When an agent saw its manifest go by last."""
+
+
+class ImageList(View, frozen=True, kw_only=True):
+    """Part of a list of images: those in *order*, of *total*."""
+
+    total: int = 0
+    offset: int = 0
+    order: tuple[str, ...] = ()
+    rows: dict[str, ImageLine] = {}
+
+
+class ImagesView(View, frozen=True, kw_only=True):
+    """GET /api/v1/cluster/images."""
+
+    now: float
+    list: ImageList
+
+
+class Layer(View, frozen=True, kw_only=True):
+    """A blob of an image. *nodes*: agents that have it. *swarm*: absent while it has no board."""
+
+    size: int
+    nodes: int
+    swarm: SwarmLine | UnsetType = UNSET
+
+
+class ImageNode(View, frozen=True, kw_only=True):
+    """An agent that has blobs of an image. *held*, *arriving*: bytes in whole blobs, and of those on their way."""
+
+    name: str
+    zone: str
+    state: Literal["whole", "fetching", "part"]
+    held: int
+    arriving: int = 0
+    began: float = 0.0
+    """When it began to pull; 0: not known."""
+
+
+class ImageView(View, frozen=True, kw_only=True):
+    """GET /api/v1/cluster/images/{manifest}. Its nodes: those in *order*, of *total*."""
+
+    now: float
+    image: ImageLine
+    index: str
+    """The index that names it; "" if none is known."""
+    layers: dict[str, Layer]
+    total: int
+    offset: int
+    order: tuple[str, ...]
+    rows: dict[str, ImageNode]
 
 
 class ClusterView(View, frozen=True, kw_only=True):
@@ -152,6 +237,8 @@ class ClusterView(View, frozen=True, kw_only=True):
     blame: tuple[Blamed, ...]
     active: SwarmList
     """The swarms at the top of the list."""
+    images: ImageList = ImageList()
+    """The images at the top of theirs."""
 
 
 class SwarmsView(View, frozen=True, kw_only=True):
@@ -286,11 +373,12 @@ class AgentView(View, frozen=True, kw_only=True):
 
 
 class SearchView(View, frozen=True, kw_only=True):
-    """GET /api/v1/cluster/search?q=: the first blobs by image or digest, and the first agents by node."""
+    """GET /api/v1/cluster/search?q=: the first images, blobs by image or digest, and agents by node."""
 
     now: float
+    images: ImageList = ImageList()
     swarms: SwarmList
     agents: AgentList
 
 
-AnyView = ClusterView | SwarmsView | SwarmView | AgentsView | AgentView | SearchView
+AnyView = ClusterView | ImagesView | ImageView | SwarmsView | SwarmView | AgentsView | AgentView | SearchView

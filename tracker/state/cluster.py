@@ -29,6 +29,7 @@ from tracker.state.channels import Channels
 from tracker.state.copies import Copies, sizes
 from tracker.state.court import Court
 from tracker.state.history import History
+from tracker.state.images import Images
 from tracker.state.sessions import Note, Sessions
 from tracker.state.swarms import Raw, Swarm, Swarms
 from tracker.state.tagging import Tagging
@@ -77,6 +78,7 @@ class Cluster:
             ),
         )
         self.names = Names(settings.names_keep, settings.max_names)
+        self.images = Images()
         self.backoffs = Backoffs()
         self.budgets = Budgets()
         self.sessions = Sessions(settings, metrics, self.alarm, self.agents, self._note, self)
@@ -116,9 +118,11 @@ class Cluster:
     def left(self, agent: Agent) -> None:
         """*agent* is gone."""
         self.warming.left(agent)
+        self.images.left(agent.key)
         for digest in agent.boards | agent.held:
             swarm = self.swarms.get(digest)
             if swarm is not None:
+                swarm.joined.discard(agent.key)
                 self.copies.gone(swarm, agent)
                 self._part(swarm, agent, swarm.board.drop(agent.key))
         self.tagging.forget(agent)
@@ -143,6 +147,8 @@ class Cluster:
         for digest in gone:
             self.copies.lost(agent, digest)
         for digest, size in added.items():
+            if digest not in agent.held and (swarm := self.swarms.get(digest)) is not None:
+                swarm.got_whole(agent.key)
             # A full list says what is there, not that a suspect was checked again.
             self.copies.held(agent, digest, size, checked=not poll.full)
         now = self.now()
@@ -150,6 +156,8 @@ class Cluster:
             parse(name.digest)
             if not self.trust.until(agent.key, now):
                 self.names.remember(name.name, agent.member, name.digest, name.media_type, name.size, name.age, now)
+        if poll.images and not self.trust.until(agent.key, now):
+            self.images.told(poll.images, agent.key, agent.member, now)
         if poll.stats:
             self.channels.count(agent, poll.stats, now)
         self._trim()
@@ -203,6 +211,8 @@ class Cluster:
         if moved and trusted and size is not None:
             outcome.add(board.resume(agent.key, now, poll.claims))
         agent.boards.add(swarm.digest)
+        if swarm.digest not in agent.held:
+            swarm.joined.add(agent.key)
         if not same and poll.want:
             swarm.wishes[agent.key] = now
         if board.holders and not board.sealed:
@@ -443,6 +453,7 @@ class Cluster:
         board = swarm.board
         if board.sealed and agent.key in board.holders:
             agent.held.add(swarm.digest)
+            swarm.got_whole(agent.key)
         if outcome.accepted and board.evidence.newly_confirmed():
             self.trust.deliver({published.agent for published in board.windows.values()})
         self.settle(swarm, outcome)
@@ -477,6 +488,7 @@ class Cluster:
     def _drop(self, swarm: Swarm) -> None:
         self.alarm.set(("board", swarm.digest), None, _nothing)
         self.alarm.set(("whole", swarm.digest), None, _nothing)
+        self.images.keep(swarm.digest, swarm.arrived, swarm.received)
         self.swarms.drop(swarm)
 
 

@@ -120,6 +120,10 @@ class Swarm:
     """There was news since the wave under way began."""
     arrived: int = 0
     """Bytes that came from upstream into windows that were published."""
+    received: int = 0
+    """Bytes of whole copies that came from peers."""
+    joined: set[str] = field(default_factory=set)
+    """Agents that took part and have not said yet that they have all of it."""
     rate: float = 0.0
     """Bytes per second from upstream, averaged over some ten seconds."""
     rated: float = 0.0
@@ -136,6 +140,19 @@ class Swarm:
     def idle(self) -> bool:
         """Whether nobody takes part, and nobody holds it."""
         return not self.board.participants and not self.board.holders and not self.announcers
+
+    def got_whole(self, agent: str) -> None:
+        """*agent* has all of it now: what it did not bring in from upstream came from peers, if it took part."""
+        if agent in self.joined and self.board.size is not None:
+            self.joined.discard(agent)
+            self.received += max(0, self.board.size - self.brought(agent))
+
+    def brought(self, agent: str) -> int:
+        """Bytes of the windows that *agent* brought in from upstream."""
+        if agent not in self.published_by:
+            return 0
+        board = self.board
+        return sum(board.window_length(window) for window, told in board.windows.items() if told.agent == agent)
 
     def wake(self, agent: str) -> None:
         """Answer the open poll of *agent*."""

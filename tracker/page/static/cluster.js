@@ -3,7 +3,7 @@
 import { empty, figure, h, section, table } from "./dom.js";
 import { bytes, number, parts, percent, plural, rate, span } from "./format.js";
 import { figures, plot, sums } from "./plot.js";
-import { agentLink, blameList, nothing, swarmTable } from "./rows.js";
+import { agentLink, blameList, imageTable, nothing, swarmTable } from "./rows.js";
 
 export const path = () => "";
 export const title = () => "Cluster";
@@ -68,11 +68,12 @@ export function draw(data, { redraw }) {
   return [
     h("div.head", {}, h("h1", "Cluster"), h("p", `${plural(data.agents.total, "agent")} in ${plural(Object.keys(data.zones).length, "zone")}, ${plural(Object.keys(data.replicas).length, "tracker")}`)),
     warnings(data),
+    section("Images", h("a", { href: "#/images" }, "all images"), data.images.order.length ? imageTable("Images", data.images, data.now) : nothing.images()),
     share(data),
     section("Bytes in the last hour", h("span.legend", {}, h("span.key.p", { "aria-hidden": "true" }), "from peers ", h("span.key.u", { "aria-hidden": "true" }), "from upstream"),
       plot(data.hour, data.now, redraw),
       h("details", {}, h("summary", "The same as figures"), table("Bytes in the last hour, by five minutes", [["From"], ["From upstream", "number"], ["From peers", "number"]], figures(data.hour, data.now), { stack: false }))),
-    section("Latest swarms", h("a", { href: "#/swarms" }, "all swarms"), data.active.order.length ? swarmTable("Latest swarms", data.active) : nothing.swarms()),
+    section("Latest layers", h("a", { href: "#/swarms" }, "all layers"), data.active.order.length ? swarmTable("Latest layers", data.active) : nothing.swarms()),
     h("div.two", {},
       h("div", {}, section("Agents by zone", h("a", { href: "#/agents" }, "all agents"), data.agents.total ? zones(data) : nothing.agents())),
       h("div", {}, section("Upstream", "", upstreams(data)),

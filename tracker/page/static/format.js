@@ -34,8 +34,8 @@ export const clock = at => new Date(at * 1000).toLocaleTimeString("en-GB", { hou
 export const plural = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
 export const short = digest => `${digest.slice(0, 19)}…`;
 
-/** The name that people use: the first tag, else the digest. */
-export const title = line => line.names[0] ?? short(line.digest);
+/** The name that people use: the first tag, else the image that it belongs to, else the digest. */
+export const title = line => line.names[0] ?? (line.images?.length ? `blob of ${line.images[0]}` : short(line.digest));
 
 /** Copies that upstream sent: 1.00 is the aim. */
 export const copies = line => line.entered ? (line.arrived / line.entered).toFixed(2) : "";

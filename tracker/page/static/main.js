@@ -5,12 +5,14 @@ import { follow } from "./live.js";
 import * as agent from "./agent.js";
 import * as agents from "./agents.js";
 import * as cluster from "./cluster.js";
+import * as image from "./image.js";
+import * as images from "./images.js";
 import * as search from "./search.js";
 import * as swarm from "./swarm.js";
 import * as swarms from "./swarms.js";
 
-const VIEWS = { "": cluster, cluster, swarms, agents, search };
-const DETAILS = { swarms: swarm, agents: agent };
+const VIEWS = { "": cluster, cluster, images, swarms, agents, search };
+const DETAILS = { images: image, swarms: swarm, agents: agent };
 const place = document.getElementById("view");
 const link = document.getElementById("link");
 const said = document.getElementById("said");

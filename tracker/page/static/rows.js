@@ -26,6 +26,29 @@ export function swarmTable(caption, list) {
   }));
 }
 
+export const imageLink = line => h("a", { href: `#/images/${encodeURIComponent(line.manifest)}` }, line.names[0] ?? short(line.manifest));
+
+/** How far those who pull an image are, and how long it has taken; else nothing. */
+export function pulling(line, now) {
+  if (!line.fetching) return h("span.soft", "nobody");
+  const names = Object.entries(line.fetchers).slice(0, 2).map(([key, name], place) => [place ? ", " : "", agentLink(key, name)]);
+  return [names, line.fetching > 2 ? ` and ${number(line.fetching - 2)} more` : ""];
+}
+
+export const since = (line, now) => line.began ? `${span(now - line.began)}${line.ends > now ? `, ${span(line.ends - now)} left` : ""}` : "–";
+
+export function imageTable(caption, list, now) {
+  const columns = [["Image"], ["Platform"], ["Size", "number"], ["Layers", "number"], ["On nodes", "gauge"], ["Being pulled by"], ["Since", "number"], ["From upstream", "number"], ["From peers", "number"]];
+  return table(caption, columns, list.order.map(manifest => {
+    const line = list.rows[manifest];
+    return [manifest,
+      h("span.name.cut", { title: [...line.names, line.manifest].join("\n") }, imageLink(line)),
+      line.platform || "–", bytes(line.size), number(line.blobs),
+      h("div.cells", {}, meter(line.of ? line.nodes / line.of : 0, `${number(line.nodes)} of ${plural(line.of, "node")} have all of it`), h("span.count.small.soft", `${number(line.nodes)}/${number(line.of)}`)),
+      pulling(line, now), since(line, now), bytes(line.moved[0]), bytes(line.moved[1])];
+  }));
+}
+
 export function agentTable(caption, list) {
   const columns = [["Node"], ["Address"], ["Zone"], ["State"], ["Fetching", "number"], ["Blobs", "number"], ["Store", "gauge"], ["From upstream", "number"], ["From peers", "number"], ["To peers", "number"]];
   return table(caption, columns, list.order.map(key => {
@@ -73,5 +96,6 @@ export function pages(list, size, change, what) {
 
 export const nothing = { agents: () => empty("No agent yet.", ["Start one with ", h("code", "shoal agent --tracker " + location.origin), ". If one runs, see that ", h("code", "--member"), " or ", h("code", "--selector"), " covers its address: the tracker's log names who was refused."]),
   swarms: () => empty("No blob has been asked for yet.", ["Pull an image through an agent, for example ", h("code", "skopeo inspect docker://127.0.0.1:30000/library/alpine"), " on a node, or point containerd at it with ", h("code", "shoal containerd install"), "."]),
+  images: () => empty("No image has been pulled yet.", "An image appears here once an agent has seen its manifest go by."),
   match: () => empty("Nothing matches.", "Shorten the search, or choose another state."),
 };

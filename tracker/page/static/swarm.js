@@ -42,9 +42,10 @@ export function draw(data, { route, change }) {
   const [amount, unit] = line.size === undefined ? ["?", ""] : parts(line.size);
   const moving = throughput(data);
   return [
-    h("p.small.soft", {}, h("a", { href: "#/swarms" }, "Swarms")),
+    h("p.small.soft", {}, h("a", { href: "#/swarms" }, "Layers")),
     h("div.head", {}, h("h1.all", name(line)), tag(line.state), line.names.length > 1 && h("p.small", `also ${line.names.slice(1).join(", ")}`)),
     h("p.mono.all.soft", line.digest),
+    line.images.length > 0 && h("p.small", {}, "Belongs to ", line.images.map((image, place) => [place ? ", " : "", h("a", { href: `#/images?q=${encodeURIComponent(image)}` }, image)])),
     line.state === "poisoned" && h("p.notice", { role: "alert" }, h("strong", "Its bytes were wrong too often."), "Agents fetch this blob from upstream alone. Look at who was proven wrong, and whether upstream itself serves what its digest says."),
     h("dl.figures", {},
       figure("Size", amount, unit, plural(line.windows, "window")),
