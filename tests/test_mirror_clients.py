@@ -391,12 +391,15 @@ async def test_a_large_upload_is_not_read(files: Files) -> None:
 
 
 async def test_a_request_that_names_scheme_and_host(files: Files) -> None:
-    """RFC 9112, 3.2.2: servers accept the absolute form; it is not a request to proxy."""
+    """RFC 9112, 3.2.2: servers accept the absolute form; it is not a request to proxy, and its host must be ours."""
     async with connection(files.agent) as (reader, writer):
-        writer.write(request(f"http://other.example{files.path}", "Range: bytes=0-4"))
+        writer.write(request(f"http://localhost{files.path}", "Range: bytes=0-4"))
         head = await head_of(reader)
         assert head[""] == "206"
         assert await reader.readexactly(5) == files.content[:5]
+    async with connection(files.agent) as (reader, writer):
+        writer.write(request(f"http://other.example{files.path}", "Range: bytes=0-4"))
+        assert (await head_of(reader))[""] == "403"
 
 
 @pytest.mark.parametrize("path", ["/", "/v3/", "/metrics", "/favicon.ico", "/v2x", "//v2/"])

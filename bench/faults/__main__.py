@@ -51,7 +51,7 @@ def main() -> int:
     rows = load(options.state)
     try:
         for case in cases:
-            one = play(case, keep=options.keep)
+            one = play(case, keep=options.keep, patience=options.patience)
             seen.append(one)
             rows[case.name] = row_of(one)
             save(options.state, rows)
@@ -78,6 +78,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--page", action="store_true", help="write docs/faults.md although not all were done")
     parser.add_argument("--missing", action="store_true", help="only faults that --state has no row of")
+    parser.add_argument("--patience", type=float, default=1.0, metavar="X", help="times every time that is expected")
     parser.add_argument("--keep", action="store_true", help=f"keep logs and stores in {tempfile.gettempdir()}")
     return parser.parse_args()
 
