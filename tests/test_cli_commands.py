@@ -168,9 +168,9 @@ async def test_up_runs_both_and_status_shows_them(tmp_path: Path) -> None:
         await part.says("tracker-up")
         children = psutil.Process(part.pid).children(recursive=True)
         url = f"http://127.0.0.1:{port}"
-        text = await asyncio.to_thread(shoal, "status", f"--tracker={url}", COLUMNS="200")
+        text = await asyncio.to_thread(shoal, "status", f"--tracker={url}", COLUMNS="80")
         assert text.returncode == 0, text.stderr
-        assert "1 agents" in text.stdout
+        assert "1 agent;" in text.stdout
         assert "a-node" in text.stdout
         told = json.loads((await asyncio.to_thread(shoal, "status", "--json", SHOAL_TRACKER=url)).stdout)
         assert [agent["name"] for agent in told["trackers"][0]["agents"]] == ["a-node"]

@@ -12,6 +12,7 @@ import aiohttp
 import click
 import msgspec
 
+from mirror.commands.asking import place, secured
 from mirror.commands.containerd import MIRROR
 from mirror.doctor import agent, canary, kubectl, node, runtimes
 from mirror.doctor.finding import Finding, failed, line, note
@@ -128,8 +129,10 @@ async def _here(own: DoctorSettings, settings: MirrorSettings, images: tuple[Ima
         status, told = await agent.status(session, _site(settings))
         found += answers + told
         known = list(status.trackers) if status is not None else []
-        for url in dict.fromkeys([*(u for u in settings.tracker if not u.startswith("dns+")), *known]):
-            found += await agent.tracker(session, url)
+        how = secured(settings.tls_ca)
+        named = [place(url, how) for url in settings.tracker if not url.startswith("dns+")]
+        for url in dict.fromkeys([*named, *known]):
+            found += await agent.tracker(session, url, how)
         for image in images:
             found += await agent.image(session, settings, own.mirror, image)
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import ssl
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
+from mirror.commands.asking import addresses, bearer, place, secured
 from mirror.commands.doctor import IMAGE
-from mirror.commands.status import addresses, size_text
+from mirror.commands.telling import size_text
 from mirror.doctor import kubectl
 from mirror.upstream.reference import Image
 from swarm.base.flags import PATH, TRACKER, options, setting
-from swarm.identity.name import Role
 
 ANSWER_WITHIN = 20.0
 """Seconds for a tracker to answer: it holds a question about progress for ten."""
@@ -123,8 +122,10 @@ async def _preheat(settings: PreheatSettings, order: dict[str, Any], *, nodes: s
         if not order["nodes"]:
             raise click.ClickException(f"no node has the labels {nodes}")
     begun = time.monotonic()
-    async with aiohttp.ClientSession(headers=_token(settings)) as session:
-        desk = _Desk(session, settings.tracker, order, _secured(settings.tls_ca))
+    async with aiohttp.ClientSession(
+        headers={"Content-Type": "application/json"} | bearer(settings.preheat_token)
+    ) as session:
+        desk = _Desk(session, settings.tracker, order, secured(settings.tls_ca))
         answer = await desk.post()
         if not answer.agents:
             raise click.ClickException("no agent is a member there, or none fits the choice: shoal status shows them")
@@ -156,7 +157,7 @@ class _Desk:
         session: aiohttp.ClientSession,
         trackers: Sequence[str],
         order: Mapping[str, Any],
-        secured: Mapping[str, Any],
+        secured: dict[str, Any],
     ) -> None:
         """*secured*: how aiohttp is to connect by TLS; empty: in clear."""
         self._session, self._trackers, self._order, self._secured = session, trackers, order, secured
@@ -193,26 +194,10 @@ class _Desk:
     async def _one(self, method: str, url: str) -> tuple[int, bytes]:
         data = msgspec.json.encode(self._order) if method == "POST" else None
         timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN, sock_connect=3.0)
-        place = url.replace("http://", "https://", 1) if self._secured else url
-        async with self._session.request(method, place, data=data, timeout=timeout, **self._secured) as answer:
+        async with self._session.request(
+            method, place(url, self._secured), data=data, timeout=timeout, **self._secured
+        ) as answer:
             return answer.status, await answer.read()
-
-
-def _secured(authority: Path | None) -> dict[str, Any]:
-    """How to connect to a tracker that *authority* signed: by its role's name, whatever its address. Raises OSError."""
-    if authority is None:
-        return {}
-    try:
-        return {"ssl": ssl.create_default_context(cafile=authority), "server_hostname": Role.TRACKER.host}
-    except ssl.SSLError:
-        raise click.ClickException(f"{authority} holds no certificate (PEM)") from None
-
-
-def _token(settings: PreheatSettings) -> dict[str, str]:
-    headers = {"Content-Type": "application/json"}
-    if settings.preheat_token is None:
-        return headers
-    return headers | {"Authorization": f"Bearer {settings.preheat_token.read_text(encoding='utf-8').strip()}"}
 
 
 def _decoded(body: bytes) -> Answer:

@@ -1,24 +1,23 @@
-"""`shoal status`: what the trackers' page shows, as text or JSON."""
+"""`shoal status`: what the trackers' page shows, as text for 80 columns or as JSON."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import socket
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 import click
 import msgspec
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
-from swarm.base.flags import TRACKER, options, setting, tracker_urls
+from mirror.commands.asking import addresses, bearer, place, secured
+from mirror.commands.telling import Page, Told, render
+from swarm.base.flags import PATH, TRACKER, options, setting
 
 ANSWER_WITHIN = 5.0
 """Seconds for a tracker to answer one question."""
@@ -32,12 +31,6 @@ PAGE = 500
 REDRAW = 1.0
 """Seconds between two looks with --watch: as often as a person reads."""
 
-BLAMED = 5
-"""Lines of the record of blame shown as text."""
-
-SHOWN = 20
-"""Agents and swarms shown as text; --json has all of them."""
-
 
 @dataclass(frozen=True)
 class StatusSettings:
@@ -50,6 +43,34 @@ class StatusSettings:
         unit="URL",
         reason="Where `shoal up` and `shoal tracker` listen unless told otherwise.",
     )
+    tls_ca: Path | None = setting(
+        None,
+        PATH,
+        "Authority of the trackers (PEM), where they speak by TLS: they are asked so, and must be signed by it.",
+        unit="file",
+        reason="None: trackers are asked in clear, as --tracker says.",
+    )
+    tls_cert: Path | None = setting(
+        None,
+        PATH,
+        "Certificate of a member (PEM): trackers with keys are read by members, or by who has their page's token.",
+        unit="file",
+        reason="None: whoever asks is a stranger.",
+    )
+    tls_key: Path | None = setting(
+        None,
+        PATH,
+        "Key of --tls-cert (PEM).",
+        unit="file",
+        reason="A file, since arguments and environments are seen by others.",
+    )
+    page_token_file: Path | None = setting(
+        None,
+        PATH,
+        "File with the token that the trackers' --page-token-file holds.",
+        unit="file",
+        reason="A file, since arguments and environments are seen by others.",
+    )
 
 
 @click.command()
@@ -57,7 +78,7 @@ class StatusSettings:
 @click.option("--json", "as_json", is_flag=True, help="Everything the trackers tell, as one JSON object.")
 @click.option("--watch", is_flag=True, help="Stay, and show it anew every second.")
 def status(*, as_json: bool, watch: bool, **values: Any) -> Coroutine[Any, Any, None]:
-    """Show agents and swarms as the trackers know them."""
+    """Show images, agents and layers as the trackers know them."""
     if as_json and watch:
         raise click.UsageError("--watch is for people, --json for programs: choose one")
     return _status(StatusSettings(**values), as_json=as_json, watch=watch)
@@ -65,8 +86,11 @@ def status(*, as_json: bool, watch: bool, **values: Any) -> Coroutine[Any, Any, 
 
 async def _status(settings: StatusSettings, *, as_json: bool, watch: bool) -> None:
     console = Console()
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_WITHIN)) as session:
-        told = await _ask_all(session, settings.tracker)
+    how = secured(settings.tls_ca, settings.tls_cert, settings.tls_key)
+    timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN)
+    async with aiohttp.ClientSession(timeout=timeout, headers=bearer(settings.page_token_file)) as session:
+        desk = _Desk(session, settings.tracker, how)
+        told = await desk.ask()
         if not any("state" in one for one in told):
             raise click.ClickException("; ".join(f"{one['url']}: {one['error']}" for one in told))
         if as_json:
@@ -77,249 +101,82 @@ async def _status(settings: StatusSettings, *, as_json: bool, watch: bool) -> No
             with Live(render(told), console=console, auto_refresh=False) as live:
                 while True:
                     await asyncio.sleep(REDRAW)
-                    live.update(render(await _ask_all(session, settings.tracker)), refresh=True)
+                    live.update(render(await desk.ask()), refresh=True)
 
 
-# --------------------------------------------------------------------------- what a tracker tells
+class _Desk:
+    """Asks each tracker. *how*: to connect by TLS; empty: in clear."""
 
+    def __init__(self, session: aiohttp.ClientSession, trackers: Sequence[str], how: Mapping[str, Any]) -> None:
+        self._session, self._trackers, self._how = session, trackers, dict(how)
 
-class _Blamed(msgspec.Struct):
-    agent: str
-    name: str
-    what: str
-    reason: str
+    async def ask(self) -> list[dict[str, Any]]:
+        """What each tracker tells: url, and either state, images, agents and boards, or error."""
+        urls = [url for urls in await asyncio.gather(*(addresses(one) for one in self._trackers)) for url in urls]
+        return list(await asyncio.gather(*(self._ask(place(url, self._how)) for url in dict.fromkeys(urls))))
 
+    async def _ask(self, url: str) -> dict[str, Any]:
+        try:
+            told = {
+                "url": url,
+                "state": await self._get(f"{url}/api/v1/state"),
+                "images": await self._images(url),
+                "agents": await self._pages(f"{url}/api/v1/agents"),
+                "boards": await self._pages(f"{url}/api/v1/boards"),
+            }
+            msgspec.convert(told, Told)
+            return told
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as problem:
+            return {"url": url, "error": _why(problem)}
 
-class _Upstream(msgspec.Struct):
-    host: str
-    seconds: float
-
-
-class _Conflict(msgspec.Struct):
-    key: str
-    taken: str
-    refused: str
-
-
-class _Turned(msgspec.Struct):
-    address: str
-    reason: str
-
-
-class _State(msgspec.Struct):
-    uptime: float
-    ready: bool
-    agents: int
-    boards: dict[str, int]
-    names: int
-    rate: float
-    totals: dict[str, float]
-    blame: list[_Blamed]
-    upstreams: list[_Upstream]
-    conflicts: list[_Conflict] = []
-    refused: list[_Turned] = []
-
-
-class _Agent(msgspec.Struct):
-    key: str
-    name: str
-    zone: str
-    seen: float
-    held: int
-    quarantined: float
-    stats: dict[str, float]
-
-
-class _Board(msgspec.Struct):
-    digest: str
-    state: str
-    size: int | None
-    windows: int
-    published: int
-    holders: int
-    participants: int
-    claims: int
-    rate: float
-
-
-class _Page(msgspec.Struct):
-    total: int
-    items: list[Any]
-
-
-class Told(msgspec.Struct):
-    """One tracker's answers."""
-
-    url: str
-    state: _State
-    agents: list[_Agent]
-    boards: list[_Board]
-
-
-# --------------------------------------------------------------------------- asking
-
-
-async def _ask_all(session: aiohttp.ClientSession, trackers: Sequence[str]) -> list[dict[str, Any]]:
-    """What each tracker tells: url, and either state, agents and boards, or error."""
-    urls = [url for urls in await asyncio.gather(*(addresses(one) for one in trackers)) for url in urls]
-    return list(await asyncio.gather(*(_ask(session, url) for url in dict.fromkeys(urls))))
-
-
-async def addresses(tracker: str) -> list[str]:
-    """`dns+http://name:port` as one URL for each address of the name; another URL as it is."""
-    if not tracker.startswith("dns+"):
-        return [tracker]
-    host = urlsplit(tracker.removeprefix("dns+")).hostname
-    try:
-        async with asyncio.timeout(ANSWER_WITHIN):
-            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, TimeoutError):
-        return [tracker.removeprefix("dns+")]  # the error comes with the question, in the same words as any other
-    return list(tracker_urls(tracker, (str(place[4][0]) for place in found)))
-
-
-async def _ask(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
-    try:
-        told = {
-            "url": url,
-            "state": await _get(session, f"{url}/api/v1/state"),
-            "agents": await _get_pages(session, f"{url}/api/v1/agents"),
-            "boards": await _get_pages(session, f"{url}/api/v1/boards"),
+    async def _images(self, url: str) -> dict[str, Any]:
+        """The first images, as the tracker's page lists them."""
+        view = (await self._get(f"{url}/api/v1/cluster/images?part=1&limit={PAGE}")).get("view", {})
+        found = view.get("list", {})
+        rows = found.get("rows", {})
+        return {
+            "now": view.get("now", 0.0),
+            "total": found.get("total", 0),
+            "items": [rows[manifest] for manifest in found.get("order", ())],
         }
-        msgspec.convert(told, Told)
-        return told
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as problem:
-        return {"url": url, "error": _why(problem)}
 
+    async def _pages(self, url: str) -> list[Any]:
+        items: list[Any] = []
+        while True:
+            page = await self._get(f"{url}?offset={len(items)}&limit={PAGE}")
+            part = msgspec.convert(page, Page)
+            items += part.items
+            if not part.items or len(items) >= part.total:
+                return items
 
-async def _get_pages(session: aiohttp.ClientSession, url: str) -> list[Any]:
-    items: list[Any] = []
-    while True:
-        page = await _get(session, f"{url}?offset={len(items)}&limit={PAGE}")
-        part = msgspec.convert(page, _Page)
-        items += part.items
-        if not part.items or len(items) >= part.total:
-            return items
-
-
-async def _get(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
-    async with session.get(url) as answer:
-        answer.raise_for_status()
-        body = bytearray()
-        async for part in answer.content.iter_chunked(1 << 16):
-            body += part
-            if len(body) > MAX_ANSWER:
-                raise ValueError("the answer is too long")
-    return msgspec.json.decode(body, type=dict[str, Any])
+    async def _get(self, url: str) -> dict[str, Any]:
+        async with self._session.get(url, allow_redirects=False, **self._how) as answer:
+            answer.raise_for_status()
+            body = bytearray()
+            async for part in answer.content.iter_chunked(1 << 16):
+                body += part
+                if len(body) > MAX_ANSWER:
+                    raise ValueError("the answer is too long")
+        return msgspec.json.decode(body, type=dict[str, Any])
 
 
 def _why(problem: Exception) -> str:
     match problem:
+        case aiohttp.ClientResponseError(status=401):
+            return "it is read with a token: name it with --page-token-file"
+        case aiohttp.ClientResponseError(status=403):
+            return "it is not read here by strangers: ask its --page-listen, or show --tls-cert or --page-token-file"
         case aiohttp.ClientResponseError():
             return f"HTTP {problem.status}"
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
+            return "its certificate is not signed by --tls-ca"
         case aiohttp.ClientConnectorError():
             return "no answer: nothing listens there, or it is not reachable"
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError():
+            return "it hung up: one that has keys speaks by TLS only (--tls-ca)"
         case TimeoutError():
             return f"no answer within {ANSWER_WITHIN:g} s"
         case msgspec.MsgspecError():
             return f"the answer is none of a tracker ({problem})"
         case _:
             return str(problem) or type(problem).__name__
-
-
-# --------------------------------------------------------------------------- showing
-
-
-def render(told: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """All trackers below one another."""
-    parts: list[RenderableType] = []
-    for raw in told:
-        if "error" in raw:
-            parts.append(_text(f"tracker {raw['url']}: {raw['error']}"))
-            continue
-        one = msgspec.convert(raw, Told)
-        parts += [_text("\n".join(_summary(one))), _agents(one.agents), _boards(one.boards)]
-    return Group(*parts)
-
-
-def _summary(one: Told) -> Iterator[str]:
-    state, boards, totals = one.state, one.state.boards, one.state.totals
-    yield f"tracker {one.url}: {'ready' if state.ready else 'not ready'}, up {_age(state.uptime)}"
-    swarms = ", ".join(f"{boards.get(which, 0)} {which}" for which in ("sealed", "entering", "poisoned"))
-    yield f"{state.agents} agents; swarms: {swarms}; {state.names} tags"
-    yield (
-        f"from upstream {size_text(totals.get('upstream_bytes'))} ({size_text(state.rate)}/s now), "
-        f"from peers {size_text(totals.get('peer_bytes_in'))}"
-    )
-    for blame in state.blame[:BLAMED]:
-        yield f"blamed: {blame.name} ({blame.agent}), {blame.what}: {blame.reason}"
-    for rival in state.conflicts:
-        yield (
-            f"conflict: {rival.taken} and {rival.refused} both announce {rival.key}, so {rival.refused} works alone: "
-            "give one of them another --swarm-listen"
-        )
-    for turned in state.refused:
-        yield f"without this tracker: {turned.address}, refused: {turned.reason}"
-    for upstream in state.upstreams:
-        yield f"upstream {upstream.host} asked us to wait {upstream.seconds:.0f} s more"
-
-
-def _agents(agents: Sequence[_Agent]) -> RenderableType:
-    if not agents:
-        return _text(
-            "no agents: start one with shoal agent --tracker URL, and see that --member or --selector covers it"
-        )
-    table = _table("agent", "address", "zone", "seen", "blobs", "store", "from upstream", "from peers", "to peers")
-    for agent in agents[:SHOWN]:
-        state = f" (quarantined {agent.quarantined:.0f} s)" if agent.quarantined else ""
-        amounts = [agent.stats.get(key) for key in ("store_bytes", "upstream_bytes", "peer_bytes_in", "peer_bytes_out")]
-        words = (agent.name + state, agent.key, agent.zone, f"{_age(agent.seen)} ago", str(agent.held))
-        table.add_row(*map(_text, words), *map(size_text, amounts))
-    return _with_rest(table, len(agents))
-
-
-def _boards(boards: Sequence[_Board]) -> RenderableType:
-    if not boards:
-        return _text("no swarms yet: pull an image")
-    table = _table("swarm", "state", "size", "windows", "holders", "taking part", "claims", "rate")
-    for board in boards[:SHOWN]:
-        words = (
-            board.digest[:19], board.state, "?" if board.size is None else size_text(board.size),
-            f"{board.published}/{board.windows}", str(board.holders), str(board.participants), str(board.claims),
-            f"{size_text(board.rate)}/s",
-        )  # fmt: skip
-        table.add_row(*map(_text, words))
-    return _with_rest(table, len(boards))
-
-
-def _table(*columns: str) -> Table:
-    table = Table(*columns, box=None, pad_edge=False)
-    for column in table.columns[3:]:
-        column.justify = "right"
-    return table
-
-
-def _with_rest(table: Table, count: int) -> RenderableType:
-    return Group(table, _text(f"... and {count - SHOWN} more (--json has all)")) if count > SHOWN else table
-
-
-def _text(text: str) -> Text:
-    """*text* without control characters: names come from other nodes, and a terminal obeys what it is told."""
-    return Text("".join(char if char.isprintable() or char == "\n" else "?" for char in text))
-
-
-def size_text(count: float | None) -> str:
-    value = float(count or 0)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
-
-
-def _age(seconds: float | None) -> str:
-    value = float(seconds or 0)
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if value >= 2 * length:
-            return f"{value / length:.0f} {unit}"
-    return f"{value:.0f} s"

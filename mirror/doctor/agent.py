@@ -115,14 +115,29 @@ def _judged(found: Status) -> list[Finding]:
     return findings
 
 
-async def tracker(session: aiohttp.ClientSession, url: str) -> list[Finding]:
-    """Whether the tracker at *url* is reached and ready, and whether its clock agrees with ours."""
+async def tracker(session: aiohttp.ClientSession, url: str, how: Mapping[str, Any] | None = None) -> list[Finding]:
+    """Whether the tracker at *url* is reached and ready, and whether its clock agrees with ours.
+
+    *how*: to connect to one that speaks by TLS; without it, such a one is not asked.
+    """
+    if url.startswith("https://") and not how:
+        return [note("tracker", f"{url} speaks by TLS: name its authority with --tls-ca to have it asked from here")]
     mend = f"kubectl -n shoal get pods,endpoints, or curl -m 3 {url}/readyz; a NetworkPolicy or firewall may be between"
     try:
-        async with session.get(f"{url}/readyz", timeout=aiohttp.ClientTimeout(total=WITHIN)) as answer:
+        async with session.get(
+            f"{url}/readyz", timeout=aiohttp.ClientTimeout(total=WITHIN), **dict(how or {})
+        ) as answer:
             status, date = answer.status, answer.headers.get("Date", "")
     except TimeoutError:
         return [wrong("tracker", f"{url} does not answer within {WITHIN:g} s", mend)]
+    except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError):
+        return [
+            wrong(
+                "tracker",
+                f"{url} shows a certificate that --tls-ca did not sign",
+                "see that agents and trackers have one authority: the chart's Secret, or the directory of shoal ca",
+            )
+        ]
     except (aiohttp.ClientError, OSError) as problem:
         said = getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
         return [wrong("tracker", f"{url} cannot be reached ({said})", mend)]
