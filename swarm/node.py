@@ -386,7 +386,7 @@ class Node:
         held = self._store.get(digest)
         if held is None and not known_only:
             held = await self._store.get_checked(digest)
-            if held is None and self._content is not None and await self._content.hashes(digest):
+            if held is None and self._content is not None and await self._content.hashes(digest, idle=False):
                 held = self._content.get(digest)
         if held is None:
             return None
