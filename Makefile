@@ -22,11 +22,10 @@ tools: ## the Debian packages that demo and tests use as real parts (needs root;
 demo: venv tools ## the main job on this machine: a registry, a tracker, four agents, everyone pulls at once
 	@$(BIN)/python -m bench.demo $(ARGS)
 
-helm: venv # for the chart's tests, built where Go is; without Go they say so and are skipped
+helm: venv # for a person; the tests build it by themselves where Go is
 	@command -v helm >/dev/null || $(BIN)/python -m tests.parts.kubecluster.binaries helm
 
-test: venv tools ## all tests; ARGS='-k containerd' for some of them
-	@$(MAKE) -s helm || true
+test: venv tools ## all tests; ARGS='-k containerd' for some of them, SHOAL_CLUSTER=0 without those on a real Kubernetes
 	@$(BIN)/python -m pytest $(ARGS)
 
 cluster-build: venv tools ## Kubernetes, compiled once from pinned Go modules and kept (needs Go; about 15 minutes on two cores)
@@ -38,8 +37,8 @@ cluster: cluster-build ## a real Kubernetes on this machine: three nodes, the ch
 cluster-down: venv ## away with what `make cluster` started
 	@$(BIN)/python -m tests.parts.kubecluster down
 
-cluster-test: cluster-build ## the tests on a real cluster, the long ones too (root)
-	@SHOAL_CLUSTER=1 SHOAL_CLUSTER_LONG=1 $(BIN)/python -m pytest -o faulthandler_timeout=1500 $$(ls tests/test_cluster_*.py) $(ARGS)
+cluster-test: venv tools ## the tests on a real cluster alone, the long ones too (root)
+	@SHOAL_CLUSTER_LONG=1 $(BIN)/python -m pytest -m needs_cluster $(ARGS)
 
 check: venv ## ruff, formatting, mypy --strict, layers, dead code
 	@$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import faulthandler
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
@@ -19,7 +20,9 @@ from hypothesis import HealthCheck, settings
 from tests.parts import procs, skips
 from tests.parts.counter import Counter, counter
 from tests.parts.kubecluster import binaries
+from tests.parts.kubecluster.cluster import BINARIES
 from tests.parts.kubecluster.cluster import missing as lacks_of_a_cluster
+from tests.parts.kubecluster.supply import CLUSTER, HELM, Supply
 from tests.parts.registry import Registry, registry
 
 TOOLS = {
@@ -59,9 +62,17 @@ LAST_SECONDS = 2.0
 """Seconds in which what was begun last may end by itself."""
 
 
+WITHOUT_CLUSTER = os.environ.get("SHOAL_CLUSTER") == "0"
+"""The tests on a real Kubernetes are left out: for a run that is to be short."""
+
+supply = Supply(Path(tempfile.gettempdir()) / f"shoal-cluster-build-{os.getpid()}.log")
+unbuilt: dict[str, str] = {}
+"""What could not be built, and why."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the markers, and let helm be found where this machine has built it."""
-    if shutil.which("helm") is None and binaries.built("helm"):
+    """Declare the markers, and let helm be found where this machine builds it."""
+    if shutil.which("helm") is None:
         os.environ["PATH"] += os.pathsep + str(binaries.directory())
     for name, commands in TOOLS.items():
         config.addinivalue_line("markers", f"needs_{name}: is run only where {' and '.join(commands)} can be found")
@@ -70,18 +81,55 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs_cluster: is run only where a real Kubernetes can be brought up")
 
 
+def _needs(item: pytest.Item) -> str:
+    """What has to be built for *item*: CLUSTER, HELM, or nothing ("")."""
+    if item.get_closest_marker("needs_cluster"):
+        return "" if WITHOUT_CLUSTER else CLUSTER
+    return HELM if item.get_closest_marker("needs_helm") and shutil.which("helm") is None else ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need what is being built come last."""
+    items.sort(key=lambda item: ["", HELM, CLUSTER].index(_needs(item)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin to build what the chosen tests need; the others are run meanwhile."""
+    wanted = {_needs(item) for item in session.items} - {""}
+    if CLUSTER in wanted and set(lacks_of_a_cluster()) - {BINARIES}:
+        wanted.remove(CLUSTER)  # its tests are skipped
+    if not session.config.option.collectonly:
+        supply.begin(wanted)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Wait for what the test needs before any clock of the test's own runs."""
+    if (what := _needs(item)) and (why := supply.wait(what)):
+        unbuilt[what] = why
+    return (yield)
+
+
+def pytest_sessionfinish() -> None:
+    """A build that nobody waits for any more ends."""
+    supply.end()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what this machine cannot run; in CI that is a failure, since nothing may be skipped there."""
     procs.recent[:] = procs.running
+    if item.get_closest_marker("needs_cluster"):
+        if WITHOUT_CLUSTER:
+            pytest.skip("SHOAL_CLUSTER=0: no real Kubernetes")
+        # A cluster takes minutes; these tests never enter libtorrent, and pytest-timeout ends them.
+        faulthandler.cancel_dump_traceback_later()
+    if why := unbuilt.get(_needs(item)):
+        pytest.fail(why, pytrace=False)
     missing = [tool for name, tools in TOOLS.items() if item.get_closest_marker(f"needs_{name}") for tool in tools]
     missing = [tool for tool in missing if shutil.which(tool) is None]
     if item.get_closest_marker("needs_root") and os.geteuid() != 0:
         missing.append("root's rights")
-    if item.get_closest_marker("needs_cluster") and os.environ.get("SHOAL_CLUSTER") != "1":
-        pytest.skip("minutes on a real Kubernetes: make cluster-test")
     if item.get_closest_marker("needs_cluster"):
-        # A cluster takes minutes; these tests never enter libtorrent, and pytest-timeout ends them.
-        faulthandler.cancel_dump_traceback_later()
         missing += lacks_of_a_cluster()
     if missing:
         reason = skips.lacking(missing)

@@ -1,6 +1,7 @@
 """The chart on a real Kubernetes: three nodes, real kubelets, the image that the Dockerfile makes.
 
-The tests of this file are one story on one cluster, in their order. `make cluster-test` runs the long ones, too.
+The tests of this file share one cluster; each begins where the one before it ended, or makes that by itself.
+`make cluster-test` runs the long ones, too.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ async def cluster() -> AsyncIterator[KubeCluster]:
 
 
 @pytest.fixture(scope="module")
-def before() -> dict[str, dict[str, bytes]]:
-    """Node -> its files, filled by the first test."""
-    return {}
+def before(cluster: KubeCluster) -> dict[str, dict[str, bytes]]:
+    """Node -> its files, before anything was installed."""
+    return {node.name: files(node) for node in cluster.nodes}
 
 
 def files(node: Node) -> dict[str, bytes]:
@@ -64,11 +65,9 @@ def names(cluster: KubeCluster) -> set[str]:
     return {node.name for node in cluster.nodes}
 
 
-async def test_install_makes_every_agent_ready_and_a_member(
-    cluster: KubeCluster, before: dict[str, dict[str, bytes]]
-) -> None:
+@pytest.mark.usefixtures("before")
+async def test_install_makes_every_agent_ready_and_a_member(cluster: KubeCluster) -> None:
     """With default values and the image's name."""
-    before.update({node.name: files(node) for node in cluster.nodes})
     release = Release(cluster)
     notes = await release.install(IMAGE_VALUES)
     assert "enforce=privileged" in notes
@@ -88,6 +87,7 @@ async def test_install_makes_every_agent_ready_and_a_member(
 async def test_three_pods_on_three_nodes_pull_one_copy(cluster: KubeCluster) -> None:
     """200 MiB in four layers, from a registry whose certificate the agents were told to trust."""
     release = Release(cluster)
+    await release.present(IMAGE_VALUES)
     await release.upgrade(IMAGE_VALUES, await private_registry(cluster))
     await release.rolled_out()
     await release.joined(names(cluster))
@@ -106,6 +106,7 @@ async def test_three_pods_on_three_nodes_pull_one_copy(cluster: KubeCluster) -> 
 async def test_an_upgrade_and_a_rollback_while_pods_pull(cluster: KubeCluster) -> None:
     """Agents and trackers go one after the other, and the pods come up all the same."""
     release = Release(cluster)
+    await release.present(IMAGE_VALUES)
     values = await private_registry(cluster)
     await asyncio.to_thread(cluster.push_workload, "team/other", "v1", 4, 50 * MIB, 2)
     await cluster.apply(deployment("other", "registry.test/team/other:v1", 3))
@@ -121,6 +122,7 @@ async def test_an_upgrade_and_a_rollback_while_pods_pull(cluster: KubeCluster) -
 async def test_a_node_is_drained_and_another_is_added(cluster: KubeCluster) -> None:
     """Trackers move; the new node's agent becomes a member by itself."""
     release = Release(cluster)
+    await release.present(IMAGE_VALUES)
     drained = cluster.nodes[0]
     words = ["drain", drained.name, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=180s"]
     await cluster.kubectl(*words, deadline=200)
@@ -134,7 +136,9 @@ async def test_a_node_is_drained_and_another_is_added(cluster: KubeCluster) -> N
 
 async def test_uninstall_leaves_every_file_as_before(cluster: KubeCluster, before: dict[str, dict[str, bytes]]) -> None:
     """Byte for byte, what was there and what was not."""
-    await Release(cluster).uninstall()
+    release = Release(cluster)
+    await release.present(IMAGE_VALUES)
+    await release.uninstall()
     for node in cluster.nodes:
         if node.name in before:
             assert files(node) == before[node.name], node.name

@@ -32,5 +32,5 @@ def test_skips_of_one_kind_are_one_line() -> None:
     reasons = [skips.lacking(["containerd", "ctr"])] * 3 + ["Skipped: " + skips.lacking(["helm"])]
     assert skips.summary(reasons) == [
         "skipped 3: this machine lacks containerd, ctr. To run: apt-get install containerd",
-        "skipped 1: this machine lacks helm. To run: install Go or helm; `make test` builds helm where Go is",
+        "skipped 1: this machine lacks helm. To run: install Go or helm; the tests build helm where Go is",
     ]

@@ -85,6 +85,8 @@ class KubeApi:
         self.events: list[Object] = []
         self.patches: list[tuple[str, Object]] = []
         """Name and body of every patch of a node."""
+        self.token = TOKEN
+        """What a request has to show."""
         self.tokens: dict[str, tuple[str, str]] = {}
         """Service account token -> UID of the pod that it is bound to, and its audience."""
         self.denied: set[str] = set()
@@ -223,7 +225,7 @@ class KubeApi:
             await self.gate.wait()
         finally:
             self.waiting -= 1
-        if request.headers.get("Authorization", "").lower() != f"bearer {TOKEN}":
+        if request.headers.get("Authorization", "").lower() != f"bearer {self.token.lower()}":
             return _status(401, "Unauthorized")
         if resource in self.denied:
             return _status(403, "Forbidden")

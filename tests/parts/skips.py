@@ -19,9 +19,11 @@ PACKAGES = {
 """The Debian package of each command that tests use."""
 
 _OTHER = {
-    "helm": "install Go or helm; `make test` builds helm where Go is",
+    "helm": "install Go or helm; the tests build helm where Go is",
     "actionlint": "install Go or actionlint; `make release-check` builds it where Go is",
-    "Kubernetes' binaries": "install Go 1.26; `make cluster-build` compiles them once, about 15 minutes",
+    "Kubernetes' binaries": "install Go 1.26; the tests compile them once, behind the others",
+    "SHOAL_CLUSTER=0": "leave SHOAL_CLUSTER out",
+    "long: make cluster-test": "make cluster-test",
     "root's rights": "run `make test` as root",
     "mounting a tmpfs needs root": "run `make test` as root",
     "this machine has no /dev/fuse": "modprobe fuse, or give the container /dev/fuse",

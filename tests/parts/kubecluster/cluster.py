@@ -32,6 +32,10 @@ COMMANDS = ("containerd", "runc", "docker-registry", "podman", "debootstrap", "i
 """What Debian gives (`.ci/tools` installs it)."""
 
 
+BINARIES = "Kubernetes' binaries"
+"""What `missing` calls them."""
+
+
 def missing() -> list[str]:
     """What this machine lacks for a cluster; empty if it has everything."""
     lacks = [command for command in COMMANDS if shutil.which(command) is None]
@@ -40,7 +44,7 @@ def missing() -> list[str]:
     if os.geteuid() != 0:
         lacks.append("root's rights")
     if not binaries.built():
-        lacks.append("Kubernetes' binaries")
+        lacks.append(BINARIES)
     return lacks
 
 
@@ -64,10 +68,13 @@ class KubeCluster:
         self._images: list[Path] = []
 
     async def up(self, *, nodes: int = 3) -> None:
-        """Control plane, registry, and *nodes* nodes that are Ready."""
+        """Control plane, registry, and *nodes* nodes that are Ready. Without nodes: the control plane alone."""
         await asyncio.to_thread(_enough_watches)
         await self.lan.up()
         hosts = {HOST: network.address(network.REGISTRY)}
+        if not nodes:
+            await self.control.up(hosts)
+            return
         pause = await asyncio.to_thread(images.pause_image, self.base)
         self._images = [pause, await images.shoal_image()]
         await asyncio.gather(self.registry.up(), self.control.up(hosts))

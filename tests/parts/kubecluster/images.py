@@ -47,9 +47,18 @@ def podman(*words: str) -> list[str]:
     return ["podman", "--root", f"{store}/store", "--runroot", f"{store}/run", "--storage-driver", "vfs", *words]
 
 
+def built() -> bool:
+    """Whether the archive of this tree's image is there."""
+    return _archive().exists()
+
+
+def _archive() -> Path:
+    return cache() / f"shoal-{_sources()}.tar"
+
+
 async def shoal_image() -> Path:
     """An archive of Shoal's image, built from the Dockerfile of this tree; built again only when a source changed."""
-    archive = cache() / f"shoal-{_sources()}.tar"
+    archive = _archive()
     cache().mkdir(parents=True, exist_ok=True)
     with (cache() / ".image").open("w") as lock:
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)

@@ -101,7 +101,10 @@ class Network:
                     await self._in(other, "route", "del", network)
 
     async def uplink(self) -> None:
-        """A leg of this machine itself: the cluster's addresses can be reached from it, by nobody else."""
+        """A leg of this machine itself: the cluster's addresses can be reached from it, by nobody else. Raises
+        PartFailed if another cluster has one: the addresses are the same."""
+        if (await run(["ip", "-o", "addr", "show", "to", address(OUTSIDE)], deadline=20)).strip():
+            raise PartFailed("another cluster on this machine can be reached from it already: make cluster-down")
         inner, here = "outside", str(os.getpid())
         await self._in("lan", "link", "add", inner, "type", "veth", "peer", "name", self.name("up"), "netns", here)
         await self._in("lan", "link", "set", inner, "master", "switch", "up")

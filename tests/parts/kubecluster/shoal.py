@@ -54,6 +54,12 @@ class Release:
         """`helm install --wait`; what helm says (the notes)."""
         return await self._helm("install", "--create-namespace", "--wait", "--timeout=240s", values=values)
 
+    async def present(self, *values: Object) -> None:
+        """Install it, unless it is there: a test that is run alone begins where the one before it would have ended."""
+        known = await self.cluster.helm("list", "--namespace", self.namespace, "--short", "--all")
+        if self.name not in known.split():
+            await self.install(*values)
+
     async def upgrade(self, *values: Object, wait: bool = True) -> str:
         """`helm upgrade`, with `--wait` unless told otherwise."""
         flags = ("--wait", "--timeout=240s") if wait else ()
