@@ -1,6 +1,6 @@
 # Everything here works from a plain clone: the first target asked for makes .venv and installs what this machine lacks.
 .DEFAULT_GOAL := help
-.PHONY: help venv tools demo helm test cluster-build cluster cluster-down cluster-test check format bench bench-parts faults soak release-check docs clean
+.PHONY: help venv tools demo helm test cluster-build cluster cluster-down cluster-test check format bench bench-cluster bench-parts faults soak release-check docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -39,6 +39,10 @@ cluster-down: venv ## away with what `make cluster` started
 
 cluster-test: venv tools ## the tests on a real cluster alone, the long ones too (root)
 	@SHOAL_CLUSTER_LONG=1 $(BIN)/python -m pytest -m needs_cluster $(ARGS)
+
+bench-cluster: venv tools ## a tracker beside a real API server with 1,000 and 5,000 nodes of kwok (root; ARGS='1000' for one size)
+	@$(BIN)/python -m tests.parts.kubecluster.binaries kwok helm kube
+	@$(BIN)/python -m tests.parts.kubecluster.scale $(ARGS)
 
 check: venv ## ruff, formatting, mypy --strict, layers, dead code
 	@$(BIN)/ruff check .

@@ -74,6 +74,8 @@ async def test_install_makes_every_agent_ready_and_a_member(cluster: KubeCluster
     assert "ready on 3 nodes" in await release.test() or all(ready(pod) for pod in await release.pods("agent"))
     agents, trackers = await release.pods("agent"), await release.pods("tracker")
     assert [ready(pod) for pod in (*agents, *trackers)] == [True] * 5
+    assert all(len(pod["status"]["podIPs"]) == 2 for pod in agents), "dual stack"
+    await cluster.kubectl("get", "secret", "shoal-authority", "-n", "shoal")
     await release.joined(names(cluster))
     for node in cluster.nodes:
         assert "http://127.0.0.1:30000" in node.path(f"{CERTS}/_default/hosts.toml").read_text()
@@ -100,6 +102,55 @@ async def test_three_pods_on_three_nodes_pull_one_copy(cluster: KubeCluster) -> 
         assert "127.0.0.1:30000" in node.parts["containerd"].output()
     sent = cluster.registry.blob_bytes("team/app") / one_copy
     assert 1 <= sent <= COPIES, cluster.registry.sent("team/app")
+
+
+@long
+async def test_preheat_brings_an_image_to_every_node_before_anybody_asks(cluster: KubeCluster) -> None:
+    """The chart's CronJob, started by hand: one copy for the cluster, and none for the pods that come then."""
+    release = Release(cluster)
+    await release.present(IMAGE_VALUES)
+    image = "registry.test/team/warm:v1"
+    await cluster.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "preheat", "namespace": "shoal"},
+            "stringData": {"token": "for the test alone"},
+        }
+    )
+    one_copy = await asyncio.to_thread(cluster.push_workload, "team/warm", "v1", 2, 10 * MIB, 3)
+    preheat = {"preheat": {"secret": "preheat", "images": [image]}}
+    await release.upgrade(IMAGE_VALUES, await private_registry(cluster), preheat)
+    await release.rolled_out()
+    await release.joined(names(cluster))
+    await cluster.kubectl("create", "job", "once", "--from=cronjob/shoal-preheat", "-n", "shoal")
+    await cluster.kubectl("wait", "job/once", "-n", "shoal", "--for=condition=Complete", "--timeout=120s")
+    sent = cluster.registry.blob_bytes("team/warm")
+    assert 1 <= sent / one_copy <= COPIES, cluster.registry.sent("team/warm")
+    await cluster.apply(deployment("warm", image, 3))
+    await cluster.kubectl("rollout", "status", "deployment/warm", "--timeout=120s")
+    assert cluster.registry.blob_bytes("team/warm") == sent
+
+
+@long
+async def test_the_taint_of_a_node_goes_once_its_agent_is_a_member(cluster: KubeCluster) -> None:
+    """By the tracker, with the right that the chart gives it for that."""
+    release = Release(cluster)
+    await release.present(IMAGE_VALUES)
+    node = cluster.nodes[-1].name
+    await cluster.kubectl("taint", "node", node, "shoal.io/agent-not-ready=:NoSchedule")
+    await release.upgrade(
+        IMAGE_VALUES,
+        await private_registry(cluster),
+        {"tracker": {"settings": {"liftTaint": True}}, "agent": {"podAnnotations": {"shoal/turn": "taint"}}},
+    )
+    await release.rolled_out()
+    await release.joined(names(cluster))
+    async with asyncio.timeout(60):
+        while "agent-not-ready" in await cluster.kubectl("get", "node", node, "-o", "jsonpath={.spec.taints}"):
+            pass  # each question waits for its answer
+    described = await cluster.kubectl("describe", "pods", "-n", "shoal", "-l", "app.kubernetes.io/component=agent")
+    assert "ShoalJoined" in described
 
 
 @long

@@ -58,11 +58,11 @@ def _enough_watches() -> None:
 class KubeCluster:
     """A running cluster; everything of it is under *base*, and is gone when its block is left."""
 
-    def __init__(self, base: Path, prefix: str) -> None:
+    def __init__(self, base: Path, prefix: str, *, patient: bool = False) -> None:
         self.base = base
         self.lan = Network(prefix)
         self.authority = Authority(base / "pki")
-        self.control = ControlPlane(base, self.lan, self.authority)
+        self.control = ControlPlane(base, self.lan, self.authority, patient=patient)
         self.registry = CountedRegistry(base, self.lan, self.authority)
         self.nodes: list[Node] = []
         self._images: list[Path] = []
@@ -149,10 +149,12 @@ class KubeCluster:
 
 
 @asynccontextmanager
-async def kube_cluster(*, nodes: int = 3, prefix: str | None = None) -> AsyncIterator[KubeCluster]:
-    """A cluster whose nodes are Ready."""
+async def kube_cluster(
+    *, nodes: int = 3, prefix: str | None = None, patient: bool = False
+) -> AsyncIterator[KubeCluster]:
+    """A cluster whose nodes are Ready. *patient*: a node may be silent for an hour."""
     base = Path(tempfile.mkdtemp(prefix="shoal-kube-"))
-    cluster = KubeCluster(base, prefix or f"shk{os.getpid()}")
+    cluster = KubeCluster(base, prefix or f"shk{os.getpid()}", patient=patient)
     try:
         await cluster.up(nodes=nodes)
         yield cluster

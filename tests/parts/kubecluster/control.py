@@ -34,7 +34,9 @@ COREFILE = """\
 class ControlPlane:
     """The processes of the control plane, in a network namespace of their own."""
 
-    def __init__(self, base: Path, lan: Network, authority: Authority) -> None:
+    def __init__(self, base: Path, lan: Network, authority: Authority, *, patient: bool = False) -> None:
+        """*patient*: a node that is silent for less than an hour is no reason to do anything."""
+        self._grace = "1h" if patient else "15s"
         self._base = base
         self._lan = lan
         self._authority = authority
@@ -117,7 +119,7 @@ class ControlPlane:
                 "--use-service-account-credentials", "--leader-elect=false", services,
                 "--kube-api-qps=200", "--kube-api-burst=400",
                 # A node that is gone is noticed in seconds.
-                "--node-monitor-grace-period=15s", "--node-monitor-period=2s",
+                f"--node-monitor-grace-period={self._grace}", "--node-monitor-period=2s",
             ],
             "kube-scheduler": [
                 f"{programs}/kube-scheduler", f"--kubeconfig={scheduler}", f"--authentication-kubeconfig={scheduler}",
