@@ -572,7 +572,7 @@ async def test_the_taint_of_a_node_goes_once_its_agent_joined(api: KubeApi, tmp_
         running.discovery.note("10.0.0.2", Reason.JOINED, "its node was deleted")
         running.discovery.note("10.0.0.1", Reason.ACTIVE, "says nothing about membership")
         running.discovery.note("10.0.0.9", Reason.JOINED, "no member")
-        await api.until(lambda: api.counts("nodes", "patch") == 2)
+        await api.until(lambda: api.counts("nodes", "get") == 2)
         assert api.patches == []
         running.discovery.note("10.0.0.1", Reason.JOINED, "joined")
         await api.until(lambda: len(api.patches) == 1)

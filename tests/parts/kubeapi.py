@@ -30,7 +30,7 @@ class Asked:
 
     resource: str
     verb: str
-    """list, watch, create or patch."""
+    """get, list, watch, create or patch."""
     query: dict[str, str]
     accept: str
 
@@ -83,7 +83,7 @@ class KubeApi:
         self.url = ""
         self.asked: list[Asked] = []
         self.events: list[Object] = []
-        self.patches: list[tuple[str, Object]] = []
+        self.patches: list[tuple[str, list[Object]]] = []
         """Name and body of every patch of a node."""
         self.token = TOKEN
         """What a request has to show."""
@@ -218,6 +218,8 @@ class KubeApi:
         resource = _resource(request)
         watch = request.query.get("watch") in ("true", "True", "1")
         verb = {"POST": "create", "PATCH": "patch"}.get(request.method, "watch" if watch else "list")
+        if verb == "list" and request.path.split("/")[-2] == "nodes":
+            verb = "get"
         self.asked.append(Asked(resource, verb, dict(request.query), request.headers.get("Accept", "")))
         self.waiting += 1
         await self._tell()
@@ -243,6 +245,8 @@ class KubeApi:
             return web.json_response(event, status=201)
         if verb == "patch":
             return await self._patch(request)
+        if verb == "get":
+            return self._one(request)
         kind = self._kinds[resource]
         return await self._watch(request, kind) if watch else self._list(request, kind)
 
@@ -255,19 +259,34 @@ class KubeApi:
         user = {"username": "system:serviceaccount:shoal:default", "extra": extra}
         return asked | {"status": {"authenticated": True, "audiences": [audience], "user": user}}
 
+    def _one(self, request: web.Request) -> web.Response:
+        """One node, whole."""
+        found = self._kinds["nodes"].objects.get(request.path.rsplit("/", 1)[1])
+        return web.json_response(found) if found is not None else _status(404, "NotFound")
+
     async def _patch(self, request: web.Request) -> web.Response:
-        """A strategic merge patch of a node's taints: those that it deletes go."""
+        """A JSON patch of a node that tests and removes. Another kind of patch would replace the list of taints."""
         name = request.path.rsplit("/", 1)[1]
-        if request.content_type != "application/strategic-merge-patch+json":
+        if request.content_type != "application/json-patch+json":
             return _status(415, "UnsupportedMediaType")
         found = self._kinds["nodes"].objects.get(name)
         if found is None:
             return _status(404, "NotFound")
         body = await request.json()
-        gone = {taint["key"] for taint in body["spec"]["taints"] if taint.get("$patch") == "delete"}
         changed = copy.deepcopy(found)
-        spec = changed.setdefault("spec", {})
-        spec["taints"] = [taint for taint in spec.get("taints") or () if taint["key"] not in gone]
+        for step in body:
+            *way, last = step["path"].strip("/").split("/")
+            place: Any = changed
+            try:
+                for key in way:
+                    place = place[int(key)] if isinstance(place, list) else place[key]
+                index = int(last) if isinstance(place, list) else last
+                if step["op"] == "test" and place[index] != step["value"]:
+                    return _status(422, "Invalid")
+            except (KeyError, IndexError):
+                return _status(422, "Invalid")
+            if step["op"] == "remove":
+                del place[index]
         await self.put("nodes", changed)
         self.patches.append((name, body))
         await self._tell()
@@ -333,7 +352,7 @@ class KubeApi:
 
 def _resource(request: web.Request) -> str:
     parts = request.path.split("/")
-    return parts[-2] if request.method == "PATCH" else parts[-1]
+    return parts[-2] if parts[-2] == "nodes" else parts[-1]
 
 
 def _form(request: web.Request) -> str:

@@ -74,6 +74,20 @@ class _Review(msgspec.Struct, frozen=True):
     status: _ReviewStatus = _ReviewStatus()
 
 
+class _Taint(msgspec.Struct, frozen=True):
+    key: str = ""
+
+
+class _Tainted(msgspec.Struct, frozen=True):
+    taints: list[_Taint] | None = None
+
+
+class _TaintedNode(msgspec.Struct, frozen=True):
+    """A node, as far as we look."""
+
+    spec: _Tainted = _Tainted()
+
+
 class Kube:
     """A connection to the API server; `async with connect(...)` makes one."""
 
@@ -117,10 +131,21 @@ class Kube:
 
     async def lift(self, node: str) -> None:
         """Take TAINT off *node*; nothing happens where it has none. Raises ApiError."""
-        # A strategic merge patch deletes by the key of the list, and needs not read the node first.
-        body = {"spec": {"taints": [{"$patch": "delete", "key": TAINT, "effect": "NoSchedule"}]}}
-        kind = "application/strategic-merge-patch+json"
+        read: Call = self._core.read_node_without_preload_content
+        async with _answer(read, self._renew, name=node, _request_timeout=CONNECT) as answer:
+            spec = msgspec.json.decode(await _within(CONNECT, _read(answer)), type=_TaintedNode).spec
+        places = [index for index, taint in enumerate(spec.taints or ()) if taint.key == TAINT]
+        if not places:
+            return
+        # The list of taints is replaced as a whole by every merge (its listType is atomic), so that another's new taint
+        # would be lost. RFC 6902 takes one out, if it is still where it was; else the server says 422.
+        body: list[dict[str, str]] = []
+        for index in reversed(places):
+            place = f"/spec/taints/{index}"
+            body.append({"op": "test", "path": f"{place}/key", "value": TAINT})
+            body.append({"op": "remove", "path": place})
         call: Call = self._core.patch_node_without_preload_content
+        kind = "application/json-patch+json"
         async with _answer(
             call, self._renew, name=node, body=body, _content_type=kind, _request_timeout=CONNECT
         ) as answer:
