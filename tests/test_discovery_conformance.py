@@ -15,6 +15,7 @@ from tracker.members import kube
 from tracker.members.discovery import Reason
 from tracker.members.events import Events
 from tracker.members.pods import KubernetesDiscovery
+from tracker.members.taints import Taints
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -65,11 +66,11 @@ class Followed:
 
 @asynccontextmanager
 async def following(
-    world: World, monkeypatch: pytest.MonkeyPatch, *, events: Events | None = None
+    world: World, monkeypatch: pytest.MonkeyPatch, *, events: Events | None = None, taints: Taints | None = None
 ) -> AsyncIterator[Followed]:
     """A tracker's discovery with the rights of the chart's service account."""
     discovery = KubernetesDiscovery(
-        NAMESPACE, SELECTOR, zones=True, kubeconfig=world.kubeconfig, events=events, backoff=QUICK
+        NAMESPACE, SELECTOR, zones=True, kubeconfig=world.kubeconfig, events=events, taints=taints, backoff=QUICK
     )
     followed = Followed(discovery)
     watch = kube.Collection.watch
@@ -205,9 +206,20 @@ async def test_events_are_in_what_kubectl_describes(world: World, monkeypatch: p
         await followed.until("10.1.7.1")
         followed.discovery.note("10.1.7.1", Reason.QUARANTINED, "wrong bytes of sha256:00")
         async with asyncio.timeout(PATIENCE):
-            while not events.posted:  # noqa: ASYNC110 - a counter has no event; the answer is on its way
-                await asyncio.sleep(0)
-        said = await world.described("a")
+            while "ShoalQuarantined" not in (said := await world.described("a")):
+                pass  # each question waits for its answer
         await world.delete_pod("a")
-    assert "ShoalQuarantined" in said
     assert "wrong bytes of sha256:00" in said
+
+
+async def test_the_taint_goes_and_others_stay(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.taint("node-2", "gpu", kube.TAINT, "team")
+    await world.put_pod("a", "10.1.8.1", node="node-2")
+    async with following(world, monkeypatch, taints=Taints(backoff=QUICK)) as followed:
+        await followed.until("10.1.8.1")
+        followed.discovery.note("10.1.8.1", Reason.JOINED, "joined")
+        async with asyncio.timeout(PATIENCE):
+            while kube.TAINT in (left := await world.taints("node-2")):  # noqa: ASYNC110 - the fake answers without a pause
+                await asyncio.sleep(0)
+        await world.delete_pod("a")
+    assert {"gpu", "team"} <= left

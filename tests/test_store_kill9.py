@@ -17,7 +17,7 @@ from tests.parts.storing import hashes_of, pieces_of, taken
 
 KIB = 1024
 BUDGET = 6 * KIB * KIB
-RUNS = 20
+RUNS = 10
 
 
 def data_of(seed: int) -> bytes:

@@ -17,6 +17,7 @@ import yaml
 
 from tests.parts import kubeapi
 from tests.parts.kubeapi import KubeApi, kube_api
+from tests.parts.kubecluster import binaries
 from tests.parts.kubecluster.cluster import CHART, KubeCluster, kube_cluster
 from tests.parts.kubecluster.control import SERVER
 from tests.parts.procs import run
@@ -55,6 +56,14 @@ class World(Protocol):
 
     async def put_node(self, name: str, zone: str) -> None:
         """Create a node, or move it to another zone."""
+        ...
+
+    async def taint(self, name: str, *keys: str) -> None:
+        """Give a node taints with the effect NoSchedule."""
+        ...
+
+    async def taints(self, name: str) -> set[str]:
+        """The keys of a node's taints."""
         ...
 
     async def uid(self, name: str) -> str:
@@ -104,6 +113,14 @@ class FakeWorld:
     async def put_node(self, name: str, zone: str) -> None:
         await self._api.put("nodes", kubeapi.node(name, zone))
 
+    async def taint(self, name: str, *keys: str) -> None:
+        item = self._api.object("nodes", name)
+        item["spec"] = {"taints": [{"key": key, "effect": "NoSchedule"} for key in keys]}
+        await self._api.put("nodes", item)
+
+    async def taints(self, name: str) -> set[str]:
+        return {taint["key"] for taint in self._api.object("nodes", name)["spec"]["taints"]}
+
     async def uid(self, name: str) -> str:
         return str(self._api.object("pods", name)["metadata"]["uid"])
 
@@ -128,8 +145,11 @@ class FakeWorld:
         return version
 
     async def described(self, pod: str) -> str:
-        found = [event for event in self._api.events if event["involvedObject"]["name"] == pod]
-        return "\n".join(f"{event['reason']} {event['message']}" for event in found)
+        def found() -> list[Object]:
+            return [event for event in self._api.events if event["involvedObject"]["name"] == pod]
+
+        await self._api.until(lambda: bool(found()))
+        return "\n".join(f"{event['reason']} {event['message']}" for event in found())
 
 
 class RealWorld:
@@ -145,6 +165,7 @@ class RealWorld:
         await self._cluster.lan.uplink()
         await self._cluster.kubectl("create", "namespace", NAMESPACE)
         words = ["template", "shoal", str(CHART), "--namespace", NAMESPACE, "--show-only", "templates/rbac.yaml"]
+        words += ["--kube-version", binaries.kubernetes_version(), "--set", "tracker.settings.liftTaint=true"]
         objects = [item for item in yaml.safe_load_all(await self._cluster.helm(*words)) if item]
         (account,) = [item for item in objects if item["kind"] == "ServiceAccount"]
         self._account = account["metadata"]["name"]
@@ -169,6 +190,13 @@ class RealWorld:
         labels = {"kubernetes.io/hostname": name, "topology.kubernetes.io/zone": zone}
         item = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}}
         await self._cluster.apply(item)
+
+    async def taint(self, name: str, *keys: str) -> None:
+        await self._cluster.kubectl("taint", "node", name, *(f"{key}=:NoSchedule" for key in keys))
+
+    async def taints(self, name: str) -> set[str]:
+        (node,) = await self._cluster.get("node", name)
+        return {taint["key"] for taint in node["spec"].get("taints", ())}
 
     async def uid(self, name: str) -> str:
         return (await self._kubectl("get", "pod", name, "-o", "jsonpath={.metadata.uid}")).strip()

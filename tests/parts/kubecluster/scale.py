@@ -135,7 +135,9 @@ async def _rollout(cluster: KubeCluster, crowd: Crowd, count: int, row: Row) -> 
     values = cluster.base / "values.json"
     values.write_text(json.dumps(IMAGE_VALUES | {"containerd": {"install": False}, "tracker": {"replicas": 1}}))
     words = ["template", "shoal", str(ROOT / "charts/shoal"), "--namespace", "shoal", "-f", str(values)]
-    rendered = await cluster.helm(*words, "-s", "templates/agent.yaml", "-s", "templates/priorityclass.yaml")
+    rendered = await cluster.helm(
+        *words, "-s", "templates/agent.yaml", "-s", "templates/priorityclass.yaml",
+        "--kube-version", binaries.kubernetes_version())  # fmt: skip
     file = cluster.base / "agent.yaml"
     file.write_text(rendered)
     begun = time.monotonic()
