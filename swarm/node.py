@@ -49,7 +49,11 @@ COUNT_EVERY = 2.0
 
 
 class Node:
-    """See the module."""
+    """See the module.
+
+    Above the bound of methods: it is what trackers, session, store and fetches call back, one short method each. To
+    give these to a second object would give two objects one state.
+    """
 
     def __init__(
         self,

@@ -59,7 +59,10 @@ gives a read most are left. With 5 s, for all windows, 16 agents on two cores as
 
 
 class Fetch:
-    """See the module. Created by the node; `join` before anything else, `part` at the end."""
+    """See the module. Created by the node; `join` before anything else, `part` at the end.
+
+    Above the bound of methods: readers ask it alone, and each question is a method of one line.
+    """
 
     def __init__(self, digest: Digest, context: Context, after: asyncio.Event | None = None) -> None:
         """*after*: set once an earlier fetch of the same blob is closed; this one begins then."""

@@ -41,7 +41,10 @@ MakeRoom = Callable[[], Awaitable[bool]]
 
 
 class Partial:
-    """See the module. *by_window*: room is made window by window, for readers of ranges."""
+    """See the module. *by_window*: room is made window by window, for readers of ranges.
+
+    Above the bound of methods: a third of them are properties, so that nobody reads an attribute of another.
+    """
 
     def __init__(self, staged: Staged, make_room: MakeRoom, spawn: Spawn, *, by_window: bool) -> None:
         self.digest: Digest = staged.digest

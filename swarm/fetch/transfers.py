@@ -58,7 +58,11 @@ class Host(Protocol):
 
 
 class Transfers:
-    """See the module. *hashes*: window -> piece hashes of what is published. *spawn* starts a task of the fetch."""
+    """See the module. *hashes*: window -> piece hashes of what is published. *spawn* starts a task of the fetch.
+
+    Above the bound of methods: it is the one door to what is fetched from peers, and most of them forward to the
+    owner of one mode.
+    """
 
     def __init__(
         self,

@@ -3,6 +3,8 @@
 The only file that imports libtorrent. Alerts wake the loop through a socket; every alert is copied
 into plain values before the next batch is popped (docs/engine.md). Calls that would wait for
 libtorrent's network thread are not used.
+
+Above the bound of lines: libtorrent's objects and alerts end here, and a second file would have to import it too.
 """
 
 from __future__ import annotations

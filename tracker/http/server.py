@@ -50,7 +50,10 @@ BODY = 30.0
 
 
 class TrackerServer:
-    """A tracker that listens. `start`, then `close`; `url` once started."""
+    """A tracker that listens. `start`, then `close`; `url` once started.
+
+    Above the bound of methods: one for each address that it answers.
+    """
 
     def __init__(
         self,

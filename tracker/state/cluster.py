@@ -47,7 +47,11 @@ MOST_UNASKED = 1024 * 1024
 
 
 class Cluster:
-    """Everything that this tracker knows. Use from its event loop only."""
+    """Everything that this tracker knows. Use from its event loop only.
+
+    Above both bounds: one method for each verb of agents, and the one place that settles what a verb changed. What it
+    settles lives in owners.
+    """
 
     def __init__(
         self, settings: TrackerSettings, metrics: Metrics, chance: Random | None = None, note: Note | None = None
