@@ -65,7 +65,13 @@ LAST_SECONDS = 2.0
 WITHOUT_CLUSTER = os.environ.get("SHOAL_CLUSTER") == "0"
 """The tests on a real Kubernetes are left out: for a run that is to be short."""
 
-supply = Supply(Path(tempfile.gettempdir()) / f"shoal-cluster-build-{os.getpid()}.log")
+PATIENCE = os.environ.get("SHOAL_CLUSTER_WITHIN", "")
+"""Minutes after which a run does not wait for the build any more, and says so; "": the build has failed then."""
+
+supply = Supply(
+    Path(tempfile.gettempdir()) / f"shoal-cluster-build-{os.getpid()}.log",
+    *([60 * float(PATIENCE)] if PATIENCE else []),
+)
 unbuilt: dict[str, str] = {}
 """What could not be built, and why."""
 
@@ -124,6 +130,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         # A cluster takes minutes; these tests never enter libtorrent, and pytest-timeout ends them.
         faulthandler.cancel_dump_traceback_later()
     if why := unbuilt.get(_needs(item)):
+        if supply.late and PATIENCE:
+            pytest.skip("SHOAL_CLUSTER_WITHIN: the build of Kubernetes took longer than this run may")
         pytest.fail(why, pytrace=False)
     missing = [tool for name, tools in TOOLS.items() if item.get_closest_marker(f"needs_{name}") for tool in tools]
     missing = [tool for tool in missing if shutil.which(tool) is None]

@@ -63,3 +63,12 @@ def test_what_is_there_is_not_built_again(place: Path) -> None:
     supply.begin({HELM})
     assert supply.wait(HELM) == ""
     assert not (place / "log").exists()
+
+
+def test_a_build_that_takes_too_long_is_ended_and_is_told_from_one_that_failed(place: Path) -> None:
+    go(place, "#!/bin/sh\nsleep 60\n")
+    supply = Supply(place / "log", within=0.2)
+    supply.begin({HELM})
+    assert supply.wait(HELM).startswith("the build of Kubernetes failed: no end in 0 minutes")
+    assert supply.late
+    supply.end()

@@ -34,9 +34,12 @@ TOLD = 12
 class Supply:
     """A build in the background. `begin` it once, `wait` for what a test needs; `end` it with the tests."""
 
-    def __init__(self, log: Path) -> None:
-        """*log*: where the compiler's own words go."""
+    def __init__(self, log: Path, within: float = WITHIN) -> None:
+        """*log*: where the compiler's own words go. *within*: seconds from the beginning after which it has failed."""
         self.log = log
+        self.late = False
+        """Whether it ended for want of time, not by an error."""
+        self._within = within
         self._child: subprocess.Popen[bytes] | None = None
         self._begun = time.monotonic()
         self._unread = b""
@@ -61,9 +64,10 @@ class Supply:
         if what not in self._asked:
             return ""
         while what not in self._made and self._child is not None and self._child.stdout is not None:
-            left = self._begun + WITHIN - time.monotonic()
+            left = self._begun + self._within - time.monotonic()
             if left <= 0 or not select.select([self._child.stdout], [], [], left)[0]:
-                self._why = f"no end in {WITHIN / 60:.0f} minutes"
+                self._why = f"no end in {self._within / 60:.0f} minutes"
+                self.late = True
                 self.end()
             elif chunk := os.read(self._child.stdout.fileno(), 4096):
                 *lines, self._unread = (self._unread + chunk).split(b"\n")
