@@ -32,6 +32,7 @@ from mirror.front.possession import Possession
 from mirror.front.preheat import Preheater
 from mirror.front.streaming import StreamingFront
 from mirror.front.v2 import RegistryFront
+from mirror.limitsfile import Limits, LimitsFile
 from mirror.metrics import FrontMetrics, watch_loop
 from mirror.settings import MirrorSettings
 from mirror.upstream import kubelet, registryfile
@@ -40,7 +41,7 @@ from mirror.upstream.auth import Chain, Credentials
 from mirror.upstream.client import Upstream
 from mirror.upstream.dockerconfig import DockerConfig
 from mirror.upstream.guard import Guard
-from mirror.upstream.limits import Limits
+from mirror.upstream.limits import Limits as RequestLimits
 from mirror.upstream.proxies import Proxies, from_environment
 from mirror.upstream.registries import Registries
 from mirror.upstream.transport import Deadlines
@@ -48,6 +49,7 @@ from mirror.upstream.urlrules import UrlRules, named_hosts
 from swarm.base.flags import Endpoint
 from swarm.base.heap import give_back, settle
 from swarm.base.listener import Listener
+from swarm.base.pace import Pace
 from swarm.base.scheduling import batch
 from swarm.identity.files import identity_files
 from swarm.identity.tls import Identity
@@ -90,7 +92,8 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
         enrolled = enrolment(settings)
         identity = enrolled.identity if enrolled is not None else identity_of(settings)
         swarm = Node(settings.swarm(), prometheus, identity=identity)
-        upstream = await stack.enter_async_context(await upstream_of(settings, prometheus))
+        pace = Pace()
+        upstream = await stack.enter_async_context(await upstream_of(settings, prometheus, pace))
         telling: set[asyncio.Task[None]] = set()
 
         def tell(host: str, seconds: float) -> None:
@@ -116,6 +119,17 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
         # Probes are answered while the store is still being read; the mirror listens once it can serve.
         await stack.enter_async_context(listening(site, settings.metrics_listen, grace=0.5))
         await swarm.start()
+        limiting: set[asyncio.Task[None]] = set()
+
+        def limit(limits: Limits) -> None:
+            pace.set(limits.download)
+            task = asyncio.create_task(swarm.limit(limits.upload))
+            limiting.add(task)
+            task.add_done_callback(limiting.discard)
+
+        limits = LimitsFile(settings.limits_file, Limits(settings.upload_limit, settings.download_limit), limit)
+        await limits.open()
+        stack.push_async_callback(limits.close)
         if enrolled is not None:
             enrolling = asyncio.create_task(enrolled.run(swarm.tracker_urls))
             stack.callback(enrolling.cancel)
@@ -253,13 +267,13 @@ def header_word(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._:-]", "-", text)[:253] or "-"
 
 
-async def upstream_of(settings: MirrorSettings, prometheus: CollectorRegistry) -> Upstream:
+async def upstream_of(settings: MirrorSettings, prometheus: CollectorRegistry, pace: Pace | None = None) -> Upstream:
     """The upstream client, from the flags and the files that they name. Raises SettingsInvalid."""
     registries = registries_of(settings)
     if settings.registries is not None:
         registries = await asyncio.to_thread(registryfile.load, settings.registries, registries)
     credentials = await credentials_of(settings)
-    general = Limits(connections=settings.upstream_connections, rate=settings.upstream_rate)
+    general = RequestLimits(connections=settings.upstream_connections, rate=settings.upstream_rate)
     own = own_addresses(settings.listen, settings.metrics_listen, settings.swarm_listen)
     return Upstream(
         registries,
@@ -270,6 +284,7 @@ async def upstream_of(settings: MirrorSettings, prometheus: CollectorRegistry) -
         private=AddressRules(private=settings.private_upstreams, own=own),
         public=AddressRules(private=False, own=own),
         proxies=proxies_of(os.environ),
+        pace=pace,
     )
 
 

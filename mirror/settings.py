@@ -183,6 +183,28 @@ class MirrorSettings:
         unit="bytes",
         reason="Holds the images of a usual node twice, and leaves kubelet's disk thresholds alone on a 100 GB disk.",
     )
+    upload_limit: int = setting(
+        0,
+        SIZE,
+        "What this agent sends to all other agents together, a second; 0: no bound.",
+        unit="bytes/s",
+        reason="A cluster's own network is there to be used; a node that shares its link with a service wants a bound.",
+    )
+    download_limit: int = setting(
+        0,
+        SIZE,
+        "What comes from all upstreams together, a second; 0: no bound. Pulls that somebody waits for come before "
+        "preheats and prefetches.",
+        unit="bytes/s",
+        reason="One copy comes for the whole cluster; a thin line that others need as well wants a bound.",
+    )
+    limits_file: Path | None = setting(
+        None,
+        PATH,
+        "TOML with upload-limit and download-limit, in place of the two flags; followed, so that they change at once.",
+        unit="file",
+        reason="None: they change with a restart. The chart mounts a ConfigMap here.",
+    )
     node_name: str = setting(
         "",
         TEXT,

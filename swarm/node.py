@@ -197,6 +197,10 @@ class Node:
             with contextlib.suppress(TrackerError):
                 await link.call("/v1/backoff", message, wire.Ok)
 
+    async def limit(self, upload: int) -> None:
+        """Send *upload* bytes per second at most to other agents; 0: no bound. At any time after `start`."""
+        await self._session.limit(upload)
+
     def tell_image(self, image: wire.Image) -> None:
         """A manifest went by: what it consists of, for people who look at the trackers' page."""
         lacks = any(self.held(parse(blob.digest)) is None for blob in image.blobs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import shutil
 import subprocess
@@ -49,7 +50,7 @@ def pod(objects: list[Object], kind: str, name: str) -> tuple[Object, Object, di
 
 @pytest.mark.busy_loop("helm runs between two awaits")
 async def test_the_authority_that_helm_makes_signs_for_both_ends_of_a_connection() -> None:
-    data = one(rendered(), "Secret", "shoal-authority")["data"]
+    data = one(await asyncio.to_thread(rendered), "Secret", "shoal-authority")["data"]
     ca = Authority(base64.b64decode(data["tls.crt"]), base64.b64decode(data["tls.key"]))
 
     def made(role: Role, name: str) -> Identity:

@@ -159,7 +159,7 @@ class Preheater:
             if self._swarm.held(part.digest) is not None:
                 running.done += part.size
                 return
-            source = self._upstream.blob(image.registry, image.repository, part.digest)
+            source = self._upstream.blob(image.registry, image.repository, part.digest, low=True)
             try:
                 async with self._swarm.open(part.digest, source, low=True) as blob:
                     async for span in blob.read(0, blob.size):

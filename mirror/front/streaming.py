@@ -144,7 +144,7 @@ class StreamingFront:
         if size is not None or asked is None or asked.first is None or asked.last is None:
             return
         # Nobody waits for it: it takes none of the connections that are kept for those who do.
-        source = self.upstream.url(wanted.url, _sent(authorization), urgent=False)
+        source = self.upstream.url(wanted.url, _sent(authorization), urgent=False, low=True)
         if self.prefetch:
             self.background.prefetch(digest, source)
         # The blob's end is not known here; whoever fetches cuts the range.

@@ -27,6 +27,7 @@ from mirror.upstream.registries import Registries
 from mirror.upstream.sources import Passed, UpstreamSource
 from mirror.upstream.transport import Deadlines
 from mirror.upstream.urlrules import UrlRules
+from swarm.base.pace import Pace
 from swarm.blob.digest import Digest, parse
 from swarm.blob.errors import DigestInvalid, SourceBroken
 from swarm.tracking.tags import Meaning
@@ -80,9 +81,13 @@ class Upstream:
         private: AddressRules | None = None,
         public: AddressRules | None = None,
         proxies: Proxies | None = None,
+        pace: Pace | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """*private*: addresses for registries and for hosts that *url_rules* name; *public*: for other URLs."""
+        """*pace*: how fast bodies may come, all together.
+
+        *private*: addresses for registries and for hosts that *url_rules* name; *public*: for other URLs.
+        """
         registries, self._url_rules = registries or Registries(), url_rules or UrlRules()
         reach = Reach(
             registries,
@@ -92,7 +97,7 @@ class Upstream:
             deadlines or Deadlines(),
             proxies or Proxies(),
         )
-        self._exchanges = Exchanges(registries, credentials or NoCredentials(), guard or Guard(), reach, clock)
+        self._exchanges = Exchanges(registries, credentials or NoCredentials(), guard or Guard(), reach, clock, pace)
 
     @property
     def registries(self) -> Registries:
@@ -104,12 +109,14 @@ class Upstream:
         """What protects upstreams: `on_backoff`, `hold`, `status`."""
         return self._exchanges.guard
 
-    def blob(self, ns: str | None, repository: str, digest: Digest, *, urgent: bool = False) -> UpstreamSource:
+    def blob(
+        self, ns: str | None, repository: str, digest: Digest, *, urgent: bool = False, low: bool = False
+    ) -> UpstreamSource:
         """The blob of *repository* at registry *ns*. Raises Forbidden if it is not mirrored.
 
-        *urgent*: somebody waits for a few bytes, which must not queue behind bulk downloads.
+        *urgent*: somebody waits for a few bytes, which must not queue behind bulk downloads. *low*: nobody waits.
         """
-        target = replace(self._target(ns, repository, f"blobs/{digest}"), urgent=urgent)
+        target = replace(self._target(ns, repository, f"blobs/{digest}"), urgent=urgent, low=low)
         return UpstreamSource(self._exchanges, target, digest)
 
     def manifest(self, ns: str | None, repository: str, digest: Digest) -> UpstreamSource:
@@ -119,7 +126,9 @@ class Upstream:
         target = self._target(ns, repository, f"manifests/{digest}", accept)
         return UpstreamSource(self._exchanges, target, digest, ranges=False)
 
-    def url(self, url: str, headers: Mapping[str, str] | None = None, *, urgent: bool = True) -> UpstreamSource:
+    def url(
+        self, url: str, headers: Mapping[str, str] | None = None, *, urgent: bool = True, low: bool = False
+    ) -> UpstreamSource:
         """The file behind an absolute URL, with the caller's Authorization (if in *headers*) and signed query.
 
         *urgent*: somebody waits for a few bytes, which must not queue behind bulk downloads.
@@ -131,7 +140,7 @@ class Upstream:
         if not self._url_rules.allows(parsed):
             raise Forbidden("this host is not on the list of those that may be fetched from")
         sent = {name: value for name, value in (headers or {}).items() if name.lower() == "authorization"}
-        return UpstreamSource(self._exchanges, Target(parsed, None, headers=sent, urgent=urgent), None)
+        return UpstreamSource(self._exchanges, Target(parsed, None, headers=sent, urgent=urgent, low=low), None)
 
     async def head_manifest(self, ns: str | None, repository: str, reference: str) -> Meaning:
         """What tag or digest *reference* means at upstream.

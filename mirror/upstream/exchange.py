@@ -24,6 +24,7 @@ from mirror.upstream.guard import Guard, Ticket
 from mirror.upstream.reach import Reach
 from mirror.upstream.registries import Registries, Registry, Tls, canonical, place_of
 from mirror.upstream.transport import Request, Transport, translated
+from swarm.base.pace import Pace
 from swarm.blob.errors import SourceBroken, SourceBusy, SourceError, SourceRefused
 
 LOG = logging.getLogger("shoal.mirror")
@@ -63,6 +64,9 @@ class Target:
 
     urgent: bool = True
     """Whether somebody waits for a few bytes: not behind bulk downloads."""
+
+    low: bool = False
+    """Whether nobody waits for it: where the rate is bounded, everybody else comes first."""
 
     @property
     def name(self) -> str:
@@ -104,7 +108,10 @@ class Exchanges:
         guard: Guard,
         reach: Reach,
         clock: Callable[[], float],
+        pace: Pace | None = None,
     ) -> None:
+        self.pace = pace or Pace()
+        """What bodies keep to, all together."""
         self.registries = registries
         self.guard = guard
         self._reach = reach

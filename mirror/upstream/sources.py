@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import partial
 
 from mirror.upstream.answers import ContentRange, content_range, is_range_refused
 from mirror.upstream.coding import is_identity
@@ -25,6 +26,8 @@ class UpstreamBody:
     """A Body (swarm/upstream/source.py) with what else is known about it."""
 
     def __init__(self, answer: Answer, at: ContentRange, total: int, stop: int | None, read: bytes | None) -> None:
+        self.turn: Callable[[int], Awaitable[None]] | None = None
+        """Waits until so many bytes more may come; None: as fast as they do."""
         self._answer = answer
         self._read = read
         self.total = total
@@ -65,6 +68,8 @@ class UpstreamBody:
                     chunk = chunk[:left]
                 left -= len(chunk)
                 yield chunk
+                if self.turn is not None:  # what is not read fills the connection's buffers, and then upstream waits
+                    await self.turn(len(chunk))
         finally:
             self._answer.ticket.bytes(first - left)
         if missing:
@@ -125,7 +130,9 @@ class UpstreamSource:
         if at.total == 0 and self._digest not in (None, EMPTY):
             raise SourceBroken(f"{answer.host} sent an empty body")
         self.media_type = response.headers.get("Content-Type", "")
-        return UpstreamBody(answer, at, at.total, stop, read)
+        body = UpstreamBody(answer, at, at.total, stop, read)
+        body.turn = partial(self._exchanges.pace.take, low=self._target.low)
+        return body
 
 
 @dataclass

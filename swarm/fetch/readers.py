@@ -68,6 +68,8 @@ class Readers(set[Reader]):
         return tuple(found)[:MOST_PREFERRED]
 
     def source(self, window: int | None = None) -> Source | None:
-        """Where to ask upstream; for *window* as who waits for it asks: not behind bulk downloads."""
-        found = [(window in reader.windows, reader.source) for reader in self if reader.source is not None]
-        return max(found, key=lambda known: known[0], default=(False, None))[1]
+        """Where to ask upstream; for *window* as who waits for it asks: not behind bulk downloads, or preheats."""
+        found = [
+            (not reader.low, window in reader.windows, reader.source) for reader in self if reader.source is not None
+        ]
+        return max(found, key=lambda known: known[:2], default=(False, False, None))[2]

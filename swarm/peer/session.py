@@ -282,6 +282,15 @@ class Session:
         self._door = Door(listening, self._drain)
         return listening
 
+    async def limit(self, upload: int) -> None:
+        """Send *upload* bytes per second at most, to all peers together; 0: no bound. At any time.
+
+        libtorrent puts peers with private addresses into a class of their own, which the session's own limit does
+        not bind (`session_handle::local_peer_class_id`): both classes get it.
+        """
+        if self._session is not None:
+            await asyncio.to_thread(_bound, self._session, upload)  # it waits for libtorrent's network thread
+
     async def close(self) -> None:
         """Drop all torrents and stop. Bounded: libtorrent's own shutdown goes on in a thread."""
         session, self._session = self._session, None
@@ -582,3 +591,8 @@ _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     lt.listen_succeeded_alert: Session._on_listening,
     lt.listen_failed_alert: Session._on_listen_failed,
 }
+
+
+def _bound(session: Any, upload: int) -> None:
+    for kind in (session.global_peer_class_id, session.local_peer_class_id):
+        session.set_peer_class(kind, {**session.get_peer_class(kind), "upload_limit": upload})
