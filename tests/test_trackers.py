@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from swarm.base.flags import tracker_urls
 from swarm.blob.errors import TrackerError
 from swarm.protocol import wire
+from swarm.tracking import link as links
 from swarm.tracking import trackers
 from swarm.tracking.boards import RemoteBoard
 from swarm.tracking.doubts import Doubts
@@ -246,6 +247,44 @@ async def test_the_only_tracker_is_given_more_time() -> None:
         await seen.up(here.server.url)
         (link,) = seen.all.up()
         assert link.patience == trackers.LAST_DEADLINE > trackers.CALL_DEADLINE
+
+
+@pytest.mark.parametrize("busy", [True, False])
+async def test_the_only_tracker_is_waited_for_while_it_is_late_with_everything(
+    busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that answers others at once, and not this, keeps no board: sixteen agents that left a busy one were nine
+    copies."""
+    monkeypatch.setattr(links, "CALL_DEADLINE", 0.05)
+    monkeypatch.setattr(links, "DOUBT", 0.02)
+    async with town() as here, seeing(here.server.url) as seen:
+        await seen.up(here.server.url)
+        (link,) = seen.all.up()
+        real, turn, signs = here.server._verbs["board"], asyncio.Event(), 0
+
+        async def late(*asked: Any) -> Any:
+            await turn.wait()
+            return await real(*asked)
+
+        async def sign(one: Link) -> bool:
+            nonlocal signs
+            signs += 1
+            await asyncio.sleep(0)
+            one.pulse = 1.0 if busy else 0.01
+            if signs == 20:
+                turn.set()
+            return True
+
+        monkeypatch.setitem(here.server._verbs, "board", late)
+        monkeypatch.setattr(Link, "alive", sign)
+        poll = wire.BoardPoll(**seen.all.me(), digest=digest_of("x"))
+        if busy:
+            assert (await RemoteBoard(link).poll(poll)).incarnation
+            assert signs >= 20
+        else:
+            with pytest.raises(TrackerError, match="not this"):
+                await RemoteBoard(link).poll(poll)
+        turn.set()
 
 
 async def test_trackers_come_and_go_with_the_name(monkeypatch: pytest.MonkeyPatch) -> None:

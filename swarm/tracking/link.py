@@ -24,6 +24,9 @@ CALL_DEADLINE = 2.0
 LAST_DEADLINE = 8.0
 """The same for the only tracker that is up: without it every agent goes upstream alone, so a slow one is better."""
 
+BUSY_DEADLINE = 20.0
+"""The same for its first answer about a blob, while it is late with everything."""
+
 CONNECT_DEADLINE = 3.5
 """Seconds to connect. A SYN that was lost is sent again after one second, and after three."""
 
@@ -35,7 +38,12 @@ SIGN_OF_LIFE = 1.6
 
 LAST_SIGN_OF_LIFE = 4.0
 """The same for the only tracker that is up. On a busy machine it may be slow, and eight agents that took it for dead
-after a second brought in eight copies."""
+after a second brought in eight copies. Whatever it answers to anybody here is a sign of life as well: a question on a
+new connection may wait behind five hundred others."""
+
+QUICK = 0.3
+"""Seconds within which a sign of life shows that the tracker is not busy: what it does not answer then, it never will.
+A busy one is late with everything, and is waited for where it is the only one."""
 
 LATE = 0.2
 """Seconds by which this process may wake up too late before it takes itself for slow, and not the tracker."""
@@ -73,6 +81,10 @@ class Link:
     """Seconds for an answer, beside what it is told to wait."""
     wait: float = 0.0
     """Seconds for which the open poll may be held."""
+    heard: float = float("-inf")
+    """When it answered anything last, by the loop's clock."""
+    pulse: float = float("inf")
+    """Seconds that the last sign of life took; infinity: there was none."""
 
     async def call(
         self, path: str, message: wire.Wire, kind: type[A], wait: float = 0.0, patience: float | None = None
@@ -85,6 +97,7 @@ class Link:
                 self.url + path, data=wire.encode(message), timeout=timeout, headers=self.caller.headers,
                 **self.caller.secure(),
             ) as response:  # fmt: skip
+                self.heard = asyncio.get_running_loop().time()
                 body = await self._read(response, wire.MAX_BODY if kind is wire.BoardAnswer else MOST_SMALL)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise TrackerError(f"tracker {self.url}: {type(error).__name__}") from None
@@ -101,9 +114,14 @@ class Link:
         raise TrackerError(f"tracker {self.url}: {problem.message}")
 
     async def ask(self, path: str, message: wire.Wire, kind: type[A], wait: float = 0.0) -> A:
-        """As `call`, where a client waits: given up as soon as nobody is alive there. Raises TrackerError."""
-        call = asyncio.ensure_future(self.call(path, message, kind, wait, CALL_DEADLINE))
+        """As `call`, where a client waits: given up as soon as nobody is alive there. Raises TrackerError.
+
+        After CALL_DEADLINE it is given up as well where the tracker answers others at once.
+        """
+        patience = max(self.patience, BUSY_DEADLINE) if self.patience >= LAST_DEADLINE else self.patience
+        call = asyncio.ensure_future(self.call(path, message, kind, wait, patience))
         loop = asyncio.get_running_loop()
+        late = loop.time() + wait + CALL_DEADLINE
         try:
             while True:
                 began = loop.time()
@@ -115,19 +133,23 @@ class Link:
                 await self.on_silent(self)
                 if not self.up and not call.done():
                     raise TrackerError(f"tracker {self.url}: does not answer")
+                if self.pulse < QUICK and loop.time() > late and not call.done():
+                    raise TrackerError(f"tracker {self.url}: answers others, but not this")
         finally:
             if not call.done():
                 call.cancel()
             await asyncio.gather(call, return_exceptions=True)
 
     async def alive(self) -> bool:
-        """Whether anybody answers there, with whatever."""
-        last = self.patience >= LAST_DEADLINE
+        """Whether anybody answers there, with whatever, to this question or to an earlier one."""
+        last, began = self.patience >= LAST_DEADLINE, asyncio.get_running_loop().time()
+        self.pulse = float("inf")
         timeout = aiohttp.ClientTimeout(total=LAST_SIGN_OF_LIFE if last else SIGN_OF_LIFE)
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
             async with self.http.get(f"{self.url}/healthz", timeout=timeout, **self.caller.secure()):
+                self.pulse = asyncio.get_running_loop().time() - began
                 return True
-        return False
+        return self.heard >= began
 
     def failed(self, digest: str) -> None:
         """A call about *digest* failed."""
