@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from mirror.doctor import canary, node, runtimes
+from mirror.doctor import canary, kubectl, node, runtimes
 from mirror.doctor.finding import Finding, line
 from mirror.setup import containerd as setup
 from mirror.upstream.reference import Image, parse_image
@@ -426,6 +426,78 @@ async def test_from_a_laptop_every_node_is_examined(healthy: Node, tmp_path: Pat
     assert "ImagePullBackOff" in wrong(findings)[0].what
     assert {finding.check for finding in findings if finding.where == "one"} >= {"containerd", "agent", "tracker"}
     assert status == 1
+
+
+CANARY = """#!{python}
+import json, pathlib, sys, urllib.request
+words = sys.argv[1:]
+log = pathlib.Path({log!r})
+if "--raw" in words:
+    assert words[2] == "/api/v1/namespaces/shoal/pods/shoal-a:5004/proxy/metrics", words
+    print(urllib.request.urlopen("{metrics}/metrics").read().decode())
+elif "pods" in words:
+    print(json.dumps({{"items": [{{"metadata": {{"name": "shoal-a"}}, "spec": {{"nodeName": "one"}}, "status": {{
+        "phase": "Running", "conditions": [{{"type": "Ready", "status": "True"}}]}}}}]}}))
+elif "nodes" in words:
+    print(json.dumps({{"items": [{{"metadata": {{"name": "one"}}}}]}}))
+elif "run" in words:
+    (overrides,) = [word for word in words if word.startswith("--overrides=")]
+    spec = json.loads(overrides.partition("=")[2])["spec"]
+    assert spec["nodeName"] == "one" and spec["containers"][0]["imagePullPolicy"] == "Always"
+    log.write_text(words[words.index("run") + 1])
+    urllib.request.urlopen("{pull}").read()
+elif "delete" in words:
+    assert words[words.index("pod") + 1] == log.read_text()
+    log.write_text("deleted")
+elif "exec" in words:
+    print("[]")
+else:
+    print(json.dumps({{"status": {{"containerStatuses": [{{"state": {{"waiting": {state!r}}}}}]}}}}))
+"""
+
+
+@pytest.mark.needs_registry
+@pytest.mark.parametrize("there", [True, False], ids=["pulled", "not to be had"])
+async def test_a_canary_from_a_laptop_is_pulled_by_each_nodes_kubelet_and_goes_away(
+    healthy: Node, origin: Registry, upstream: Counter, tmp_path: Path, there: bool
+) -> None:
+    """A script stands in for kubectl and kubelet; the agent that is asked, and its counters, are real."""
+    (tmp_path / "bin").mkdir()
+    script, log = tmp_path / "bin/kubectl", tmp_path / "pod"
+    state = {"reason": "RunContainerError"} if there else {"reason": "ErrImagePull", "message": "no such\nhost"}
+    image = await origin.push_image("doctor/laptop", "v1", [3000])
+    pull = f"{healthy.mirror}/v2/doctor/laptop/manifests/v1?ns={upstream.host}" if there else f"{healthy.mirror}/v2/"
+    script.write_text(
+        CANARY.format(python=sys.executable, log=str(log), metrics=f"http://{healthy.metrics}", pull=pull, state=state)
+    )
+    script.chmod(0o755)
+    healthy.env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    findings, status = await healthy.examine(
+        "--kubectl", "--canary", f"{upstream.host}/{image.repository}:v1", "--metrics-listen=0.0.0.0:5004"
+    )
+    (canary_found,) = [found for found in findings if found.check == "canary"]
+    assert canary_found.where == "one"
+    assert log.read_text() == "deleted"
+    if there:
+        assert (canary_found.level, status) == ("ok", 0), canary_found
+        assert "kubelet pulled" in canary_found.what
+    else:
+        assert (canary_found.level, status) == ("wrong", 1)
+        assert "ErrImagePull: no such host" in canary_found.what
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        ({}, None),
+        ({"state": {"waiting": {"reason": "ContainerCreating"}}}, None),
+        ({"state": {"waiting": {"reason": "ImagePullBackOff", "message": "later"}}}, "ImagePullBackOff: later"),
+        ({"state": {"terminated": {"reason": "StartError"}}}, ""),
+        ({"imageID": "sha256:1", "state": {}}, ""),
+    ],
+)
+def test_what_a_canarys_pod_tells(status: dict[str, object], outcome: str | None) -> None:
+    assert kubectl.pulled({"status": {"containerStatuses": [status]}}) == outcome
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,6 @@ def doctor(
     """Say what is wrong here, and what mends it. Exits 1 if anything is."""
     if pulls and not images:
         raise click.UsageError("--canary needs an IMAGE to pull")
-    if pulls and by_kubectl:
-        raise click.UsageError("--canary pulls by this machine's runtime: run it on a node")
     own = DoctorSettings(**{field.name: values.pop(field.name) for field in fields(DoctorSettings)})
     return _doctor(own, MirrorSettings(**values), images, pulls=pulls, by_kubectl=by_kubectl, as_json=as_json)
 
@@ -101,7 +99,11 @@ async def _doctor(
     as_json: bool,
 ) -> None:
     if by_kubectl:
-        found = await kubectl.check(own.release_namespace, own.agent_selector, [str(image) for image in images])
+        names = [str(image) for image in images]
+        found = await kubectl.check(own.release_namespace, own.agent_selector, names)
+        if pulls:
+            port = settings.metrics_listen.port
+            found += await kubectl.canaries(own.release_namespace, own.agent_selector, names, port)
     else:
         found = await _here(own, settings, images)
         if pulls:

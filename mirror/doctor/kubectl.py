@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
 import click
 import msgspec
 
-from mirror.doctor.finding import Finding, ok, wrong
+from mirror.doctor import canary
+from mirror.doctor.agent import counted
+from mirror.doctor.finding import Finding, note, ok, wrong
 
 WITHIN = 60.0
 """Seconds for one kubectl: an exec runs every check of a node."""
 
 AT_ONCE = 8
 """Pods asked at once: each is a stream through the API server."""
+
+
+MOST_CANARIES = 20
+"""Nodes on which a canary is tried: what they show, the others show as well."""
+
+PAUSE = 1.0
+"""Seconds between two looks at a canary's pod."""
+
+_NO_IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "RegistryUnavailable"})
+_STARTED = frozenset({"CreateContainerError", "RunContainerError", "CreateContainerConfigError", "CrashLoopBackOff"})
+"""What kubelet says of a container whose image it has, and which does not start: nothing of a canary's is run."""
 
 
 async def kubectl(*words: str) -> bytes:
@@ -62,6 +76,104 @@ async def check(namespace: str, selector: str, images: Sequence[str]) -> list[Fi
     for found in await asyncio.gather(*(one(pod) for pod in running)):
         findings += found
     return findings
+
+
+async def canaries(namespace: str, selector: str, images: Sequence[str], port: int) -> list[Finding]:
+    """Each image pulled by the kubelet of every agent's node, and who served its bytes.
+
+    *port*: of the agents' metrics, read through the API server. Raises click.ClickException if it cannot be asked.
+    """
+    pods = _items(await kubectl("-n", namespace, "get", "pods", "-l", selector, "-o", "json"))
+    running = [pod for pod in pods if pod.get("status", {}).get("phase") == "Running"]
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(pod: dict[str, Any]) -> list[Finding]:
+        async with gate:
+            return [await _canary(namespace, pod, image, port) for image in images]
+
+    chosen = running[:MOST_CANARIES]
+    findings = [found for several in await asyncio.gather(*(one(pod) for pod in chosen)) for found in several]
+    if len(running) > len(chosen):
+        findings.append(note("canary", f"tried on {len(chosen)} of {len(running)} nodes"))
+    return findings
+
+
+async def _canary(namespace: str, pod: dict[str, Any], image: str, port: int) -> Finding:
+    node = str(pod.get("spec", {}).get("nodeName", ""))
+    name = f"shoal-canary-{secrets.token_hex(4)}"
+    before = await _counters(namespace, pod["metadata"]["name"], port)
+    try:
+        overrides = json.dumps(_canary_pod(name, node, image))
+        await kubectl(
+            "-n", namespace, "run", name, f"--image={image}", "--restart=Never", f"--overrides={overrides}"
+        )  # fmt: skip
+        try:
+            failure = await _pulled(namespace, name)
+        finally:
+            await kubectl("-n", namespace, "delete", "pod", name, "--wait=false", "--ignore-not-found")
+    except click.ClickException as problem:
+        failure = problem.format_message()
+    after = await _counters(namespace, pod["metadata"]["name"], port)
+    return msgspec.structs.replace(canary.judge("kubelet", image, failure, before, after), where=node)
+
+
+def _canary_pod(name: str, node: str, image: str) -> dict[str, Any]:
+    """A pod that has *image* pulled on *node*, and runs nothing of it (restricted Pod Security Standard)."""
+    rights = {
+        "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"},
+    }  # fmt: skip
+    container = {
+        "name": name, "image": image, "imagePullPolicy": "Always", "command": ["/there-is-no-such-program"],
+        "securityContext": rights,
+        "resources": {"requests": {"cpu": "1m", "memory": "8Mi"}, "limits": {"memory": "64Mi"}},
+    }  # fmt: skip
+    return {
+        "apiVersion": "v1",
+        "spec": {
+            "nodeName": node, "containers": [container], "automountServiceAccountToken": False,
+            "enableServiceLinks": False, "tolerations": [{"operator": "Exists"}], "terminationGracePeriodSeconds": 0,
+        },
+    }  # fmt: skip
+
+
+async def _pulled(namespace: str, name: str) -> str:
+    """Until kubelet has pulled; why it could not, or ""."""
+    said = "kubelet has not begun"
+    try:
+        async with asyncio.timeout(canary.WITHIN):
+            while True:
+                pod = json.loads(await kubectl("-n", namespace, "get", "pod", name, "-o", "json"))
+                outcome = pulled(pod)
+                if outcome is not None:
+                    return outcome
+                said = str(pod.get("status", {}).get("phase", said))
+                await asyncio.sleep(PAUSE)
+    except TimeoutError:
+        return f"it did not end within {canary.WITHIN:g} s ({said})"
+    except (ValueError, AttributeError):
+        return "kubectl printed no pod"
+
+
+def pulled(pod: dict[str, Any]) -> str | None:
+    """What a canary's pod tells: "" once its image is there, why it cannot be had, None: not known yet. Pure."""
+    for one in pod.get("status", {}).get("containerStatuses", []):
+        state = one.get("state", {})
+        waiting = state.get("waiting", {})
+        reason = str(waiting.get("reason", ""))
+        if reason in _NO_IMAGE:
+            return " ".join(f"{reason}: {waiting.get('message', '')}".split())[:300]
+        if one.get("imageID") or "running" in state or "terminated" in state or reason in _STARTED:
+            return ""
+    return None
+
+
+async def _counters(namespace: str, pod: str, port: int) -> dict[str, float] | None:
+    try:
+        out = await kubectl("get", "--raw", f"/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy/metrics")
+        return counted(out.decode(errors="replace"))
+    except (click.ClickException, ValueError):
+        return None
 
 
 def _pods(
