@@ -1,8 +1,11 @@
 # Agents and trackers in one image: `shoal agent`, `shoal tracker`, `shoal containerd`. amd64 and arm64.
 # Everything comes as wheels, so no stage has a compiler.
 ARG PYTHON=3.13
+# "@sha256:...": the very base image. The release looks it up once, builds both stages for both machines on it, and its
+# provenance names it. Without it: whatever the tag means today.
+ARG BASE_DIGEST=
 
-FROM python:${PYTHON}-slim AS build
+FROM python:${PYTHON}-slim${BASE_DIGEST} AS build
 WORKDIR /src
 # The venv gets no pip of its own: the one of this stage installs into it, and stays behind.
 RUN python -m venv --without-pip /opt/shoal
@@ -14,7 +17,7 @@ COPY tracker tracker
 ARG SOURCE_DATE_EPOCH
 RUN python -m pip --python /opt/shoal/bin/python install --no-cache-dir --only-binary=:all: .
 
-FROM python:${PYTHON}-slim
+FROM python:${PYTHON}-slim${BASE_DIGEST}
 # What Kubernetes and `docker run` call it is a number: runAsNonRoot can only be checked on one.
 RUN groupadd --gid 65532 shoal \
  && useradd --uid 65532 --gid 65532 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin shoal \

@@ -20,7 +20,7 @@ from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from mirror.errors import SettingsInvalid
-from mirror.front import blobs
+from mirror.front import blobs, tags
 from mirror.front.access import AuthCache
 from mirror.front.app import MOST_REQUESTS, Front, make_app, make_site
 from mirror.front.background import Background
@@ -105,6 +105,7 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
         preheater = Preheater(swarm, upstream, swarm.tell_preheat, images)
         stack.push_async_callback(preheater.close)
         swarm.on_preheat = lambda order: preheater.take(order.id, order.images, order.platform)
+        swarm.names.ask_upstream = tags.asker(upstream)
         upstream.guard.on_backoff = tell
         swarm.on_backoff = upstream.guard.hold
         stack.push_async_callback(swarm.close)

@@ -74,7 +74,7 @@ class Node:
         self._session = Session(settings.listen, on_bad_peer=self._bad_peer, identity=identity)
         caller = Caller(identity, settings.address, settings.pod)
         self._trackers = Trackers(settings.trackers, settings.name, self, caller)
-        self.names = Names(settings.store / "names.json", settings.names_keep, self._trackers)
+        self.names = Names(settings.store / "names.json", settings.names_keep, self._trackers, identity=identity)
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="shoal-io")
         self._fetches: dict[Digest, Fetch] = {}
         self._seeds: dict[Digest, Torrent] = {}
@@ -300,6 +300,8 @@ class Node:
             self._spawn(self._doubt(text))
         for backoff in answer.backoff:
             self.on_backoff(backoff.host, backoff.seconds)
+        for name in answer.resolve:
+            self._spawn(self.names.chosen(link, name))
         for order in answer.preheat:
             self.on_preheat(order)
 

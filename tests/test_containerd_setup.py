@@ -265,6 +265,33 @@ def test_a_link_stays_a_link(certs: Path, tmp_path: Path) -> None:
     assert real.read_text() == PLAIN
 
 
+@pytest.mark.parametrize("link", ["docker.io/hosts.toml", "evil.example", ".shoal"])
+def test_a_link_that_leaves_the_directory_is_not_followed(certs: Path, tmp_path: Path, link: str) -> None:
+    """In a container, where the node's files are a mount, a link's target is one of the container's own files."""
+    secret = tmp_path / "secret"
+    target = secret / "hosts.toml" if link.endswith(".toml") else secret
+    secret.mkdir()
+    (secret / "hosts.toml").write_text("key")
+    (certs / link).unlink(missing_ok=True)
+    (certs / link).symlink_to(target)
+    before = _tree(certs)
+    with pytest.raises(SetupError, match="leads out of"):
+        containerd.install(certs, URL, host_root=tmp_path)
+    with pytest.raises(SetupError, match="leads out of"):
+        containerd.uninstall(certs, tmp_path)
+    assert (secret / "hosts.toml").read_text() == "key"
+    assert sorted(path.name for path in secret.iterdir()) == ["hosts.toml"]
+    if link != ".shoal":
+        assert _tree(certs) == before
+
+
+def test_a_link_inside_the_directory_is_followed(certs: Path, tmp_path: Path) -> None:
+    (certs / "docker.io/hosts.toml").rename(certs / "docker.io/real.toml")
+    (certs / "docker.io/hosts.toml").symlink_to("real.toml")
+    containerd.install(certs, URL, host_root=tmp_path)
+    assert hoststoml.hosts_of((certs / "docker.io/real.toml").read_text())[0] == URL
+
+
 def test_certificates_in_a_later_directory_stay_in_use(certs: Path, tmp_path: Path) -> None:
     """containerd asks the first directory that knows a registry, and `_default` knows every one."""
     docker = tmp_path / "docker"

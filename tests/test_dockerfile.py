@@ -52,7 +52,14 @@ def test_the_base_is_slim_and_pinned_to_a_python_that_the_project_supports() -> 
     assert re.fullmatch(r"3\.\d+", version)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert f"Programming Language :: Python :: {version}" in project["classifiers"]
-    assert [of(stage, "FROM")[0].split(" AS ")[0] for stage in stages()] == ["python:${PYTHON}-slim"] * 2
+    assert [of(stage, "FROM")[0].split(" AS ")[0] for stage in stages()] == ["python:${PYTHON}-slim${BASE_DIGEST}"] * 2
+
+
+def test_the_release_pins_the_base_by_its_digest() -> None:
+    """A tag means something else tomorrow: both stages and both machines are built on what was looked up once."""
+    workflow = (ROOT / ".github/workflows/release.yml").read_text()
+    assert "imagetools inspect" in workflow
+    assert "BASE_DIGEST=@${{ steps.base.outputs.digest }}" in workflow
 
 
 def test_the_final_image_runs_as_a_number_that_is_not_root() -> None:

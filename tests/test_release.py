@@ -52,3 +52,12 @@ def test_the_check_of_a_release_builds_twice_and_pushes_the_chart() -> None:
     done = subprocess.run([ROOT / ".ci/release-check"], capture_output=True, text=True, check=False, timeout=580)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok: built twice" in done.stdout
+
+
+def test_a_dependency_with_a_known_hole_stops_the_release() -> None:
+    """What is audited is what the image gets, in the job that publishing needs."""
+    workflow = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
+    (audit,) = [step["run"] for step in workflow["jobs"]["check"]["steps"] if "pip-audit" in step.get("run", "")]
+    assert "--strict" in audit
+    assert 'pip" install --quiet .' in audit
+    assert workflow["jobs"]["publish"]["needs"] == "check"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
+from random import Random
 
 import pytest
 
 from swarm.protocol import wire
 from tests.parts.talk import digest_of, town, until
 from tracker.state import tags as module
-from tracker.state.tags import LEASE, PAUSE, Names, Verdict
+from tracker.state.tags import LEASE, MOST_DECLINED, MOST_OWN, PAUSE, PUSHED, Names, Verdict
 
 OLD, NEW = digest_of("old"), digest_of("new")
 NAME = "registry.example/app:latest"
@@ -268,3 +270,117 @@ async def test_a_liar_about_a_tag_is_named_and_put_into_quarantine(caplog: pytes
             await agent.say("name/told", message, wire.Ok)
         assert (await liar.poll(full=True)).quarantined > 0
         assert "name.disputed" in caplog.messages
+
+
+# -- who is chosen to ask ---------------------------------------------------------------------------------
+
+
+class Crowd:
+    """Members that a tracker may choose from; each has one agent of the same name."""
+
+    def __init__(self, count: int, seed: int = 1) -> None:
+        self.all = [f"n{i}" for i in range(count)]
+        self.chance = Random(seed)
+
+    def pick(self, count: int, but: Collection[str]) -> list[tuple[str, str]]:
+        """A Pick."""
+        able = [member for member in self.all if member not in but]
+        return [(member, member) for member in self.chance.sample(able, min(count, len(able)))]
+
+
+def test_who_looks_a_name_up_first_does_not_thereby_ask_for_all() -> None:
+    """Two members that always come first hear no more often than others what upstream said, and define nothing."""
+    names, crowd = Names(1000.0, 10), Crowd(1000)
+    for turn in range(100):
+        now = 20.0 * turn
+        for evil in ("n0", "n1"):
+            verdict = names.ask(NAME, evil, evil, ttl=10, since=now, now=now, pick=crowd.pick)
+            assert not verdict.resolve
+            told(names, evil, NEW, now)
+        chosen = [agent for agent, lease in names._records[NAME].leases.items() if lease.asked == now]
+        assert len(chosen) == 2
+        for agent in chosen:
+            told(names, agent, OLD, now + 0.1)
+        assert digest(names.ask(NAME, "n5", "n5", ttl=10, since=now, now=now + 0.2, pick=crowd.pick)) == OLD
+
+
+def test_a_rollout_to_a_thousand_nodes_asks_upstream_twice_per_ttl() -> None:
+    """A thousand nodes look one tag up within a minute: two questions for each TTL of ten seconds, twelve in all."""
+    names, crowd = Names(86_400.0, 10), Crowd(1000)
+    questions = 0
+    chosen: list[tuple[float, str]] = []
+    for place, node in enumerate(crowd.all):
+        now = 60.0 * place / 1000
+        for at, agent in [due for due in chosen if due[0] <= now]:
+            chosen.remove((at, agent))
+            told(names, agent, OLD, at)
+        verdict = names.ask(NAME, node, node, ttl=10, since=now, now=now, pick=crowd.pick)
+        asked = [*verdict.chosen, *([node] if verdict.resolve else [])]
+        questions += len(asked)
+        chosen += [(now + 0.2, agent) for agent in asked]  # upstream takes as long
+    assert questions == 12
+
+
+def test_when_one_that_was_chosen_is_silent_another_is_after_a_second_and_the_late_word_counts() -> None:
+    names, crowd = Names(1000.0, 10), Crowd(10)
+    first = names.ask(NAME, "n0", "n0", ttl=10, since=0, now=0.0, pick=crowd.pick).chosen
+    slow, quick = first
+    told(names, quick, OLD, 0.1)
+    assert names.ask(NAME, "n0", "n0", ttl=10, since=0, now=0.1, pick=crowd.pick).until == PUSHED
+    (other,) = names.ask(NAME, "n0", "n0", ttl=10, since=0, now=PUSHED, pick=crowd.pick).chosen
+    assert other not in first
+    told(names, slow, OLD, PUSHED + 0.1)
+    assert names.ask(NAME, "n0", "n0", ttl=10, since=0, now=PUSHED + 0.2, pick=crowd.pick).fresh
+
+
+def test_who_has_not_the_right_to_ask_is_passed_over_and_in_the_end_who_looks_it_up_asks() -> None:
+    names, crowd = Names(1000.0, 10), Crowd(100)
+    asked: list[str] = []
+    while True:
+        verdict = names.ask(NAME, "n0", "n0", ttl=10, since=0, now=0.0, pick=crowd.pick)
+        if verdict.resolve:
+            break
+        for agent in verdict.chosen:
+            names.failed(NAME, agent, gone=False, now=0.0, declined=True)
+        asked += verdict.chosen
+    assert len(asked) == len(set(asked)) == MOST_DECLINED
+
+
+def test_what_one_member_looks_up_and_remembers_does_not_push_out_what_others_said() -> None:
+    names = Names(1000.0, 100_000)
+    agreed(names, OLD, 0.0)
+    for member in ("a", "b"):
+        names.remember("remembered", member, OLD, "type", 5, age=0, now=0)
+    for number in range(MOST_OWN + 10):
+        names.ask(f"made up {number}", "evil", "evil", ttl=10, since=0, now=0)
+        names.remember(f"told {number}", "evil", NEW, "type", 5, age=0, now=0)
+    assert len(names) <= MOST_OWN + 20
+    assert digest(ask(names, "c", 1.0)) == OLD
+    assert digest(names.ask("remembered", "c", "c", ttl=10, since=0, now=0)) == OLD
+
+
+async def test_the_chosen_are_told_over_their_channels_and_their_word_reaches_who_looked_it_up() -> None:
+    async with town() as here:
+        looker, *others = (here.agent(f"n{i}", 1000 + i, f"127.0.1.{i + 1}") for i in range(4))
+        for agent in others:
+            await agent.hello()
+        channels = {agent: asyncio.create_task(agent.poll(wait=20.0)) for agent in others}
+        await until(lambda: sum(agent.channels for agent in here.server.cluster.agents.all()) == 3)
+        lookup = wire.NameLookup(**looker.me, name=NAME, ttl=10.0, wait=20.0)
+        waiting = asyncio.create_task(looker.say("name", lookup, wire.NameAnswer))
+        done: set[asyncio.Task[wire.AgentAnswer]] = set()
+        async with asyncio.timeout(20):
+            while len(done) < 2:
+                done, _ = await asyncio.wait(channels.values(), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.sleep(0)
+        chosen = [agent for agent, task in channels.items() if task in done]
+        assert [task.result().resolve for task in done] == [(NAME,)] * 2
+        for agent in chosen:
+            message = wire.NameTold(**agent.me, name=NAME, digest=NEW, media_type="type", size=5)
+            await agent.say("name/told", message, wire.Ok)
+        answer = await waiting
+        assert answer.known is not None
+        assert (answer.fresh, answer.known.digest) == (True, NEW)
+        for task in channels.values():
+            task.cancel()
+        await asyncio.gather(*channels.values(), return_exceptions=True)

@@ -116,7 +116,7 @@ def install(hosts: tuple[str, ...], **values: Any) -> None:
 def uninstall(**values: Any) -> None:
     """Put back what was there before, byte for byte."""
     settings = _settings(values)
-    changed = _do(lambda: setup.uninstall(settings.containerd_certs))
+    changed = _do(lambda: setup.uninstall(settings.containerd_certs, settings.host_root))
     for path in changed:
         click.echo(f"restored {path}" if path.exists() else f"removed {path}")
     if not changed:

@@ -86,7 +86,7 @@ def install(
     *later*: directories that `config_path` names after *certs*. containerd stops at the first one that knows a
     registry, and with `_default` ours knows every registry: certificates there are named in ours.
     """
-    with _locked(certs, make=True) as record:
+    with _locked(certs, host_root, make=True) as record:
         everything = [EVERY, *_directories(certs), *(name for other in later for name in _directories(other))]
         names = [_directory(certs, host) for host in hosts] or everything
         changes = [_plan_install(certs, name, url, later, host_root) for name in dict.fromkeys(names)]
@@ -155,14 +155,14 @@ def _note(certs: Path, record: Record, change: Change) -> None:
 # --------------------------------------------------------------------------- uninstall
 
 
-def uninstall(certs: Path) -> list[Path]:
+def uninstall(certs: Path, host_root: Path = Path("/")) -> list[Path]:
     """Takes back what `install` did, byte for byte. Returns the files changed; raises SetupError.
 
     A file that somebody edited since keeps the edits and loses our block only.
     """
     if not certs.is_dir():
         return []
-    with _locked(certs, make=False) as record:
+    with _locked(certs, host_root, make=False) as record:
         names = sorted({*record.made, *_directories(certs)})
         changes = [_plan_uninstall(certs, name, record.made.get(name)) for name in names]
         changes = [change for change in changes if change.after != change.before]
@@ -305,8 +305,9 @@ def _unreachable(url: str) -> str:
 
 
 @contextmanager
-def _locked(certs: Path, *, make: bool) -> Iterator[Record]:
+def _locked(certs: Path, host_root: Path, *, make: bool) -> Iterator[Record]:
     """The record, while no other process changes the same directory. Raises SetupError."""
+    _stay_inside(certs, host_root)
     try:
         root_made = not certs.is_dir()
         if make:
@@ -330,6 +331,20 @@ def _locked(certs: Path, *, make: bool) -> Iterator[Record]:
             if record.root:
                 _remove_if_empty(certs)
         os.close(descriptor)
+
+
+def _stay_inside(certs: Path, host_root: Path) -> None:
+    """Raises SetupError where a link leads out of *certs*, and the node's files are a mount (a container).
+
+    Its target would be looked for among the container's own files: another file than on the node, written as root.
+    On the node itself a link is followed, as containerd follows it.
+    """
+    if host_root == Path("/"):
+        return
+    inside = Path(os.path.realpath(certs))
+    for place in sorted((*certs.glob("*"), *certs.glob("*/hosts.toml"), *certs.glob(f"{_ASIDE}/**/*"))):
+        if place.is_symlink() and not Path(os.path.realpath(place)).is_relative_to(inside):
+            raise SetupError(f"{place} is a link that leads out of {certs}; nothing was changed")
 
 
 def _load(certs: Path) -> Record:

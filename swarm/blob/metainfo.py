@@ -27,7 +27,7 @@ def check_hashes(hashes: bytes, pieces: int) -> bytes:
     """*hashes* if it has exactly *pieces* entries and no filler. Raises BadHashes."""
     if len(hashes) != pieces * HASH_LENGTH:
         raise BadHashes(f"{len(hashes)} bytes of hashes for {pieces} pieces")
-    if any(hashes[i : i + HASH_LENGTH] == FILLER for i in range(0, len(hashes), HASH_LENGTH)):
+    if FILLER in hashes and any(hashes[i : i + HASH_LENGTH] == FILLER for i in range(0, len(hashes), HASH_LENGTH)):
         raise BadHashes("a piece hash is all zeros")
     return hashes
 

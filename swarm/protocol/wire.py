@@ -35,6 +35,9 @@ MAX_IMAGES = 64
 MAX_PARTS = 256
 """Blobs of one image that are told: Docker builds 127 layers at most."""
 
+MOST_ASKED = 64
+"""Names that one agent is told to ask for at once."""
+
 Size = Annotated[int, Meta(ge=0, le=MAX_SIZE)]
 """Bytes of a blob."""
 
@@ -156,6 +159,8 @@ class AgentAnswer(Wire, frozen=True, kw_only=True):
     """Seconds for which this agent gets no claims, and is handed to nobody as a peer."""
     backoff: tuple[Backoff, ...] = ()
     preheat: tuple[Preheat, ...] = ()
+    resolve: Annotated[tuple[Text, ...], Meta(max_length=MOST_ASKED)] = ()
+    """Names that this agent was chosen to ask upstream for: answer each with NameTold or NameFailed within 5 s."""
     you: Text = ""
     """The address under which the tracker knows the agent: "ip:port"."""
 
@@ -332,12 +337,22 @@ class Ok(Wire, frozen=True, kw_only=True):
 
 
 class NameLookup(Me, frozen=True, kw_only=True):
-    """What does *name* mean? If nobody asked upstream within *ttl* seconds, one agent is told to
-    (`resolve`); the others wait up to *wait* seconds for its answer."""
+    """What does *name* mean? If nobody asked upstream within *ttl* seconds, two agents chosen by chance are told to
+    (AgentAnswer.resolve, or `resolve` here); the others wait up to *wait* seconds until they agree."""
 
     name: Text
     ttl: float
     wait: float = 0.0
+
+
+class Proof(Wire, frozen=True, kw_only=True):
+    """That an agent said what a tag means: swarm.identity.words. Where agents have keys."""
+
+    asked: float
+    """Seconds since 1970, by that agent's clock, at which it asked upstream."""
+    certificates: Annotated[tuple[Annotated[bytes, Meta(max_length=8192)], ...], Meta(max_length=4)]
+    """DER; its own first."""
+    signature: Annotated[bytes, Meta(max_length=1024)]
 
 
 class NameAnswer(Wire, frozen=True, kw_only=True):
@@ -347,6 +362,8 @@ class NameAnswer(Wire, frozen=True, kw_only=True):
     fresh: bool = False
     resolve: bool = False
     """You ask upstream, and answer with NameTold or NameFailed within 5 s."""
+    proofs: Annotated[tuple[Proof, ...], Meta(max_length=8)] = ()
+    """Of those who said what is *known*."""
 
 
 class NameTold(Me, frozen=True, kw_only=True):
@@ -356,6 +373,7 @@ class NameTold(Me, frozen=True, kw_only=True):
     digest: Text
     media_type: Text
     size: Size
+    proof: Proof | None = None
 
 
 class NameFailed(Me, frozen=True, kw_only=True):
@@ -364,6 +382,8 @@ class NameFailed(Me, frozen=True, kw_only=True):
     name: Text
     gone: bool = False
     """True: upstream answered that the name does not exist."""
+    declined: bool = False
+    """True: this agent may not ask there, or does not ask for others: somebody else should."""
 
 
 class PreheatTold(Me, frozen=True, kw_only=True):

@@ -13,8 +13,10 @@ import msgspec
 
 from swarm.blob.digest import Digest, parse
 from swarm.blob.errors import SourceBroken, SourceBusy, SourceError, SourceRefused, TrackerError
+from swarm.identity.tls import Identity
 from swarm.protocol import wire
 from swarm.tracking.trackers import Link, Trackers
+from swarm.tracking.witness import Witness
 
 MOST_NAMES = 10_000
 """Names remembered; the one that was confirmed longest ago goes first."""
@@ -24,6 +26,9 @@ TELL_DEADLINE = 1.0
 
 WAIT = 5.0
 """Seconds to wait for another agent that asks upstream."""
+
+MOST_CHOSEN = 32
+"""Names that this agent asks for at once because a tracker chose it to."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,19 @@ class _Saved(msgspec.Struct):
 class Names:
     """Meanings of tags. *path*: where they survive a restart. *keep*: seconds for which a stale one answers."""
 
-    def __init__(self, path: Path, keep: float, trackers: Trackers, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path,
+        keep: float,
+        trackers: Trackers,
+        clock: Callable[[], float] = time.time,
+        identity: Identity | None = None,
+    ) -> None:
+        """*identity*: what this agent says is signed, and what a tracker passes on must be."""
+        self.ask_upstream: Callable[[str], Awaitable[Meaning]] = _may_not
+        """Asks upstream for any name, where a tracker chose this agent to. Raises SourceError."""
+        self._witness = Witness(identity) if identity is not None else None
+        self._chosen: set[str] = set()
         self._path = path
         self._keep = keep
         self._trackers = trackers
@@ -144,8 +161,9 @@ class Names:
 
     async def _with_tracker(self, link: Link, name: str, ttl: float, ask: Callable[[], Awaitable[Meaning]]) -> Resolved:
         me = self._trackers.me()
+        began = self._clock()
         answer = await link.ask("/v1/name", wire.NameLookup(**me, name=name, ttl=ttl, wait=WAIT), wire.NameAnswer, WAIT)
-        if answer.known is not None:
+        if answer.known is not None and await self._proven(link, name, answer, began - ttl):
             self._take(answer.known)
             if answer.fresh:
                 return self._resolved(self._known[name], stale=False)
@@ -155,18 +173,66 @@ class Names:
         try:
             meaning = await ask()
         except SourceError as error:
-            gone = isinstance(error, SourceRefused) and error.status == 404
-            with contextlib.suppress(TrackerError):
-                failed = wire.NameFailed(**me, name=name, gone=gone)
-                await link.call("/v1/name/failed", failed, wire.Ok, patience=TELL_DEADLINE)
+            await self._tell_failed(link, name, error, declined=False)
             if isinstance(error, SourceRefused):
                 raise
             return self._last_known(name, error)
         self._remember(name, meaning, asked)
-        told = wire.NameTold(**me, name=name, digest=meaning.digest, media_type=meaning.media_type, size=meaning.size)
+        await self._tell(link, name, meaning, asked)
+        return Resolved(meaning, stale=False, age=0.0)
+
+    async def chosen(self, link: Link, name: str) -> None:
+        """A tracker chose this agent to ask upstream what *name* means, for others: ask, and tell it."""
+        if name in self._chosen:
+            return
+        if len(self._chosen) >= MOST_CHOSEN:
+            await self._tell_failed(link, name, SourceBusy("this agent asks for many names already"), declined=True)
+            return
+        self._chosen.add(name)
+        try:
+            asked = self._clock()
+            meaning = await self.ask_upstream(name)
+        except SourceError as error:
+            await self._tell_failed(link, name, error, declined=isinstance(error, SourceRefused))
+        else:
+            self._remember(name, meaning, asked)
+            await self._tell(link, name, meaning, asked)
+        finally:
+            self._chosen.discard(name)
+
+    async def _tell(self, link: Link, name: str, meaning: Meaning, asked: float) -> None:
+        told = wire.NameTold(
+            **self._trackers.me(),
+            name=name,
+            digest=meaning.digest,
+            media_type=meaning.media_type,
+            size=meaning.size,
+            proof=await self._signed(name, meaning, asked),
+        )
         with contextlib.suppress(TrackerError):
             await link.call("/v1/name/told", told, wire.Ok, patience=TELL_DEADLINE)
-        return Resolved(meaning, stale=False, age=0.0)
+
+    async def _signed(self, name: str, meaning: Meaning, asked: float) -> wire.Proof | None:
+        if self._witness is None:
+            return None
+        said = wire.Name(name=name, digest=meaning.digest, media_type=meaning.media_type, size=meaning.size, age=0.0)
+        return await self._witness.give(said, asked)
+
+    async def _proven(self, link: Link, name: str, answer: wire.NameAnswer, earliest: float) -> bool:
+        """Whether a tracker's answer counts: that of one without keys does. *earliest*: of what is fresh."""
+        if answer.known is None or answer.known.name != name:
+            return False
+        if self._witness is None:
+            return True
+        now = self._clock()
+        since = earliest if answer.fresh else now - self._keep
+        return await self._witness.holds(link.url, answer.known, answer.proofs, since, now)
+
+    async def _tell_failed(self, link: Link, name: str, error: SourceError, *, declined: bool) -> None:
+        gone = isinstance(error, SourceRefused) and error.status == 404
+        failed = wire.NameFailed(**self._trackers.me(), name=name, gone=gone, declined=declined and not gone)
+        with contextlib.suppress(TrackerError):
+            await link.call("/v1/name/failed", failed, wire.Ok, patience=TELL_DEADLINE)
 
     def _take(self, told: wire.Name) -> None:
         """What a tracker knows, unless we know something newer (from before the clock was set back, nothing is)."""
@@ -197,6 +263,10 @@ class Names:
     def _resolved(self, saved: _Saved, stale: bool) -> Resolved:
         meaning = Meaning(parse(saved.digest), saved.media_type, saved.size)
         return Resolved(meaning, stale, max(0.0, self._clock() - saved.asked))
+
+
+async def _may_not(_name: str) -> Meaning:
+    raise SourceRefused("this agent asks upstream for nobody else")
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -170,7 +170,7 @@ class Verbs:
         deadline = since + min(said.wait, wire.MAX_WAIT)
         while True:
             now = cluster.now()
-            verdict = cluster.names.ask(name, agent.key, agent.member, ttl=max(0.0, said.ttl), since=since, now=now)
+            verdict = cluster.tagging.asked(agent, name, max(0.0, said.ttl), since)
             if verdict.until is None or now >= deadline:
                 return _encode(_name_answer(name, verdict, now))
             future = cluster.tagging.waiter(name)
@@ -187,7 +187,8 @@ class Verbs:
         agent = cluster.hello(said, visitor)
         if said.size < 0:
             raise Malformed("a manifest cannot have a negative size")
-        cluster.tagging.told(agent, _checked(said.name), parse(said.digest), _checked(said.media_type), said.size)
+        name, kind = _checked(said.name), _checked(said.media_type)
+        cluster.tagging.told(agent, name, parse(said.digest), kind, said.size, said.proof)
         return _OK
 
     async def name_failed(self, visitor: Visitor, body: bytes) -> bytes:
@@ -195,7 +196,7 @@ class Verbs:
         said = self._decode(body, wire.NameFailed)
         cluster = self._cluster
         agent = cluster.hello(said, visitor)
-        cluster.names.failed(said.name, agent.key, gone=said.gone, now=cluster.now())
+        cluster.names.failed(said.name, agent.key, gone=said.gone, declined=said.declined, now=cluster.now())
         cluster.tagging.wake(said.name)
         return _OK
 
@@ -273,4 +274,5 @@ def _name_answer(name: str, verdict: Verdict, now: float) -> wire.NameAnswer:
             size=verdict.known.size,
             age=max(0.0, now - verdict.known.asked),
         )
-    return wire.NameAnswer(known=known, fresh=verdict.fresh, resolve=verdict.resolve)
+    proofs = verdict.known.proofs if verdict.known is not None else ()
+    return wire.NameAnswer(known=known, fresh=verdict.fresh, resolve=verdict.resolve, proofs=proofs)

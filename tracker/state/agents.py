@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from random import Random
 
 from swarm.base.flags import Endpoint
 from swarm.protocol import wire
@@ -48,6 +49,8 @@ class Agent:
     quarantine_told: float = 0.0
     """End of the quarantine that it has been told of; 0: none."""
     backoff_seen: int = 0
+    resolve: dict[str, None] = field(default_factory=dict)
+    """Names that it is to be told to ask upstream for."""
     stats: dict[str, float] = field(default_factory=dict)
     channels: int = 0
     """Open polls of its channel."""
@@ -129,6 +132,26 @@ class Agents:
     def of(self, member: str) -> list[Agent]:
         """The agents of one member."""
         return list(self._by_member.get(member, {}).values())
+
+    def draw(self, chance: Random, count: int, but: Collection[str], fit: Callable[[Agent], bool]) -> list[Agent]:
+        """So many agents by chance that are *fit*, one of each member, none of the members *but*; or what there is."""
+        members = list(self._by_member)
+        found: dict[str, Agent] = {}
+
+        def look(member: str) -> bool:
+            if member not in but and member not in found:
+                agent = next((one for one in self._by_member[member].values() if fit(one)), None)
+                if agent is not None:
+                    found[member] = agent
+            return len(found) >= count
+
+        if members and not any(look(chance.choice(members)) for _ in range(8 * count)):  # mostly enough: no shuffle
+            any(look(member) for member in chance.sample(members, len(members)))
+        return list(found.values())
+
+    def held_by(self, member: str) -> int:
+        """How many blobs the processes of *member* say they hold, one by one."""
+        return sum(len(agent.held) for agent in self._by_member.get(member, {}).values())
 
     def add(self, me: wire.Me, ip: str, zone: str, now: float, identity: str = "") -> Agent:
         """A new agent; there must be none of its key. *identity*: who it is, if that is more than an address."""

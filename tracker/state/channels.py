@@ -57,9 +57,11 @@ class Channels:
         until = self._trust.until(agent.key, now)
         changed, agent.quarantine_told = agent.quarantine_told != until, until
         preheat = self._warming.due(agent)
-        if not (need or suspect or backoff or changed or preheat):
+        resolve = tuple(agent.resolve)[: wire.MOST_ASKED]
+        agent.resolve = {}
+        if not (need or suspect or backoff or changed or preheat or resolve):
             return None
-        return structs.replace(self._answer(agent, need, suspect, backoff), preheat=preheat)
+        return structs.replace(self._answer(agent, need, suspect, backoff), preheat=preheat, resolve=resolve)
 
     def nothing_for(self, agent: Agent) -> wire.AgentAnswer:
         """The answer of a poll that waited in vain."""

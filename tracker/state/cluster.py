@@ -92,7 +92,7 @@ class Cluster:
             settings, metrics, self.alarm, self.agents, self.swarms, self.trust, self.copies, self, self._note
         )
         self.warming = Warming(self.agents, self.say, now)
-        self.tagging = Tagging(self.names, self.agents, self.trust, self.court, now)
+        self.tagging = Tagging(self.names, self.agents, self.trust, self.court, self.say, now, chance)
         self.channels = Channels(
             now, self.epoch, self.copies, self.trust, self.backoffs, self.history, self.warming, self._note
         )

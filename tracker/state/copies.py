@@ -31,10 +31,10 @@ NEW_PATIENCE = 3.0
 """Seconds at most for an agent that has delivered nothing yet: its word costs others little until it is confirmed."""
 
 MOST_HELD = 20_000
-"""Blobs that one agent may say it holds; what is beyond is not handed out."""
+"""Blobs that one member may say it holds, with all its processes; what is beyond is not handed out."""
 
 MOST_ALONE = 4_096
-"""Boards that are kept for one agent because it alone holds their blobs: those beyond are made when somebody asks."""
+"""Boards that are kept for one member because it alone holds their blobs: those beyond are made when somebody asks."""
 
 
 class Settles(Protocol):
@@ -78,11 +78,13 @@ class Copies:
     def held(self, agent: Agent, digest: str, size: int | None, *, checked: bool) -> None:
         """*agent* holds a blob; *checked*: it looked at the file again, if that was in doubt."""
         now = self._alarm.now()
+        held = self._agents.held_by(agent.member)
         if digest not in agent.held:
-            if len(agent.held) >= MOST_HELD:
+            if held >= MOST_HELD:
                 return
             agent.held.add(digest)
-        if self._swarms.get(digest) is None and len(agent.held) > MOST_ALONE:
+            held += 1
+        if self._swarms.get(digest) is None and held > MOST_ALONE:
             self._swarms.skipped += 1
             return
         swarm = self._swarms.use(Digest(digest), now)
