@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ NAMED = re.compile(r"`(test_[a-z0-9_]+\.py)(?:::(test_\w+))?`|`…(\w+)…?`")
 LEAST = 40
 
 
+@functools.cache
 def names_in(file: str) -> set[str]:
     """The names of the tests in a file of tests/."""
     tree = ast.parse((ROOT / "tests" / file).read_text())
