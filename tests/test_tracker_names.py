@@ -359,6 +359,13 @@ def test_what_one_member_looks_up_and_remembers_does_not_push_out_what_others_sa
     assert digest(names.ask("remembered", "c", "c", ttl=10, since=0, now=0)) == OLD
 
 
+def test_who_was_chosen_and_looks_it_up_meanwhile_is_not_told_to_ask_once_more() -> None:
+    names, crowd = Names(1000.0, 10), Crowd(10)
+    chosen, _ = names.ask(NAME, "n0", "n0", ttl=10, since=0, now=0.0, pick=crowd.pick).chosen
+    verdict = names.ask(NAME, chosen, chosen, ttl=10, since=0.1, now=0.1, pick=crowd.pick)
+    assert (verdict.resolve, verdict.chosen, verdict.until) == (False, (), PUSHED)
+
+
 async def test_the_chosen_are_told_over_their_channels_and_their_word_reaches_who_looked_it_up() -> None:
     async with town() as here:
         looker, *others = (here.agent(f"n{i}", 1000 + i, f"127.0.1.{i + 1}") for i in range(4))

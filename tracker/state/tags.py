@@ -82,6 +82,8 @@ class _Lease:
     asked: float
     until: float
     """Until then its word is waited for."""
+    pushed: bool = False
+    """It was told over its channel: what it looks up itself meanwhile waits for that answer, as everybody does."""
 
     def counts(self, now: float) -> bool:
         """Whether its word counts yet, however late."""
@@ -151,7 +153,7 @@ class Names:
         if record.failed.get(member, float("-inf")) >= since or len(failed) >= AGREE:
             return Verdict(known)
         mine = record.leases.get(agent)
-        if mine is not None and mine.counts(now) and since >= mine.asked:
+        if mine is not None and not mine.pushed and mine.counts(now) and since >= mine.asked:
             return Verdict(known, resolve=True)  # it asks again: its last answer was lost
         chosen = self._choose(record, name, agent, member, since, now, ttl, pick)
         if agent in chosen:
@@ -262,8 +264,8 @@ class Names:
         if len(found) < lacking and member not in others | {its for _, its in found}:
             found.append((agent, member))
         for one, its in found:
-            patience = LEASE if one == agent else PUSHED
-            record.leases[one] = _Lease(its, now, now + patience)
+            pushed = one != agent
+            record.leases[one] = _Lease(its, now, now + (PUSHED if pushed else LEASE), pushed)
             self._asking.setdefault(one, set()).add(name)
         return [one for one, _ in found]
 
