@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar, cast
@@ -13,7 +14,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-from swarm.blob.errors import SourceBroken, SourceRefused
+from mirror.front.tags import asker
+from mirror.upstream.client import Upstream
+from mirror.upstream.registries import Registries
+from swarm.blob.errors import SourceBroken, SourceError, SourceRefused
 from swarm.identity import words
 from swarm.identity.authority import Authority, key_pem, make_authority, new_key, request
 from swarm.identity.name import Role
@@ -228,3 +232,43 @@ async def test_an_agent_that_may_not_ask_says_so(
     (told,) = asker.link.told
     assert isinstance(told, wire.NameFailed)
     assert (told.gone, told.declined) == (gone, declined)
+
+
+# -- what a chosen agent asks ---------------------------------------------------------------------------------
+
+
+class Asked(Upstream):
+    """An upstream that says what it was asked."""
+
+    def __init__(self, registries: Registries) -> None:
+        self._known = registries
+        self.seen: list[tuple[str | None, str, str]] = []
+
+    @property
+    def registries(self) -> Registries:
+        """Which it asks."""
+        return self._known
+
+    async def head_manifest(self, ns: str | None, repository: str, reference: str) -> Meaning:
+        """Any tag means NEW."""
+        self.seen.append((ns, repository, reference))
+        return Meaning(NEW, "type", 5)
+
+
+async def test_a_chosen_agent_asks_where_it_would_ask_for_its_own_clients() -> None:
+    upstream = Asked(Registries())
+    ask = asker(upstream)
+    assert (await ask("registry.example:5000/team/app:v1")).digest == NEW
+    assert upstream.seen == [("registry.example:5000", "team/app", "v1")]
+
+
+@pytest.mark.parametrize(
+    "name", ["denied.example/app:v1", "left.example/app:v1", "", "x", "a/b", "http://a/b:c", "../../etc:passwd"]
+)
+async def test_a_tracker_cannot_send_a_chosen_agent_elsewhere(name: str) -> None:
+    """Not past the rules of its registries, and to nothing that is no registry."""
+    left = replace(Registries().registry("left.example"), tag_ttl=None)
+    upstream = Asked(Registries(deny=("denied.example",), configured={"left.example": left}))
+    with pytest.raises(SourceError):
+        await asker(upstream)(name)
+    assert upstream.seen == []
