@@ -16,7 +16,7 @@ from tests.parts.kubeapi import node, pod
 from tracker.members.backoff import Backoff
 from tracker.members.discovery import Reason, canonical
 from tracker.members.events import Limiter, PodEvent
-from tracker.members.podset import Node, NodeZones, Pod, PodSet, member
+from tracker.members.podset import Meta, Node, NodeZones, Pod, PodSet, member
 from tracker.members.reflector import PATIENCE, STEADY, ApiError, Course
 
 
@@ -236,3 +236,17 @@ def test_what_the_server_says_after_it_was_away_is_a_trouble_of_its_own() -> Non
         course.failed(ApiError("", status=0))
     course.failed(ApiError("", status=403))
     assert course.pause(Backoff(), 0.0, 0.0) <= Backoff().first
+
+
+def test_the_labels_of_a_node_come_and_go_with_it() -> None:
+    """With a zone or without one."""
+    zones = NodeZones()
+    zones.put(Node(Meta(name="a", labels={"life": "spot"})))
+    zones.put(Node(Meta(name="b")))
+    assert (zones.labels("a"), zones.labels("b"), zones.labels("c")) == ({"life": "spot"}, {}, None)
+    zones.put(Node(Meta(name="a", labels={"life": "steady"})))
+    assert zones.labels("a") == {"life": "steady"}
+    zones.replace([Node(Meta(name="b", labels={"life": "spot"}))])
+    assert (zones.labels("a"), zones.labels("b")) == (None, {"life": "spot"})
+    zones.drop(Node(Meta(name="b")))
+    assert zones.labels("b") is None

@@ -6,11 +6,13 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +26,9 @@ from tests.parts.cluster import Cluster, cluster
 from tests.parts.counter import Counter
 from tests.parts.keys import Keys
 from tests.parts.registry import Image, Registry
+from tests.parts.talk import town
+from tracker.members.selectors import fits, parse_selector
+from tracker.members.static import StaticDiscovery
 from tracker.state import preheats
 from tracker.state.preheats import Candidate, Order, Preheats
 
@@ -177,7 +182,72 @@ async def test_it_orders_by_tls_from_trackers_that_the_authority_signed(
         assert TOKEN not in errors
 
 
+class Nodes(StaticDiscovery):
+    """Of 127.0.0.0/8; the node of an even address is a spot node. *known*: whether nodes may be listed."""
+
+    def __init__(self, *, known: bool = True) -> None:
+        super().__init__(["127.0.0.0/8"])
+        self._known = known
+
+    def labels(self, ip: str) -> Mapping[str, str] | None:
+        """Labels of the node at *ip*."""
+        spot = int(ip.rpartition(".")[2]) % 2 == 0
+        return {"life": "spot" if spot else "steady", "pool": "a"} if self._known else None
+
+
+@pytest.mark.parametrize(
+    ("labels", "status", "said"),
+    [
+        ("life=spot", 200, "node-2 node-4"),
+        ("life!=spot,pool", 200, "node-1 node-3"),
+        ("life in (spot, steady), !gpu", 200, "node-1 node-2 node-3 node-4"),
+        ("gpu", 400, "no agent is on a node with the labels gpu"),
+        ("life=spot; rm", 400, "is no label selector"),
+    ],
+)
+async def test_a_tracker_that_knows_nodes_chooses_by_their_labels(
+    tmp_path: Path, labels: str, status: int, said: str
+) -> None:
+    found, answer = await chosen_by(Nodes(), tmp_path, labels)
+    assert found == status
+    named = " ".join(sorted(told["name"] for told in answer.get("agents", {}).values()))
+    assert said in (named or answer["message"])
+
+
+async def test_a_tracker_without_the_right_to_list_nodes_says_so(tmp_path: Path) -> None:
+    for discovery in (Nodes(known=False), StaticDiscovery(["127.0.0.0/8"])):
+        status, answer = await chosen_by(discovery, tmp_path, "life=spot")
+        assert (status, "does not know the labels of nodes" in answer["message"]) == (400, True)
+
+
+async def chosen_by(discovery: StaticDiscovery, tmp_path: Path, labels: str) -> tuple[int, Any]:
+    """Status and answer of an order by labels, at a tracker of four agents."""
+    (tmp_path / "token").write_text(TOKEN)
+    async with town(discovery, preheat_token=tmp_path / "token") as here:
+        for number in range(1, 5):
+            await here.agent(f"node-{number}", ip=f"127.0.0.{number}").hello()
+        body = msgspec.json.encode(Order(id="0123456789", images=("r.example/app:1",), labels=labels))
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(f"{here.server.url}/api/v1/preheats", data=body, headers=headers) as answer,
+        ):
+            return answer.status, await answer.json()
+
+
 # --------------------------------------------------------------------------- pure
+
+
+@given(st.text(max_size=30) | st.text("ab=!,() in", max_size=30))
+def test_a_selector_is_taken_or_refused_in_one_line(text: str) -> None:
+    refused = ""
+    try:
+        requirements = parse_selector(text)
+    except ValueError as error:
+        refused = str(error)
+    else:
+        assert isinstance(fits(requirements, {"a": "b"}), bool)
+    assert len(refused.splitlines()) <= 1
 
 
 def order(**said: Any) -> Order:

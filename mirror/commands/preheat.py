@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import shutil
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,11 @@ class Answer(msgspec.Struct):
 
 @click.command()
 @click.argument("images", nargs=-1, type=IMAGE, metavar="IMAGE...")
-@click.option("--nodes", default="", help="Only nodes with these labels (as kubectl's -l; asks kubectl for them).")
+@click.option(
+    "--nodes",
+    default="",
+    help="Only nodes with these labels (as kubectl's -l; asks kubectl, or the trackers where there is none).",
+)
 @click.option("--zone", default="", help="Only nodes of this zone.")
 @click.option("--count", default=0, type=click.IntRange(0), help="So many nodes, spread over zones; 0: all.")
 @click.option("--percent", default=0.0, type=click.FloatRange(0, 100), help="So many of a hundred nodes; 0: all.")
@@ -117,7 +122,9 @@ def preheat(
 
 
 async def _preheat(settings: PreheatSettings, order: dict[str, Any], *, nodes: str, wait: bool, as_json: bool) -> None:
-    if nodes:
+    if nodes and shutil.which("kubectl") is None:
+        order["labels"] = nodes  # trackers in a cluster know nodes' labels
+    elif nodes:
         order["nodes"] = await kubectl.nodes(nodes)
         if not order["nodes"]:
             raise click.ClickException(f"no node has the labels {nodes}")

@@ -11,6 +11,8 @@ from aiohttp import web
 
 from tracker.errors import Forbidden, Malformed, Unknown
 from tracker.http.doors import PREHEATS
+from tracker.members.discovery import Labelled
+from tracker.members.selectors import fits, parse_selector
 from tracker.state import preheats
 from tracker.state.cluster import Cluster
 
@@ -24,8 +26,10 @@ STEP = 1.0
 class PreheatApi:
     """`/api/v1/preheats` on one cluster. *token*: the file that holds it; None: everything is refused."""
 
-    def __init__(self, cluster: Cluster, token: Path | None) -> None:
+    def __init__(self, cluster: Cluster, token: Path | None, labelled: Labelled | None = None) -> None:
+        """*labelled*: knows the labels of nodes; None: orders cannot choose by them."""
         self._cluster = cluster
+        self._labelled = labelled
         self._token = token
 
     async def handle(self, request: web.BaseRequest) -> web.Response:
@@ -55,7 +59,7 @@ class PreheatApi:
             raise Malformed(str(error)) from None
         if reason := preheats.check(order):
             raise Malformed(reason)
-        self._cluster.warming.order(order)
+        self._cluster.warming.order(self._chosen(order) if order.labels else order)
         return self._answer(order.id)
 
     async def _get(self, name: str, since: int) -> web.Response:
@@ -68,6 +72,25 @@ class PreheatApi:
             if found.serial > since or found.finished or loop.time() >= end or self._cluster.stopping:
                 return self._answer(name)
             await self._cluster.warming.news(STEP)
+
+    def _chosen(self, order: preheats.Order) -> preheats.Order:
+        """*order* with the names of the nodes that its labels mean. Raises Malformed."""
+        wanted = parse_selector(order.labels)
+        known = {
+            agent.name: labels
+            for agent in self._cluster.agents.all()
+            if self._labelled is not None and (labels := self._labelled.labels(agent.ip)) is not None
+        }
+        if not known:
+            raise Malformed(
+                "this tracker does not know the labels of nodes: it needs --discovery kubernetes, zones, and the right "
+                "to list nodes; else name them, or ask where kubectl is"
+            )
+        names = tuple(name for name, labels in known.items() if fits(wanted, labels))
+        names = tuple(name for name in names if not order.nodes or name in order.nodes)
+        if not names:
+            raise Malformed(f"no agent is on a node with the labels {order.labels[:100]}")
+        return msgspec.structs.replace(order, nodes=names)
 
     def _answer(self, name: str) -> web.Response:
         found = self._cluster.warming.progress(name)

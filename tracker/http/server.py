@@ -30,7 +30,7 @@ from tracker.http.listening import Handler, Listening
 from tracker.http.preheats import PreheatApi
 from tracker.http.signing import Signing
 from tracker.http.v1 import Verbs
-from tracker.members.discovery import Discovery, Reviewing
+from tracker.members.discovery import Discovery, Labelled, Reviewing
 from tracker.members.gate import Gate, Visitor
 from tracker.metrics import Metrics
 from tracker.page import report
@@ -77,7 +77,9 @@ class TrackerServer:
         others = Replicas(settings.replicas, self.cluster.incarnation, identity=identity, token=settings.page_token)
         self._live = Live(self.cluster, others, lambda: self.ready)
         self._page = Page(self._live)
-        self._preheats = PreheatApi(self.cluster, settings.preheat_token)
+        self._preheats = PreheatApi(
+            self.cluster, settings.preheat_token, discovery if isinstance(discovery, Labelled) else None
+        )
         self._seldom = Seldom()
         self._counted: dict[tuple[str, int], Counter] = {}
         self._tls = identity.server_context(strangers=True) if identity is not None else None

@@ -7,7 +7,7 @@ not announce, publish, claim or join (docs/design.md, P9).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
@@ -79,6 +79,14 @@ class Reviewing(Protocol):
 
     async def review(self, token: str, audience: str) -> str:
         """The UID of the pod that *token* is bound to, if it was made for *audience*; "": nobody's. Raises Unready."""
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """A discovery that may know the labels of members' nodes."""
+
+    def labels(self, ip: str) -> Mapping[str, str] | None:
+        """Labels of the node of the member at *ip*; None: nodes are not known here, or that one is not."""
 
 
 @lru_cache(maxsize=32_768)  # asked with every request, and for every pod of a list

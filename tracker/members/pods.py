@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -84,6 +85,11 @@ class KubernetesDiscovery:
     def zone(self, ip: str) -> str:
         found = self.member(ip)
         return self._zones.zone(found.node) if found else ""
+
+    def labels(self, ip: str) -> Mapping[str, str] | None:
+        """Labels of the node of the member at *ip*; None without the right to list nodes."""
+        found = self.member(ip)
+        return self._zones.labels(found.node) if found else None
 
     def named(self, name: str) -> tuple[str, ...] | None:
         found = self._pods.named(name)

@@ -7,7 +7,7 @@ agent becomes Ready by itself, and one slow probe must not throw it out of the c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -162,10 +162,15 @@ class PodSet:
 
 
 class NodeZones:
-    """Node name -> zone."""
+    """Node name -> zone, and all its labels."""
 
     def __init__(self) -> None:
         self._zones: dict[str, str] = {}
+        self._labels: dict[str, dict[str, str]] = {}
+
+    def labels(self, node: str) -> Mapping[str, str] | None:
+        """The labels of *node*; None: it is not known."""
+        return self._labels.get(node)
 
     def zone(self, node: str) -> str:
         """The zone of *node*; "" if unknown."""
@@ -173,21 +178,24 @@ class NodeZones:
 
     def put(self, node: Node) -> bool:
         """*node* was added or modified. True if a zone changed."""
-        zone = (node.metadata.labels or {}).get(ZONE_LABEL, "")
+        labels = self._labels[node.metadata.name] = node.metadata.labels or {}
+        zone = labels.get(ZONE_LABEL, "")
         if not zone:
-            return self.drop(node)
+            return self._zones.pop(node.metadata.name, None) is not None
         changed = self._zones.get(node.metadata.name) != zone
         self._zones[node.metadata.name] = zone
         return changed
 
     def drop(self, node: Node) -> bool:
         """*node* was deleted. True if a zone changed."""
+        self._labels.pop(node.metadata.name, None)
         return self._zones.pop(node.metadata.name, None) is not None
 
     def replace(self, nodes: Iterable[Node]) -> bool:
         """*nodes* are all there are. True if a zone changed."""
         before = dict(self._zones)
         self._zones.clear()
+        self._labels.clear()
         for node in nodes:
             self.put(node)
         return self._zones != before

@@ -36,6 +36,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """os/architecture; "": the agent's own."""
     nodes: tuple[str, ...] = ()
     """Names of nodes; empty: all."""
+    labels: str = ""
+    """A label selector; a tracker that knows nodes' labels takes it, and puts names in its place."""
     zone: str = ""
     count: int = 0
     """So many agents, spread over zones; 0: all."""
