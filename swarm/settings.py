@@ -39,6 +39,9 @@ class SwarmSettings:
     claims: int = 4
     """Windows brought in from upstream at once per blob by an agent that is alone."""
 
+    upstream_timeout: float = 40.0
+    """Seconds that upstream may take for the first byte of an answer, while it is alive."""
+
     names_keep: float = 24 * 3600.0
     """Seconds for which the last known meaning of a tag answers while upstream is down."""
 

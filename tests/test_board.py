@@ -665,6 +665,27 @@ def test_somebody_who_finds_no_claim_is_given_one_of_those_who_hold_several() ->
     assert seconds <= LEASE + 1
 
 
+@pytest.mark.parametrize(("windows", "kept"), [((0,), True), ((0, 1), False)])
+def test_who_waits_for_upstream_in_its_time_keeps_one_claim_although_it_has_delivered_nothing(
+    windows: tuple[int, ...], kept: bool
+) -> None:
+    """Whoever got the claim would have to wait as well. A member's word is good for one window, until it delivers."""
+    board = Board(DIGEST, trust=Trust(proven=lambda _agent: False))
+    size = len(windows) * MIB
+    board.join("slow", 0.0, want=4, size=size)
+    board.assign(0.0)
+    assert board.claims_of("slow") == windows
+    lost = False
+    for second in range(1, 25):
+        for agent in ("slow", "a"):
+            board.join(agent, float(second), want=4, size=size)
+        waiting = dict.fromkeys(board.claims_of("slow"), float(second))
+        board.progress("slow", float(second), {}, waiting=waiting, timeout=30.0)
+        board.assign(float(second))
+        lost = lost or board.claims_of("slow") != windows
+    assert lost is not kept
+
+
 def test_the_only_window_is_taken_once_from_who_has_delivered_nothing() -> None:
     board = Board(DIGEST, trust=Trust(proven=lambda _agent: False))
     board.join("ghost", 0.0, want=1, size=MIB)

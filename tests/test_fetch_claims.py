@@ -69,13 +69,47 @@ async def test_dropped_claims_are_told_to_nobody(tmp_path: Path) -> None:
 
 
 async def test_a_broken_upstream_gives_the_claim_back(tmp_path: Path) -> None:
-    async with claiming(tmp_path, SIZE, breaks=1) as (claims, host, upstream):
-        upstream.content = upstream.content[:SIZE]
-        upstream.step = 1
+    async with claiming(tmp_path, SIZE) as (claims, host, upstream):
+        upstream.broken = True
         claims.set({0})
-        async with asyncio.timeout(60):
-            await until(lambda: bool(host.failed))
+        await until(lambda: bool(host.failed))
         assert host.failed == [(0, Failure.BROKEN)]
+
+
+async def test_an_upstream_that_resets_every_connection_is_read_on_where_it_broke(tmp_path: Path) -> None:
+    """Below the length of a piece nothing would ever be complete, if each began at its first byte again."""
+    async with claiming(tmp_path, SIZE, step=10_000, breaks=100_000) as (claims, host, upstream):
+        claims.set({1, 2})
+        await until(lambda: sorted(host.done) == [1, 2])
+        assert upstream.sent < 2 * MIB + 20 * 10_000, "what came is not asked for again"
+        assert {start for start, _ in upstream.asked} > {MIB, MIB + 100_000}
+
+
+async def test_what_a_claim_brought_of_a_piece_is_there_for_the_next_one(tmp_path: Path) -> None:
+    async with claiming(tmp_path, SIZE, step=10_000) as (claims, host, upstream):
+        upstream.flows.clear()
+        claims.set({1})
+        await until(lambda: len(upstream.asked) == 1)
+        upstream.pass_on(15)
+        await until(lambda: claims.done == {1: 150_000})
+        claims.set(())
+        await asyncio.sleep(0)
+        upstream.flows.set()
+        claims.set({1})
+        await until(lambda: host.done == [1])
+        assert upstream.asked == [(MIB, 2 * MIB), (MIB + 150_000, 2 * MIB)]
+
+
+async def test_a_claim_tells_how_long_it_waits_and_every_byte_that_comes(tmp_path: Path) -> None:
+    """Both keep it alive at the tracker: on a line too thin for a piece per lease, and while upstream thinks."""
+    async with claiming(tmp_path, SIZE, step=10_000) as (claims, _host, upstream):
+        upstream.flows.clear()
+        claims.set({1, 3})
+        await until(lambda: len(upstream.asked) == 2)
+        assert (set(claims.waiting()), claims.done) == ({1, 3}, {1: 0, 3: 0})
+        upstream.pass_on(1)
+        await until(lambda: sum(claims.done.values()) == 10_000)
+        assert len(claims.waiting()) == 1
 
 
 async def test_nothing_outlives_the_close(tmp_path: Path) -> None:

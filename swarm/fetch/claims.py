@@ -22,7 +22,7 @@ from swarm.blob.geometry import FIRST_WINDOW, Window
 from swarm.fetch.demand import Wanted
 from swarm.fetch.place import Place
 from swarm.protocol.board import Failure
-from swarm.upstream.download import SizeChanged, download_window
+from swarm.upstream.download import Begun, SizeChanged, download_window
 from swarm.upstream.sequential import Sequential
 from swarm.upstream.source import Source
 
@@ -92,12 +92,22 @@ class Host(Protocol):
 class Claims:
     """See the module. *spawn* starts a task that ends with the fetch."""
 
-    def __init__(self, host: Host, pool: ThreadPoolExecutor, spawn: Callable[..., asyncio.Task[None]]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        pool: ThreadPoolExecutor,
+        spawn: Callable[..., asyncio.Task[None]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._host = host
+        self._clock = clock
+        self._begun = Begun()
         self._pool = pool
         self._spawn = spawn
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._done: dict[int, int] = {}
+        self._since: dict[int, float] = {}
+        """Window -> when its claim began."""
         self._origin: Origin | None = None
         self._hedged: dict[int, int] = {}
         """Piece -> window, of pieces that are asked from upstream past all claims."""
@@ -122,6 +132,13 @@ class Claims:
     def done(self) -> dict[int, int]:
         """Window -> bytes that have arrived for the claim on it."""
         return dict(self._done)
+
+    def waiting(self) -> dict[int, float]:
+        """Window -> seconds since its claim began, where upstream has not sent a byte."""
+        if self._origin is not None:
+            return {}
+        now = self._clock()
+        return {window: now - self._since[window] for window in self._tasks if not self._done.get(window)}
 
     @property
     def refusal(self) -> SourceError | None:
@@ -171,6 +188,7 @@ class Claims:
     def restart(self) -> None:
         """The board began again: all claims end, and the sequential body with them."""
         self.drop()
+        self._begun.clear()
         if self._sequential is not None:
             self._sequential.cancel()
 
@@ -211,6 +229,7 @@ class Claims:
 
     def _begin(self, window: int, work: Coroutine[Any, Any, None]) -> None:
         self._done[window] = 0
+        self._since[window] = self._clock()
         self._host.trace("window-claimed", window)
         task = self._tasks[window] = asyncio.create_task(work)
         task.add_done_callback(partial(self._ended, window))
@@ -304,6 +323,7 @@ class Claims:
             ready=place.pieces.__contains__,
             on_bytes=on_bytes,
             on_piece=self._host.came,
+            begun=self._begun,
             first=first,
         )
 

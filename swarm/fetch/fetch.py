@@ -329,14 +329,14 @@ class Fetch:
     # -- tasks --------------------------------------------------------------------------------------
 
     async def _report(self) -> None:
-        """Keep the claims alive while bytes move."""
+        """Keep the claims alive while bytes move, or upstream has not had its time."""
         told: dict[int, int] = {}
         while True:
             await asyncio.sleep(REPORT)
-            now = self._course.claims.done
-            if now and now != told:
-                await self._course.follower.progress(now)
-            told = now
+            done, waiting = self._course.claims.done, self._course.claims.waiting()
+            if done and (done != told or waiting):
+                await self._course.follower.progress(done, waiting, self._context.settings.upstream_timeout)
+            told = done
 
     async def _watch(self) -> None:
         """Look after what only time brings about."""

@@ -213,16 +213,19 @@ class Follower:
         await self._hear(board, answer, Asked(None))
         return answer.hope
 
-    async def progress(self, done: dict[int, int]) -> None:
-        """Keep claims alive: window -> bytes that have arrived."""
+    async def progress(self, done: dict[int, int], waiting: dict[int, float], upstream_timeout: float) -> None:
+        """Keep claims alive. *done*: window -> bytes that have arrived. *waiting*: window -> seconds without one.
+
+        *upstream_timeout*: seconds that upstream has for its first byte.
+        """
         board = self._board
-        if not board.shared:
-            return
         message = wire.Progress(
             **self._me(),
             incarnation=self._news.incarnation,
             generation=self._news.generation,
             done=done,
+            waiting=waiting,
+            upstream_timeout=upstream_timeout,
             have=wire.bitmap(self._node.standing().have),
         )
         with contextlib.suppress(TrackerError):

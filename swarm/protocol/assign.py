@@ -44,6 +44,8 @@ class Assignment:
     """After a rejection: the one agent that brings everything in, so that it is known who told what."""
     _yielded: float = float("-inf")
     """When somebody last lost a claim to somebody who had none."""
+    _excused: dict[str, int] = field(default_factory=dict)
+    """Member that has delivered nothing -> the one window for which it was believed that upstream is late."""
     _disputed: set[int] = field(default_factory=set)
     """Windows that were taken from who had only one: not again."""
 
@@ -69,6 +71,7 @@ class Assignment:
         """Another generation."""
         self._sole = ""
         self._disputed.clear()
+        self._excused.clear()
 
     @property
     def share(self) -> int:
@@ -218,7 +221,12 @@ class Assignment:
         return {claim.agent}
 
     def _may_lose(self, window: int, claim: Claim, now: float, scene: Scene, *, several: bool) -> bool:
-        """Whether *claim* may be taken for somebody who has none."""
+        """Whether *claim* may be taken for somebody who has none. That one would have to wait for upstream as well."""
+        member = self.evidence.member(claim.agent)
+        if now < claim.waits_until and (
+            not self._new(claim.agent) or self._excused.setdefault(member, window) == window
+        ):
+            return False
         left = scene.length(window) - claim.done
         if left <= claim.pace(now) * LEASE or claim.agent not in self.who.everybody:
             return False  # it is nearly there

@@ -51,6 +51,8 @@ class Claim:
     deadline: float
     done: int = 0
     """Bytes that have arrived."""
+    waits_until: float = float("-inf")
+    """Until when it is believed that upstream has not had its time to answer."""
 
     def pace(self, now: float) -> float:
         """Bytes per second since it was granted."""
@@ -131,6 +133,7 @@ class Leases:
             # The agent's clock says how long upstream was asked; ours, for how long it may say so.
             early = claim is not None and max(waited, now - claim.since) < patience
             if claim is not None and early and claim.agent == agent and not claim.done:
+                claim.waits_until = now + LEASE
                 self._renew(claim, window, now, scene)
 
     def give_back(self, agent: str, windows: Iterable[int]) -> None:

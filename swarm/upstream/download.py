@@ -1,22 +1,32 @@
-"""Bring one window in from upstream: range request, pieces hashed and written as they arrive."""
+"""Bring one window in from upstream: range request, pieces hashed and written as they arrive.
+
+Bytes of a piece that is not complete when a body ends are kept: the next body begins after them.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from functools import partial
 
-from swarm.blob.errors import SourceBroken, SourceError
+from swarm.blob.errors import SourceBroken, SourceError, SourceSilent
 from swarm.blob.geometry import Geometry, Window
 from swarm.storage.errnos import translate
 from swarm.storage.staged import Staged
 from swarm.upstream.source import Body, Source
 
 ATTEMPTS = 3
-"""Tries per claim without a new piece, each at the offset that the last one reached."""
+"""Tries in a row without a byte, each at the offset that the last one reached."""
+
+PAUSE = 0.1
+"""Seconds before the first try of those after one that brought nothing; twice as many before the next."""
+
+BEGUN = 16
+"""Pieces of one blob of which a part is kept, in memory: as many as a board hands out claims, twice."""
 
 MOST_WAITING = 1024 * 1024
 """Bytes of complete pieces that wait for the thread while it writes earlier ones: then upstream has to wait."""
@@ -54,6 +64,34 @@ def write_pieces(fd: int, pieces: list[list[memoryview]], offset: int) -> list[b
     return sums
 
 
+class Begun:
+    """Parts of pieces, from the first byte of each on: what bodies brought that ended in the middle of one."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, list[memoryview]] = {}
+
+    def take(self, piece: int) -> list[memoryview]:
+        """What is there of *piece*; it is the caller's from now on."""
+        return self._parts.pop(piece, [])
+
+    def keep(self, piece: int, chunks: list[memoryview]) -> None:
+        """*chunks* came of *piece*, and it is not complete."""
+        if not chunks:
+            return
+        if sum(map(len, chunks)) > sum(map(len, self._parts.get(piece, []))):
+            self._parts[piece] = chunks
+        while len(self._parts) > BEGUN:
+            del self._parts[next(iter(self._parts))]
+
+    def length(self, piece: int) -> int:
+        """Bytes of *piece* that are there."""
+        return sum(map(len, self._parts.get(piece, [])))
+
+    def clear(self) -> None:
+        """Nothing of it is of use."""
+        self._parts.clear()
+
+
 async def download_window(
     source: Source,
     cut: Geometry,
@@ -64,50 +102,63 @@ async def download_window(
     ready: Callable[[int], bool],
     on_bytes: Callable[[int], None],
     on_piece: Callable[[int, bytes], None],
+    begun: Begun,
     first: Body | None = None,
 ) -> None:
     """Fetch the pieces of *window* that are not *ready* and write them into *staged*.
 
     *on_bytes*(n): n more bytes arrived from upstream. *on_piece*(piece, sha1): it is in the file.
+    *begun*: parts of pieces, and where those are left that do not become complete.
     *first*: a body already opened at the window's start. Raises SourceError, SizeChanged, StoreFull.
     """
-    failures = 0
+    failures, came = 0, 0
+
+    def counted(count: int) -> None:
+        nonlocal came
+        came += count
+        on_bytes(count)
+
     while (piece := next((p for p in window.span if not ready(p)), None)) is not None:
-        before = piece
+        came = 0
         try:
             if first is not None:
                 body, first = first, None
-                await _take(body, cut, window, piece, staged, pool, on_bytes, on_piece)
+                await take(body, cut, (piece, window.last_piece), staged, pool, counted, on_piece, begun)
             else:
-                async with source.open(piece * cut.piece_length, window.end) as body:
-                    await _take(body, cut, window, piece, staged, pool, on_bytes, on_piece)
+                async with source.open(piece * cut.piece_length + begun.length(piece), window.end) as body:
+                    await take(body, cut, (piece, window.last_piece), staged, pool, counted, on_piece, begun)
+        except SourceSilent:
+            raise
         except SourceBroken:
-            failures = failures + 1 if not ready(before) else 1
+            failures = failures + 1 if not came else 0
             if failures >= ATTEMPTS:
                 raise
-            await asyncio.sleep(0.05 * 2**failures)
+            await asyncio.sleep(PAUSE * 2 ** (failures - 1) if failures else 0.0)
 
 
-async def _take(
+async def take(
     body: Body,
     cut: Geometry,
-    window: Window,
-    piece: int,
+    pieces: tuple[int, int],
     staged: Staged,
     pool: Executor,
     on_bytes: Callable[[int], None],
     on_piece: Callable[[int, bytes], None],
+    begun: Begun,
 ) -> None:
+    """Read *pieces*, first and last, out of *body*: see `download_window`."""
     if body.total != cut.size:
         raise SizeChanged(f"{body.total} bytes upstream, {cut.size} on the board")
+    piece, last = pieces
     writer = _Writer(staged, pool, cut, piece, on_piece)
     try:
-        async for chunks in _in_pieces(body, cut, piece, window.last_piece, on_bytes):
-            await writer.put(chunks)
+        async with contextlib.aclosing(_in_pieces(body, cut, piece, last, on_bytes, begun)) as found:
+            async for chunks in found:
+                await writer.put(chunks)
         await writer.end()
     finally:
         await writer.stop()
-    if writer.next <= window.last_piece:
+    if writer.next <= last:
         raise SourceBroken("upstream ended the body early")
 
 
@@ -185,19 +236,20 @@ class _Writer:
 
 
 async def _in_pieces(
-    body: Body, cut: Geometry, piece: int, last: int, on_bytes: Callable[[int], None]
-) -> AsyncIterator[list[memoryview]]:
+    body: Body, cut: Geometry, piece: int, last: int, on_bytes: Callable[[int], None], begun: Begun
+) -> AsyncGenerator[list[memoryview], None]:
     """The chunks of *body* grouped into pieces, from *piece* to *last*; not copied."""
-    skip = piece * cut.piece_length - body.offset
+    chunks = begun.take(piece)
+    have = sum(map(len, chunks))
+    skip = piece * cut.piece_length + have - body.offset
     if skip < 0:
+        begun.keep(piece, chunks)
         raise SourceBroken("upstream began past the offset that it was asked for")
-    need = cut.piece_span(piece)[1]
-    chunks: list[memoryview] = []
-    arrived = 0
+    need = cut.piece_span(piece)[1] - have
     try:
         async for received in body.chunks():
             chunk = memoryview(received)
-            arrived += len(chunk)
+            on_bytes(len(chunk))
             if skip:
                 if len(chunk) <= skip:
                     skip -= len(chunk)
@@ -210,14 +262,11 @@ async def _in_pieces(
                     break
                 chunks.append(chunk[:need])
                 chunk = chunk[need:]
-                on_bytes(arrived)
-                arrived = 0
-                yield chunks
-                chunks = []
+                whole, chunks = chunks, []
                 piece += 1
+                yield whole
                 if piece > last:
                     return
                 need = cut.piece_span(piece)[1]
     finally:
-        if arrived:
-            on_bytes(arrived)
+        begun.keep(piece, chunks)

@@ -38,7 +38,7 @@ class SentBody:
         """Chunks of `step` bytes, each as soon as the test lets it come."""
         at, upstream = self.offset, self._upstream
         while at < self._stop:
-            await upstream.flows.wait()
+            await upstream.flow()
             chunk = upstream.content[at : min(self._stop, at + upstream.step)]
             at += len(chunk)
             upstream.sent += len(chunk)
@@ -56,20 +56,41 @@ class SentUpstream:
         self.content = content
         self.step = step
         self.breaks = breaks
+        self.broken = False
+        """Whether every request fails."""
         self.asked: list[tuple[int, int | None]] = []
         self.sent = 0
         self.answers = asyncio.Event()
         """Set while requests are answered."""
+        self._passes = asyncio.Semaphore(0)
         self.flows = asyncio.Event()
         """Set while bytes come."""
         self.answers.set()
         self.flows.set()
+
+    def pass_on(self, chunks: int) -> None:
+        """Let so many chunks come although nothing flows."""
+        for _ in range(chunks):
+            self._passes.release()
+
+    async def flow(self) -> None:
+        """Until the next chunk may come."""
+        if self.flows.is_set():
+            return
+        waits = [asyncio.ensure_future(self.flows.wait()), asyncio.ensure_future(self._passes.acquire())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
 
     @asynccontextmanager
     async def open(self, start: int, stop: int | None) -> AsyncIterator[SentBody]:
         """Ask for bytes [start, stop)."""
         self.asked.append((start, stop))
         await self.answers.wait()
+        if self.broken:
+            raise SourceBroken("connection refused")
         yield SentBody(self, start, min(stop or len(self.content), len(self.content)))
 
 
@@ -84,6 +105,7 @@ class NotingHost:
         self.free.set()
         self.count = 0
         self.pieces: list[int] = []
+        self.whole = True
         self.done: list[int] = []
         self.failed: list[tuple[int, Failure]] = []
         self.errors: list[BaseException] = []
@@ -93,7 +115,7 @@ class NotingHost:
         return self.upstream
 
     def wanted(self) -> Wanted:
-        return Wanted(whole=True)
+        return Wanted(whole=self.whole)
 
     async def learn(self, size: int) -> None:
         assert self.open is not None
