@@ -135,7 +135,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.fail(why, pytrace=False)
     missing = [tool for name, tools in TOOLS.items() if item.get_closest_marker(f"needs_{name}") for tool in tools]
     missing = [tool for tool in missing if shutil.which(tool) is None]
-    if item.get_closest_marker("needs_root") and os.geteuid() != 0:
+    # containerd gives its sockets to root, and ends where it may not.
+    as_root = item.get_closest_marker("needs_root") or item.get_closest_marker("needs_containerd")
+    if as_root and os.geteuid() != 0:
         missing.append("root's rights")
     if item.get_closest_marker("needs_cluster"):
         missing += lacks_of_a_cluster()
