@@ -12,12 +12,14 @@ kernel's `netem`; loss takes `netem`, else iptables' `statistic` match.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -261,15 +263,17 @@ def _shape(host: Host, bridge: str, notes: list[str]) -> None:
 def _allow(congestion: str) -> Iterator[None]:
     """A namespace may only choose what the machine allows to the unprivileged: allow it meanwhile."""
     allowed = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
-    before = allowed.read_text().strip()
-    if congestion in before.split():
-        yield
-        return
-    allowed.write_text(f"{before} {congestion}")
-    try:
-        yield
-    finally:
-        allowed.write_text(before)
+    with (Path(tempfile.gettempdir()) / f"{PREFIX}-congestion.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run would put back what it found meanwhile
+        before = allowed.read_text().strip()
+        if congestion in before.split():
+            yield
+            return
+        allowed.write_text(f"{before} {congestion}")
+        try:
+            yield
+        finally:
+            allowed.write_text(before)
 
 
 def _note(notes: list[str], text: str) -> None:
