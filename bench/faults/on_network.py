@@ -110,7 +110,7 @@ CASES = [
     Case("N1 racks, cold", "network", "two racks cut from each other, cold pull", racks, FOUR, 48, seconds=12, copies=2.1),
     Case("N1 racks, warm", "network", "the same, one holder in the other rack", racks, FOUR, 48, holders=[0], seconds=8, copies=2.1),
     Case("N1 racks, large", "network", "the same, 96 MiB at 6 MB/s: bytes go on coming", racks, Shape(agents=4, rate=6), 96, seconds=45, gap=5, copies=2.3),
-    Case("N2 tracker cut in mid-pull", "network", "one agent loses the only tracker in mid-pull", cut_tracker("a2"), Shape(rate=8), 32, after=1.2, seconds=10, copies=2.0, quick=True),
+    Case("N2 tracker cut in mid-pull", "network", "one agent loses the only tracker in mid-pull", cut_tracker("a2"), Shape(rate=8), 32, after=1.2, seconds=10, copies=2.0),
     Case("N2 tracker cut, new blob", "network", "an agent without a tracker pulls a new blob", cut_tracker("a2"), Shape(rate=8), 16, ask=[2], seconds=5, copies=1.05),
     Case("N3 port closed, cold", "network", "one agent cannot be dialled, cold pull", closed_port, FOUR, 48, seconds=8, copies=1.1),
     Case("N3 port closed, lone holder", "network", "the lone holder cannot be dialled", closed_port, FOUR, 48, holders=[0], seconds=8, copies=2.0),
