@@ -22,8 +22,10 @@ READS = 4
 """Data reads per layer and node; with the opening eight requests per layer, 256 per node."""
 
 COPIES = 1.1
-CROWDED = 1.5
 """Copies of the touched windows that may leave upstream: issue 6."""
+
+CROWDED = 1.5
+"""The same where sixteen agents share two cores."""
 
 WAITS = ("shoal_swarm_stalls_total", "shoal_swarm_rejections_total", "shoal_swarm_bad_pieces_total")
 """What counts the times that an agent had to wait for a timer, or to do something twice."""
@@ -97,7 +99,7 @@ async def test_a_replayed_session(count: int, same: bool, sixteen: Cluster, serv
         f"{peers[0] / MIB:.0f} MiB so far; p50 {times[len(times) // 2] * 1e3:.0f} ms, "
         f"p99 {times[len(times) * 99 // 100] * 1e3:.0f} ms, slowest {times[-1]:.2f} s"
     )
-    # Sixteen agents on two cores: a read takes 0.6 s at the median, some wait 4 s for a peer, are told, and ask upstream.
+    # Sixteen agents on two cores: a read takes 0.6 s at the median; some wait 4 s for a peer, and then ask upstream.
     crowded = count >= len(sixteen.agents)
     assert sent <= (CROWDED if crowded else COPIES) * windows
     stalls, *others = (now - then for now, then in zip(await counted(agents, WAITS), before, strict=True))
