@@ -5,17 +5,38 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import click
 
-from swarm.base.flags import tracker_urls
+from swarm.base.flags import PATH, TRACKER, setting, tracker_urls
 from swarm.identity.name import Role
 
 RESOLVE_WITHIN = 5.0
 """Seconds for a name to be resolved."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What every command that asks trackers is told."""
+
+    tracker: tuple[str, ...] = setting(
+        ("http://127.0.0.1:6969",),
+        TRACKER,
+        "The tracker to ask, http://HOST:PORT, or dns+http://NAME:PORT for every address of a name. Repeatable.",
+        unit="URL",
+        reason="Where `shoal up` and `shoal tracker` listen unless told otherwise.",
+    )
+    tls_ca: Path | None = setting(
+        None,
+        PATH,
+        "Authority of the trackers (PEM), where they speak by TLS: they are asked so, and must be signed by it.",
+        unit="file",
+        reason="None: trackers are asked in clear, as --tracker says.",
+    )
 
 
 async def addresses(tracker: str) -> list[str]:

@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
-from mirror.commands.asking import addresses, bearer, place, secured
+from mirror.commands.asking import Asking, addresses, bearer, place, secured
 from mirror.commands.doctor import IMAGE
 from mirror.commands.telling import size_text
 from mirror.doctor import kubectl
 from mirror.upstream.reference import Image
-from swarm.base.flags import PATH, TRACKER, options, setting
+from swarm.base.flags import PATH, options, setting
 
 ANSWER_WITHIN = 20.0
 """Seconds for a tracker to answer: it holds a question about progress for ten."""
@@ -36,29 +36,15 @@ PAUSE = 0.5
 
 
 @dataclass(frozen=True)
-class PreheatSettings:
+class PreheatSettings(Asking):
     """Every flag of `shoal preheat` that has an environment twin."""
 
-    tracker: tuple[str, ...] = setting(
-        ("http://127.0.0.1:6969",),
-        TRACKER,
-        "The tracker to ask, http://HOST:PORT, or dns+http://NAME:PORT for every address of a name. Repeatable.",
-        unit="URL",
-        reason="Where `shoal up` and `shoal tracker` listen unless told otherwise.",
-    )
     preheat_token: Path | None = setting(
         None,
         PATH,
         "File with the token that the tracker's --preheat-token holds.",
         unit="file",
         reason="A file, since arguments and environments are seen by others.",
-    )
-    tls_ca: Path | None = setting(
-        None,
-        PATH,
-        "Authority of the trackers (PEM), where they speak by TLS: they are asked so, and must be signed by it.",
-        unit="file",
-        reason="None: trackers are asked in clear, as --tracker says.",
     )
 
 

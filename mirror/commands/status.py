@@ -15,9 +15,9 @@ import msgspec
 from rich.console import Console
 from rich.live import Live
 
-from mirror.commands.asking import addresses, bearer, place, secured
+from mirror.commands.asking import Asking, addresses, bearer, place, secured
 from mirror.commands.telling import Page, Told, render
-from swarm.base.flags import PATH, TRACKER, options, setting
+from swarm.base.flags import PATH, options, setting
 
 ANSWER_WITHIN = 5.0
 """Seconds for a tracker to answer one question."""
@@ -33,23 +33,9 @@ REDRAW = 1.0
 
 
 @dataclass(frozen=True)
-class StatusSettings:
+class StatusSettings(Asking):
     """Every flag of `shoal status` that has an environment twin."""
 
-    tracker: tuple[str, ...] = setting(
-        ("http://127.0.0.1:6969",),
-        TRACKER,
-        "The tracker to ask, http://HOST:PORT, or dns+http://NAME:PORT for every address of a name. Repeatable.",
-        unit="URL",
-        reason="Where `shoal up` and `shoal tracker` listen unless told otherwise.",
-    )
-    tls_ca: Path | None = setting(
-        None,
-        PATH,
-        "Authority of the trackers (PEM), where they speak by TLS: they are asked so, and must be signed by it.",
-        unit="file",
-        reason="None: trackers are asked in clear, as --tracker says.",
-    )
     tls_cert: Path | None = setting(
         None,
         PATH,

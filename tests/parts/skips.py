@@ -28,7 +28,6 @@ _OTHER = {
     "root's rights": "run `make test` as root",
     "mounting a tmpfs needs root": "run `make test` as root",
     "this machine has no /dev/fuse": "modprobe fuse, or give the container /dev/fuse",
-    "minutes on a real Kubernetes": "make cluster-test",
     "no IPv6 here": "give this machine IPv6 on its loopback device",
     "no loop device": "modprobe loop, or give the container /dev/loop-control and loop devices",
     "the package index cannot be reached": "let this machine reach a package index (PIP_INDEX_URL names one)",
