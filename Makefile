@@ -71,8 +71,8 @@ release-check: venv tools ## what of a release can be tried here: versions, work
 	@.ci/release-check $(ARGS)
 
 docs: venv ## docs/settings.md and docs/metrics.md, made from the code
-	@$(BIN)/python -m tests.test_docs
-	@$(BIN)/python -m tests.test_docs_metrics
+	@$(BIN)/python -m tests.house.test_docs
+	@$(BIN)/python -m tests.house.test_docs_metrics
 
 clean: ## away with .venv and every cache
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks build dist *.egg-info

@@ -1,6 +1,6 @@
 """A board as an agent uses it: at a tracker over HTTP, or, without one, in this process.
 
-Both fulfil the same contract, and tests/test_boards.py holds both to it. All methods raise
+Both fulfil the same contract, and tests/swarm/tracking/test_boards.py holds both to it. All methods raise
 TrackerError; the in-process board never does.
 """
 

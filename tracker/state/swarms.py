@@ -27,7 +27,9 @@ from tracker.state.handout import Pool
 from tracker.state.offers import Offers
 
 WAKE_COST = 0.000_2
-"""Seconds of one core that answering one waiting agent takes (tests/test_tracker_load.py); half go into waves."""
+"""Seconds of one core that answering one waiting agent takes; half go into waves.
+
+tests/tracker/http/test_tracker_load.py measures it."""
 
 LONGEST_WAVE = 0.5
 """Seconds between the beginnings of two waves at most, unless the first takes longer."""
