@@ -89,7 +89,7 @@ class Node:
     async def start(self) -> None:
         """Open the store, listen for peers, look for trackers. Raises SwarmError, OSError."""
         self._store.on_lost = self._lost
-        self._store.on_found = self._found
+        self._store.on_found = lambda digest, size: self._spawn(self._found(digest, size))
         await self._store.open()
         await self.names.load()
         port = await self._session.start()
@@ -345,9 +345,9 @@ class Node:
         for fetch in self._fetches.values():
             fetch.tell_wish()
 
-    def _finished(self, fetch: Fetch) -> None:
+    async def _finished(self, fetch: Fetch) -> None:
         if fetch.is_kept and fetch.size is not None:
-            self._found(fetch.digest, fetch.size)
+            await self._found(fetch.digest, fetch.size)
 
     def _closed(self, fetch: Fetch) -> None:
         if self._fetches.get(fetch.digest) is fetch:
@@ -356,12 +356,13 @@ class Node:
         if fetch.is_verified and not self._closing:
             self._spawn(self._seed(fetch.digest))  # a blob of one window was offered by the fetch until now
 
-    def _found(self, digest: Digest, size: int) -> None:
-        """A blob is complete on this node: offer it."""
+    async def _found(self, digest: Digest, size: int) -> None:
+        """A blob is complete on this node: offer it, and then tell of it."""
         if self._closing:
             return
-        self._trackers.tell(digest, size)
-        self._spawn(self._seed(digest))
+        await self._seed(digest)
+        if self._store.size_of(digest) is not None:  # not evicted meanwhile
+            self._trackers.tell(digest, size)
 
     def _found_outside(self, digest: Digest, size: int) -> None:
         """containerd has a blob: offer it; its bytes are read when a tracker needs the hashes."""

@@ -59,7 +59,8 @@ class Context:
     trackers: Trackers
     pool: ThreadPoolExecutor
     metrics: SwarmMetrics
-    on_finished: Callable[[Fetch], None]
+    on_finished: Callable[[Fetch], Awaitable[None]]
+    """A blob is verified, and kept where there is room: returns once it is offered."""
     on_closed: Callable[[Fetch], None]
     entering: Callable[[], int]
     """Blobs that enter the cluster for readers on this node (`Fetch.enters`)."""

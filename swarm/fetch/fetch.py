@@ -372,13 +372,14 @@ class Fetch:
         await self._course.transfers.verified()  # the blob is offered as a seed from now on
         for window in here.layout.windows:
             self._course.follower.publish(window.index)
-        await self._course.follower.seal()
         try:
             await here.finish()
             self._course.phase = Phase.KEPT
         except StoreFull as error:
             log.warning("blob-not-kept", extra={"fields": {"digest": self.digest, "error": str(error)}})
-        self._context.on_finished(self)
+        # Before others hear that it is here whole: who dials too early comes back in a second or two.
+        await self._context.on_finished(self)
+        await self._course.follower.seal()
         self._course.follower.poll()
         if not self.readers and self._idle is None:
             self._idle = asyncio.get_running_loop().call_later(self._context.settings.linger, self._close_soon)

@@ -205,7 +205,9 @@ class Transfers:
         self._whole.reannounce()
 
     def restart(self) -> None:
-        """The board began again: nothing that was fetched or known counts any more."""
+        """The board began again: nothing that was fetched or known counts any more, unless the blob is verified."""
+        if self._stopped:
+            return  # the windows are right, are published again, and nobody else may offer them
         self._docking.restart()
         self._windows.restart()
         self._whole.stop()
