@@ -68,6 +68,11 @@ WITHOUT_CLUSTER = os.environ.get("SHOAL_CLUSTER") == "0"
 PATIENCE = os.environ.get("SHOAL_CLUSTER_WITHIN", "")
 """Minutes after which a run does not wait for the build any more, and says so; "": the build has failed then."""
 
+ENDS = float(os.environ.get("SHOAL_CLUSTER_UNTIL") or "inf")
+"""Minutes of a run after which no further test on a real Kubernetes is begun."""
+
+BEGUN = time.monotonic()
+
 supply = Supply(
     Path(tempfile.gettempdir()) / f"shoal-cluster-build-{os.getpid()}.log",
     *([60 * float(PATIENCE)] if PATIENCE else []),
@@ -127,6 +132,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("needs_cluster"):
         if WITHOUT_CLUSTER:
             pytest.skip("SHOAL_CLUSTER=0: no real Kubernetes")
+        if (time.monotonic() - BEGUN) / 60 > ENDS:
+            pytest.skip("SHOAL_CLUSTER_UNTIL: this run may not take longer")
         # A cluster takes minutes; these tests never enter libtorrent, and pytest-timeout ends them.
         faulthandler.cancel_dump_traceback_later()
     if why := unbuilt.get(_needs(item)):
@@ -149,7 +156,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """End with one line per kind of skip, that says how to have those tests run."""
+    """End with what the cluster cost, and one line per kind of skip, that says how to have those tests run."""
+    if told := supply.summary():
+        terminalreporter.write_line(told)
+    parts = [part for parts in terminalreporter.stats.values() for part in parts if isinstance(part, pytest.TestReport)]
+    on_cluster = [part for part in parts if "needs_cluster" in part.keywords]
+    if ran := {part.nodeid for part in on_cluster if part.when == "call" and not part.skipped}:
+        spent = sum(part.duration for part in on_cluster)
+        terminalreporter.write_line(f"{len(ran)} tests on a real Kubernetes took {spent / 60:.1f} min")
     reports = [report for report in terminalreporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)]
     for line in skips.summary(report.longrepr[2] for report in reports):
         terminalreporter.write_line(line)

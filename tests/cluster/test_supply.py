@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def test_a_test_waits_for_what_is_built_beside_it(place: Path) -> None:
     assert supply.wait(HELM) == ""
     assert binaries.built("helm")
     assert supply.wait(HELM) == ""
+    assert re.fullmatch(r"built beside the tests: helm after \S+ min; tests waited \S+ min for it", supply.summary())
     supply.end()
 
 
@@ -63,6 +65,7 @@ def test_what_is_there_is_not_built_again(place: Path) -> None:
     supply.begin({HELM})
     assert supply.wait(HELM) == ""
     assert not (place / "log").exists()
+    assert supply.summary() == ""
 
 
 def test_a_build_that_takes_too_long_is_ended_and_is_told_from_one_that_failed(place: Path) -> None:

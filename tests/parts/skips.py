@@ -23,6 +23,7 @@ _OTHER = {
     "actionlint": "install Go or actionlint; `make release-check` builds it where Go is",
     "Kubernetes' binaries": "install Go 1.26; the tests compile them once, behind the others",
     "SHOAL_CLUSTER=0": "leave SHOAL_CLUSTER out",
+    "SHOAL_CLUSTER_UNTIL": "give it more minutes",
     "SHOAL_CLUSTER_WITHIN": "give it more minutes, or `make cluster-build` before",
     "long: make cluster-test": "make cluster-test",
     "root's rights": "run `make test` as root",

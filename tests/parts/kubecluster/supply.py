@@ -1,7 +1,8 @@
 """What a cluster is made of, made in a process of its own while other tests run.
 
 `python -m tests.parts.kubecluster.supply helm cluster` is that process: it compiles the binaries, builds Shoal's image
-beside them, and prints a line for each thing that is there. It has the lowest priority: tests wait a lot.
+beside them, and prints a line for each thing that is there, with the seconds since it began. It has the lowest
+priority: tests wait a lot.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Supply:
         self._begun = time.monotonic()
         self._unread = b""
         self._asked: set[str] = set()
-        self._made: set[str] = set()
+        self._made: dict[str, float] = {}
+        """What is there -> seconds from the beginning."""
+        self._waited = 0.0
         self._why = "it was ended"
 
     def begin(self, wanted: Iterable[str]) -> None:
@@ -63,6 +66,13 @@ class Supply:
         """Until *what* is there, or cannot be. Why it cannot; "": it is there, or it was not asked for."""
         if what not in self._asked:
             return ""
+        begun = time.monotonic()
+        try:
+            return self._wait(what)
+        finally:
+            self._waited += time.monotonic() - begun
+
+    def _wait(self, what: str) -> str:
         while what not in self._made and self._child is not None and self._child.stdout is not None:
             left = self._begun + self._within - time.monotonic()
             if left <= 0 or not select.select([self._child.stdout], [], [], left)[0]:
@@ -71,11 +81,19 @@ class Supply:
                 self.end()
             elif chunk := os.read(self._child.stdout.fileno(), 4096):
                 *lines, self._unread = (self._unread + chunk).split(b"\n")
-                self._made.update(line.decode() for line in lines)
+                for name, seconds in (line.decode().split() for line in lines):
+                    self._made[name] = float(seconds)
             else:
                 self._why = f"exit status {self._child.wait()}"
                 self.end()
         return "" if what in self._made else self._told()
+
+    def summary(self) -> str:
+        """What was built, how long after the beginning each was there, and for how long a test waited; "": nothing."""
+        if not self._asked:
+            return ""
+        made = ", ".join(f"{name} after {seconds / 60:.1f} min" for name, seconds in self._made.items()) or "nothing"
+        return f"built beside the tests: {made}; tests waited {self._waited / 60:.1f} min for it"
 
     def end(self) -> None:
         """Stop what still runs. A second call does nothing."""
@@ -100,19 +118,24 @@ def there(what: str) -> bool:
 
 
 def make(*wanted: str) -> None:
-    """Make what is missing, and print the name of each thing that is there. Raises what the builds raise."""
+    """Make what is missing. For each thing that is there, print its name and seconds. Raises what the builds raise."""
+    begun = time.monotonic()
+
+    def told(name: str) -> None:
+        print(name, round(time.monotonic() - begun), flush=True)
+
     failed: list[BaseException] = []
     image = threading.Thread(target=_image, args=(failed,))
     if CLUSTER in wanted:
         image.start()  # it waits for downloads, mostly
     for name in ("helm", *binaries.PACKAGES) if CLUSTER in wanted else ("helm",):
         binaries.build(name)
-        print(name, flush=True)
+        told(name)
     if CLUSTER in wanted:
         image.join()
         if failed:
             raise failed[0]
-        print(CLUSTER, flush=True)
+        told(CLUSTER)
 
 
 def _image(failed: list[BaseException]) -> None:
