@@ -193,17 +193,18 @@ async def listening(app: web.Application, where: Endpoint, *, grace: float) -> A
 
 
 async def _bound(where: Endpoint) -> list[socket.socket]:
-    """A socket for each address of *where*, bound. Raises OSError."""
+    """A socket for each address of *where*, bound. `::` takes both families. Raises OSError."""
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(where.host or None, where.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     places: list[socket.socket] = []
+    apart = any(family == socket.AF_INET for family, *_ in found)
     try:
         for family, kind, protocol, _, address in dict.fromkeys(found):
             place = socket.socket(family, kind, protocol)
             places.append(place)
             place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
-                place.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                place.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(apart or address[0] != "::"))
             place.bind(address)
     except OSError as error:
         for place in places:
