@@ -18,7 +18,7 @@ from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from swarm.blob.digest import Digest, parse
-from swarm.blob.errors import BadHashes, DigestInvalid, TrackerError
+from swarm.blob.errors import BadHashes, DigestInvalid, SessionError, TrackerError
 from swarm.blob.geometry import geometry
 from swarm.blob.metainfo import sealed_info
 from swarm.fetch.course import Context
@@ -26,7 +26,7 @@ from swarm.fetch.fetch import Fetch
 from swarm.fetch.readers import Reader
 from swarm.identity.tls import Identity
 from swarm.metrics import SwarmMetrics
-from swarm.peer.session import Session, SessionError, Torrent
+from swarm.peer.session import Session, Torrent
 from swarm.protocol import wire
 from swarm.reading import Blob, FetchedBlob, HeldBlob
 from swarm.settings import SwarmSettings
@@ -165,7 +165,6 @@ class Node:
         digest: Digest,
         source: Source | None,
         *,
-        size: int | None = None,
         whole: bool = True,
         low: bool = False,
     ) -> AsyncIterator[Blob]:

@@ -32,7 +32,7 @@ from swarm.identity.issued import IssuedIdentity
 from swarm.identity.name import Role
 from swarm.identity.tls import Identity
 from tracker.errors import TrackerError
-from tracker.members.discovery import Discovery, DiscoveryError
+from tracker.members.discovery import Discovery
 from tracker.settings import TrackerSettings
 
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -252,7 +252,7 @@ async def _serve(flags: TrackerFlags) -> None:
     )
     try:
         await serve(settings, _discovery(flags), identity, authority)
-    except (TrackerError, DiscoveryError) as problem:
+    except TrackerError as problem:
         raise click.ClickException(str(problem)) from None
 
 

@@ -1,6 +1,9 @@
-"""What a tracker refuses, and how each refusal is said on the wire.
+"""What can go wrong in a tracker: what it refuses, with how that is said on the wire, and what it is refused.
 
 TrackerError
+├── DiscoveryError      the members cannot be found as configured
+├── ApiError            the Kubernetes API did not do what was asked
+├── NameUnresolved      a name has no address now, or no server said so
 └── Refused             what was asked is not given; one line says why
     ├── Malformed       400: the request makes no sense
     ├── Locked          401: a token is needed
@@ -18,6 +21,25 @@ from __future__ import annotations
 
 class TrackerError(Exception):
     """Base of everything that this package raises on purpose."""
+
+
+class DiscoveryError(TrackerError):
+    """The members cannot be found as configured; one line that says why, without secrets."""
+
+
+class ApiError(TrackerError):
+    """The API did not do what was asked. *status*: HTTP status, or 0 if there was no answer."""
+
+    def __init__(self, reason: str, *, status: int = 0, retry_after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.status = status
+        self.retry_after = retry_after
+        """Seconds that the server asked us to wait."""
+
+
+class NameUnresolved(TrackerError):
+    """The name has no address now, or no server said so. The text is one line."""
 
 
 class Refused(TrackerError):

@@ -17,6 +17,7 @@ from rich.live import Live
 
 from mirror.commands.asking import Asking, addresses, bearer, place, secured
 from mirror.commands.telling import Page, Told, render
+from swarm.base import bounded
 from swarm.base.flags import PATH, options, setting
 
 ANSWER_WITHIN = 5.0
@@ -138,12 +139,7 @@ class _Desk:
     async def _get(self, url: str) -> dict[str, Any]:
         async with self._session.get(url, allow_redirects=False, **self._how) as answer:
             answer.raise_for_status()
-            body = bytearray()
-            async for part in answer.content.iter_chunked(1 << 16):
-                body += part
-                if len(body) > MAX_ANSWER:
-                    raise ValueError("the answer is too long")
-        return msgspec.json.decode(body, type=dict[str, Any])
+            return msgspec.json.decode(await bounded.read(answer, MAX_ANSWER), type=dict[str, Any])
 
 
 def _why(problem: Exception) -> str:

@@ -52,7 +52,6 @@ class Swarm(Protocol):
         digest: Digest,
         source: Source | None,
         *,
-        size: int | None = None,
         whole: bool = True,
         low: bool = False,
     ) -> AbstractAsyncContextManager[Blob]:

@@ -103,15 +103,14 @@ class RegistryFront:
     async def _manifest(self, request: web.Request, ns: str, route: Route, digest: Digest | None) -> web.StreamResponse:
         unknown = Refusal("MANIFEST_UNKNOWN", "this mirror cannot get the manifest: ask its registry")
         extra: dict[str, str] = {}
-        size: int | None = None
         try:
             if digest is None:
                 named = await self._named(request, ns, route)
-                digest, size, extra = named.meaning.digest, named.meaning.size, named.headers
+                digest, extra = named.meaning.digest, named.headers
             source = self.upstream.manifest(ns, route.name, digest)
             await self._admit(ns, route.name, digest, lambda: self._manifest_readable(ns, route.name, digest))
             content, origins = await first_good(
-                self._content(request, digest, source, size), lambda: self._straight(ns, route.name, digest)
+                self._content(request, digest, source), lambda: self._straight(ns, route.name, digest)
             )
             for origin, count in origins.items() if request.method == "GET" else ():
                 request[REQUEST_LOG].sent(origin, count)
@@ -144,16 +143,14 @@ class RegistryFront:
             request[REQUEST_LOG].note = f"last known digest, {named.age:.0f} s old"
         return named
 
-    async def _content(
-        self, request: web.Request, digest: Digest, source: Source, size: int | None
-    ) -> tuple[bytes, Counter[str]]:
+    async def _content(self, request: web.Request, digest: Digest, source: Source) -> tuple[bytes, Counter[str]]:
         """The bytes of a manifest, which are few, and where they came from.
 
         Raises BlobUnavailable, BlobCorrupt, SourceError.
         """
         origins: Counter[str] = Counter()
         try:
-            async with self.bodies.swarm.open(digest, source, size=size) as blob:
+            async with self.bodies.swarm.open(digest, source) as blob:
                 if blob.size > manifests.LARGEST:
                     raise BlobUnavailable("too large for a manifest")
                 parts = []

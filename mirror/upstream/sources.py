@@ -22,12 +22,17 @@ of this size from servers that do not know it are not worth more memory."""
 EMPTY = Digest("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
 
 
+Turn = Callable[[int], Awaitable[None]]
+
+
 class UpstreamBody:
     """A Body (swarm/upstream/source.py) with what else is known about it."""
 
-    def __init__(self, answer: Answer, at: ContentRange, total: int, stop: int | None, read: bytes | None) -> None:
-        self.turn: Callable[[int], Awaitable[None]] | None = None
-        """Waits until so many bytes more may come; None: as fast as they do."""
+    def __init__(
+        self, answer: Answer, at: ContentRange, total: int, stop: int | None, read: bytes | None, turn: Turn
+    ) -> None:
+        """*turn*: waits until so many bytes more may come."""
+        self._turn = turn
         self._answer = answer
         self._read = read
         self.total = total
@@ -68,8 +73,7 @@ class UpstreamBody:
                     chunk = chunk[:left]
                 left -= len(chunk)
                 yield chunk
-                if self.turn is not None:  # what is not read fills the connection's buffers, and then upstream waits
-                    await self.turn(len(chunk))
+                await self._turn(len(chunk))  # what is not read fills the connection's buffers, and then upstream waits
         finally:
             self._answer.ticket.bytes(first - left)
         if missing:
@@ -130,9 +134,8 @@ class UpstreamSource:
         if at.total == 0 and self._digest not in (None, EMPTY):
             raise SourceBroken(f"{answer.host} sent an empty body")
         self.media_type = response.headers.get("Content-Type", "")
-        body = UpstreamBody(answer, at, at.total, stop, read)
-        body.turn = partial(self._exchanges.pace.take, low=self._target.low)
-        return body
+        turn = partial(self._exchanges.pace.take, low=self._target.low)
+        return UpstreamBody(answer, at, at.total, stop, read, turn)
 
 
 @dataclass

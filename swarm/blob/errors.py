@@ -6,13 +6,18 @@ SwarmError
 ├── SourceError          upstream, as the swarm sees it
 │   ├── SourceRefused    upstream will not give this blob to this agent (401, 403, 404, 451)
 │   ├── SourceBusy       upstream asks us to come back later (429, 503 with Retry-After)
-│   └── SourceBroken     network error, 5xx, short body: another try may work
-│       └── SourceSilent it had all the time that upstream is given: asking again at once is useless
+│   ├── SourceBroken     network error, 5xx, short body: another try may work
+│   │   └── SourceSilent it had all the time that upstream is given: asking again at once is useless
+│   └── SizeChanged      upstream says another size than the board
 ├── BlobUnavailable      nobody can bring the blob in: the client should go upstream itself
 ├── BlobCorrupt          the bytes do not match the digest, after every retry
 ├── BlobUnreadable       the copy on this node rotted or cannot be read: the rest must come from elsewhere
 ├── StoreFull            the blob does not fit (budget or disk): pass it through instead
 ├── StoreUnusable        the store directory cannot be used: another process has it, or no permission
+├── Stopped              nobody wants the hash any more that was being computed
+├── ShortFile            a file ends before the bytes that were to be hashed
+├── SessionError         libtorrent could not do what was asked
+├── IdentityError        certificates that cannot be used, or a peer without one
 └── TrackerError         a tracker did not answer
     └── TrackerRefused   it answered, and does not take what it was told: another incarnation, a quarantine
         └── NotAMember   it does not count this agent among the members
@@ -59,6 +64,10 @@ class SourceSilent(SourceBroken):
     """Upstream sent no first byte in all the time that it is given; another try at once is useless."""
 
 
+class SizeChanged(SourceError):
+    """Upstream says another size than the board."""
+
+
 class BlobUnavailable(SwarmError):
     """Nobody can bring the blob in. *cause* is what upstream said to this agent, if it was asked."""
 
@@ -81,6 +90,22 @@ class StoreFull(SwarmError):
 
 class StoreUnusable(SwarmError):
     """The store directory cannot be used: another process has it, or permission is missing."""
+
+
+class Stopped(SwarmError):
+    """Nobody wants the hash any more that was being computed."""
+
+
+class ShortFile(SwarmError):
+    """The file ends before the bytes that were to be hashed."""
+
+
+class SessionError(SwarmError):
+    """libtorrent could not do what was asked."""
+
+
+class IdentityError(SwarmError):
+    """Certificates that cannot be used, or a peer without one. One line, never a key."""
 
 
 class TrackerError(SwarmError):

@@ -17,12 +17,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
-from swarm.blob.errors import SourceBroken, SourceBusy, SourceError, SourceRefused
+from swarm.blob.errors import SizeChanged, SourceBroken, SourceBusy, SourceError, SourceRefused
 from swarm.blob.geometry import FIRST_WINDOW, Window
 from swarm.fetch.demand import Wanted
 from swarm.fetch.place import Place
 from swarm.protocol.board import Failure
-from swarm.upstream.download import Begun, SizeChanged, download_window
+from swarm.upstream.download import Begun, download_window
 from swarm.upstream.sequential import Sequential
 from swarm.upstream.source import Source
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from swarm.blob.errors import BlobUnavailable, SourceError, SwarmError
+from swarm.blob.errors import BlobUnavailable, SizeChanged, SourceError, SwarmError
 from swarm.blob.geometry import Window
 from swarm.fetch.course import Course, Phase
 from swarm.fetch.demand import Wanted, wanted_of
@@ -18,7 +18,6 @@ from swarm.fetch.partial import Partial
 from swarm.fetch.transfers import Transfers
 from swarm.peer.peers import PeerAddress
 from swarm.protocol.board import Failure
-from swarm.upstream.download import SizeChanged
 from swarm.upstream.source import Source
 
 log = logging.getLogger("shoal.swarm")

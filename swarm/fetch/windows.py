@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from swarm.blob.digest import Digest
-from swarm.blob.errors import BadHashes
+from swarm.blob.errors import BadHashes, SessionError
 from swarm.blob.geometry import Window
 from swarm.blob.metainfo import window_info
 from swarm.fetch.demand import Wanted
 from swarm.fetch.docking import Docking
 from swarm.fetch.place import Place
 from swarm.peer.peers import PeerAddress
-from swarm.peer.session import SessionError, Torrent
+from swarm.peer.session import Torrent
 
 LAST_WINDOWS = 2
 """Missing windows at the end of a blob whose torrents may be in their end game."""

@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from swarm.blob.errors import IdentityError
 from swarm.identity.name import Role, uri
-from swarm.identity.tls import IdentityError
 
 SKEW = timedelta(minutes=5)
 """A certificate counts from this long before it was made: clocks of nodes differ."""

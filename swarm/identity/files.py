@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 from swarm.base.seldom import Seldom
-from swarm.identity.tls import Credentials, Identity, IdentityError
+from swarm.blob.errors import IdentityError
+from swarm.identity.tls import Credentials, Identity
 
 log = logging.getLogger("shoal.identity")
 

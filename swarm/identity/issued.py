@@ -19,9 +19,10 @@ import aiohttp
 import msgspec
 
 from swarm.base.seldom import Seldom
+from swarm.blob.errors import IdentityError
 from swarm.identity.authority import Authority, expiry, key_pem, make_authority, new_key, request
 from swarm.identity.name import Role
-from swarm.identity.tls import Credentials, Identity, IdentityError
+from swarm.identity.tls import Credentials, Identity
 
 log = logging.getLogger("shoal.identity")
 

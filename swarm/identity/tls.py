@@ -20,12 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from swarm.blob.errors import SwarmError
+from swarm.blob.errors import IdentityError
 from swarm.identity.name import from_uri
-
-
-class IdentityError(SwarmError):
-    """Certificates that cannot be used, or a peer without one. One line, never a key."""
 
 
 @dataclass(frozen=True)

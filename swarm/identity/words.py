@@ -16,8 +16,9 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
+from swarm.blob.errors import IdentityError
 from swarm.identity.name import Role, from_uri, role_of
-from swarm.identity.tls import Credentials, IdentityError
+from swarm.identity.tls import Credentials
 
 MOST_CERTIFICATES = 4
 """An agent's own and what stands between it and the authority."""

@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from swarm.blob.digest import Digest
+from swarm.blob.errors import SessionError
 from swarm.blob.geometry import Geometry
-from swarm.peer.session import SessionError, Torrent
+from swarm.peer.session import Torrent
 from swarm.storage.held import Held
 from swarm.storage.staged import Staged
 

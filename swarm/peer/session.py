@@ -24,7 +24,7 @@ with warnings.catch_warnings():
     import libtorrent as lt
 
 from swarm.base.flags import Endpoint
-from swarm.blob.errors import SwarmError
+from swarm.blob.errors import SessionError
 from swarm.blob.metainfo import info_hash as hash_of_info
 from swarm.blob.metainfo import secured
 from swarm.identity.tls import DH, Identity
@@ -54,10 +54,6 @@ _DIALS_WITHIN = 0.005
 
 MANY_OPEN = 1000
 """Connections from which on idle ones are closed: the windows of a blob of 1 GiB with four each."""
-
-
-class SessionError(SwarmError):
-    """libtorrent could not do what was asked."""
 
 
 @dataclass(eq=False)

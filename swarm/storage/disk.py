@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swarm.blob.digest import Digest, from_hex, hex_of
-from swarm.blob.errors import DigestInvalid, StoreUnusable
+from swarm.blob.errors import DigestInvalid, ShortFile, StoreUnusable
 from swarm.blob.geometry import geometry
 from swarm.storage.errnos import is_scarcity, translate
-from swarm.storage.hashing import ShortFile, Sums, piece_hashes, sums
+from swarm.storage.hashing import Sums, piece_hashes, sums
 from swarm.storage.sidecar import Meta, Stamp, decode_meta, encode_meta, log_header, log_records, parse_log, stamp_of
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # <linux/falloc.h>

@@ -13,20 +13,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from swarm.blob.digest import Digest, from_hex
+from swarm.blob.errors import ShortFile, Stopped
 from swarm.blob.geometry import Geometry
 
 CHUNK = 1024 * 1024
 """Bytes read at once: the longest piece, so one read feeds both hashes while it is in the CPU's cache."""
 
 T = TypeVar("T")
-
-
-class Stopped(Exception):
-    """The caller no longer wants the hash."""
-
-
-class ShortFile(Exception):
-    """The file ends before the bytes that were to be hashed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,10 +30,10 @@ from array import array
 from collections.abc import Callable, Iterator
 
 from swarm.blob.digest import Digest
-from swarm.blob.errors import BlobUnreadable
+from swarm.blob.errors import BlobUnreadable, ShortFile
 from swarm.blob.geometry import geometry
 from swarm.blob.metainfo import HASH_LENGTH
-from swarm.storage.hashing import Hasher, ShortFile, chunks, piece_hash
+from swarm.storage.hashing import Hasher, chunks, piece_hash
 
 LASTS = 300.0
 """Seconds for which a piece that stayed in the page cache counts as proven: one SHA-1 in five minutes is little, and

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import aiohttp
 
+from swarm.base import bounded
 from swarm.blob.errors import NotAMember, TrackerError, TrackerRefused
 from swarm.protocol import wire
 from swarm.tracking.caller import Caller
@@ -51,9 +51,17 @@ LATE = 0.2
 MOST_SMALL = 1024 * 1024
 """Bytes of the longest answer that carries no hashes."""
 
-_STEP = 256 * 1024
-
 A = TypeVar("A", bound=wire.Wire)
+
+
+class Watcher(Protocol):
+    """Who decides which trackers are up."""
+
+    async def silent(self) -> None:
+        """A call has waited for DOUBT seconds: returns once it is known who is alive."""
+
+    def failed(self, link: Link, digest: str = "") -> None:
+        """A call about a blob (its *digest*) failed."""
 
 
 @dataclass(eq=False)
@@ -63,10 +71,8 @@ class Link:
     url: str
     """Base URL without a slash at the end."""
     http: aiohttp.ClientSession
-    on_silent: Callable[[Link], Awaitable[None]] | None = None
-    """Told that a call has waited for DOUBT seconds: finds out who is alive."""
-    on_failed: Callable[[Link, str], None] | None = None
-    """Told that a call about a blob (its digest) failed."""
+    watcher: Watcher | None = None
+    """Who looks after the tracker; None: nobody does."""
     caller: Caller = field(default_factory=Caller)
     up: bool = False
     changes: dict[str, int | None] = field(default_factory=dict)
@@ -98,9 +104,11 @@ class Link:
                 **self.caller.secure(),
             ) as response:  # fmt: skip
                 self.heard = asyncio.get_running_loop().time()
-                body = await self._read(response, wire.MAX_BODY if kind is wire.BoardAnswer else MOST_SMALL)
+                body = await bounded.read(response, wire.MAX_BODY if kind is wire.BoardAnswer else MOST_SMALL)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise TrackerError(f"tracker {self.url}: {type(error).__name__}") from None
+        except ValueError as error:
+            raise TrackerError(f"tracker {self.url}: {error}") from None
         try:
             if response.status == 200:
                 return wire.decode(body, kind)
@@ -128,9 +136,9 @@ class Link:
                 await asyncio.wait((call,), timeout=DOUBT)
                 if call.done():
                     return call.result()
-                if loop.time() - began > DOUBT + LATE or self.on_silent is None:
+                if loop.time() - began > DOUBT + LATE or self.watcher is None:
                     continue
-                await self.on_silent(self)
+                await self.watcher.silent()
                 if not self.up and not call.done():
                     raise TrackerError(f"tracker {self.url}: does not answer")
                 if self.pulse < QUICK and loop.time() > late and not call.done():
@@ -153,17 +161,5 @@ class Link:
 
     def failed(self, digest: str) -> None:
         """A call about *digest* failed."""
-        if self.on_failed is not None:
-            self.on_failed(self, digest)
-
-    async def _read(self, response: aiohttp.ClientResponse, most: int) -> bytes:
-        """The body, of *most* bytes at most. Raises TrackerError."""
-        parts: list[bytes] = []
-        size = 0
-        async for part in response.content.iter_chunked(_STEP):
-            size += len(part)
-            if size > most:
-                response.close()
-                raise TrackerError(f"tracker {self.url}: an answer of more than {most} bytes")
-            parts.append(part)
-        return b"".join(parts)
+        if self.watcher is not None:
+            self.watcher.failed(self, digest)

@@ -186,11 +186,11 @@ class Trackers:
             if link.wait > TELL_EVERY:
                 link.news.set()
 
-    # -- inside -----------------------------------------------------------------------------------
-
-    async def _silent(self, link: Link) -> None:
-        """A call to *link* has waited for long: find out whether the trackers are alive."""
+    async def silent(self) -> None:
+        """A call has waited for long: find out whether the trackers are alive."""
         await asyncio.shield(self._look())
+
+    # -- inside -----------------------------------------------------------------------------------
 
     def _look(self) -> asyncio.Task[None]:
         """All trackers that are up are asked at once for a sign of life: often they are cut off together."""
@@ -228,7 +228,7 @@ class Trackers:
 
     def _add(self, url: str) -> None:
         assert self._http is not None
-        link = self._links[url] = Link(url, self._http, self._silent, self.failed, self._caller)
+        link = self._links[url] = Link(url, self._http, self, self._caller)
         self._channels[url] = asyncio.create_task(self._channel(link))
 
     async def _follow(self, url: str) -> None:

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from types import ModuleType
 
 from swarm.base.seldom import Seldom
-from swarm.identity.tls import Identity, IdentityError
+from swarm.blob.errors import IdentityError
+from swarm.identity.tls import Identity
 from swarm.protocol import wire
 
 log = logging.getLogger("shoal.swarm")

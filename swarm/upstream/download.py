@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from functools import partial
 
-from swarm.blob.errors import SourceBroken, SourceError, SourceSilent
+from swarm.blob.errors import SizeChanged, SourceBroken, SourceSilent
 from swarm.blob.geometry import Geometry, Window
 from swarm.storage.errnos import translate
 from swarm.storage.staged import Staged
@@ -36,10 +36,6 @@ LINGER = 0.01
 0.1 ms of the loop's time, a third of what a piece needs on a fast network; on a slow one pieces are further apart."""
 
 _IOV_MAX = 512
-
-
-class SizeChanged(SourceError):
-    """Upstream says another size than the board."""
 
 
 def write_pieces(fd: int, pieces: list[list[memoryview]], offset: int) -> list[bytes]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from swarm.blob.digest import parse
-from swarm.blob.errors import SourceBroken, SourceError
+from swarm.blob.errors import SizeChanged, SourceBroken, SourceError
 from swarm.blob.geometry import Window
 from swarm.fetch.claims import Claims
 from swarm.fetch.demand import Wanted
@@ -18,7 +18,6 @@ from swarm.fetch.partial import Partial
 from swarm.fetch.tasks import Tasks
 from swarm.protocol.board import Failure
 from swarm.storage.store import Store
-from swarm.upstream.download import SizeChanged
 from tests.parts import data
 
 

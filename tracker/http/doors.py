@@ -16,7 +16,8 @@ from enum import StrEnum
 from aiohttp import web
 
 from swarm.base.browser import is_json, objection
-from swarm.identity.tls import IdentityError, peer_name
+from swarm.blob.errors import IdentityError
+from swarm.identity.tls import peer_name
 from tracker.errors import Closed, Locked, NoJson
 from tracker.members.gate import Claim
 

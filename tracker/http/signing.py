@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from swarm.blob.errors import IdentityError
 from swarm.identity.authority import Authority
 from swarm.identity.issued import LIFE, Asked, Signed
 from swarm.identity.name import Role
-from swarm.identity.tls import IdentityError
 from tracker.errors import Malformed, NotAMember, Unready
 
 log = logging.getLogger("shoal.tracker")

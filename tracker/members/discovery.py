@@ -13,14 +13,8 @@ from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Protocol, runtime_checkable
 
-from tracker.errors import TrackerError
-
 OnChange = Callable[[], None]
 """Called on the event loop after members or zones changed. Must not block; asks again what it needs."""
-
-
-class DiscoveryError(TrackerError):
-    """The members cannot be found as configured; one line that says why, without secrets."""
 
 
 class Reason(StrEnum):

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import aiodns
 
+from tracker.errors import NameUnresolved
 from tracker.members.backoff import USUAL, Backoff
 from tracker.members.discovery import OnChange, Reason, canonical
 
@@ -27,10 +28,6 @@ DEADLINE = 5.0
 
 MOST = 20_000
 """Addresses taken from one look at most."""
-
-
-class NameUnresolved(Exception):
-    """The name has no address now, or no server said so. The text is one line."""
 
 
 Resolve = Callable[[str], Awaitable[Iterable[str]]]

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from tracker.errors import ApiError
 from tracker.members.discovery import Reason
 from tracker.members.podset import Member
-from tracker.members.reflector import ApiError
 
 log = logging.getLogger("shoal.tracker")
 

@@ -20,9 +20,9 @@ import msgspec
 from kubernetes.aio import client, config
 from kubernetes.aio.config.config_exception import ConfigException
 
-from tracker.members.discovery import DiscoveryError
+from swarm.base import bounded
+from tracker.errors import ApiError, DiscoveryError
 from tracker.members.events import PodEvent
-from tracker.members.reflector import ApiError
 
 CONNECT = 10.0
 """Seconds for the first bytes of an answer's head; an API server under load takes a few."""
@@ -246,15 +246,12 @@ async def _within(seconds: float, what: Awaitable[T]) -> T:
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:
     """The body, at most MAX_BODY bytes."""
-    body = bytearray()
     try:
-        async for chunk in answer.content.iter_chunked(1 << 18):
-            body += chunk
-            if len(body) > MAX_BODY:
-                raise ApiError("the list is too long")
+        return await bounded.read(answer, MAX_BODY)
+    except ValueError as error:
+        raise ApiError(str(error)) from None
     except (aiohttp.ClientError, OSError) as error:
         raise ApiError(type(error).__name__) from None
-    return bytes(body)
 
 
 def _seconds(headers: Any) -> float:

@@ -10,13 +10,13 @@ from pathlib import Path
 import msgspec
 
 from swarm.base.seldom import Seldom
-from tracker.errors import Unready
+from tracker.errors import ApiError, Unready
 from tracker.members.backoff import USUAL, Backoff
 from tracker.members.discovery import OnChange, Reason, canonical
 from tracker.members.events import Events
 from tracker.members.kube import Kube, connect
 from tracker.members.podset import Member, Node, NodeZones, Pod, PodSet
-from tracker.members.reflector import ApiError, Reflector
+from tracker.members.reflector import Reflector
 from tracker.members.taints import Taints
 
 log = logging.getLogger("shoal.tracker")

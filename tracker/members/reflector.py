@@ -19,6 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
+from tracker.errors import ApiError
 from tracker.members.backoff import USUAL, Backoff
 from tracker.members.podset import Meta
 
@@ -37,17 +38,6 @@ PATIENCE = 3
 LONGEST_AWAY = 0.8
 """Seconds between two tries while the server does not answer at all, or is starting: who joins when it is back is known
 within a second. A tracker or two cannot hurt it with that."""
-
-
-class ApiError(Exception):
-    """The API did not do what was asked. *status*: HTTP status, or 0 if there was no answer."""
-
-    def __init__(self, reason: str, *, status: int = 0, retry_after: float = 0.0) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.status = status
-        self.retry_after = retry_after
-        """Seconds that the server asked us to wait."""
 
 
 class Api(Protocol):

@@ -11,8 +11,8 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from swarm.base.seldom import Seldom
+from tracker.errors import ApiError
 from tracker.members.backoff import USUAL, Backoff
-from tracker.members.reflector import ApiError
 
 log = logging.getLogger("shoal.tracker")
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from swarm.base import bounded
 from swarm.base.flags import tracker_urls
 from swarm.identity.name import Role
 from swarm.identity.tls import Identity
@@ -129,12 +130,7 @@ class Replicas:
             secure = {"ssl": self._identity.client_context(), "server_hostname": Role.TRACKER.host}
         async with self._http.get(url, allow_redirects=False, headers=self._headers, **secure) as answer:
             answer.raise_for_status()
-            body = bytearray()
-            async for piece in answer.content.iter_chunked(1 << 16):
-                body += piece
-                if len(body) > MAX_ANSWER:
-                    raise ValueError("the answer is too long")
-        return bytes(body)
+            return await bounded.read(answer, MAX_ANSWER)
 
     async def _addresses(self) -> list[str]:
         found = await asyncio.gather(*(self._resolve(url) for url in self._urls))

@@ -18,11 +18,12 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from swarm.blob.errors import IdentityError
 from swarm.identity import files
 from swarm.identity.authority import Authority, expiry, key_pem, make_authority, new_key, request
 from swarm.identity.files import IdentityFiles
 from swarm.identity.name import Role, from_uri, identity, name_of, role_of, uri
-from swarm.identity.tls import Credentials, Identity, IdentityError, peer_name
+from swarm.identity.tls import Credentials, Identity, peer_name
 
 NOW = datetime.now(UTC)
 HOUR = timedelta(hours=1)

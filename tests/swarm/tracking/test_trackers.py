@@ -222,6 +222,19 @@ async def test_a_blob_returns_to_a_tracker_whose_board_failed_only_after_longer_
     assert pauses == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
 
 
+class Notes:
+    """Who looks after a tracker, and notes which blobs it failed for."""
+
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+
+    async def silent(self) -> None:
+        return None
+
+    def failed(self, link: Link, digest: str = "") -> None:
+        self.failures.append(digest)
+
+
 @pytest.mark.parametrize("body", [b"<html>log in</html>", b"oops", b"", b"x" * 20_000_000, b'{"version": 1e999}'])
 @pytest.mark.parametrize("status", [200, 404, 500])
 async def test_an_answer_that_makes_no_sense_is_a_failure_of_that_board(status: int, body: bytes) -> None:
@@ -232,14 +245,14 @@ async def test_an_answer_that_makes_no_sense_is_a_failure_of_that_board(status: 
     app.router.add_post("/v1/board", answer)
     server = TestServer(app)
     await server.start_server()
-    failed: list[str] = []
+    notes = Notes()
     async with aiohttp.ClientSession() as http:
-        link = Link(str(server.make_url("")).rstrip("/"), http, None, lambda _link, digest: failed.append(digest))
+        link = Link(str(server.make_url("")).rstrip("/"), http, notes)
         poll = wire.BoardPoll(node="n", port=1, session="s", digest=digest_of("x"))
         with pytest.raises(TrackerError):
             await RemoteBoard(link).poll(poll)
     await server.close()
-    assert failed == [digest_of("x")]
+    assert notes.failures == [digest_of("x")]
 
 
 async def test_the_only_tracker_is_given_more_time() -> None:

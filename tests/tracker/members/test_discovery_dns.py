@@ -8,8 +8,9 @@ from collections.abc import Iterable
 import aiodns
 import pytest
 
+from tracker.errors import NameUnresolved
 from tracker.members.backoff import Backoff
-from tracker.members.dns import DnsDiscovery, NameUnresolved, addresses
+from tracker.members.dns import DnsDiscovery, addresses
 from tracker.members.static import StaticDiscovery
 
 

@@ -27,9 +27,10 @@ from swarm.protocol import wire
 from tests.parts.kubeapi import TOKEN, KubeApi, kube_api, node, pod
 from tests.parts.procs import Process, free_port, python
 from tests.parts.talk import JSON
+from tracker.errors import DiscoveryError
 from tracker.members import kube
 from tracker.members.backoff import Backoff
-from tracker.members.discovery import DiscoveryError, Reason
+from tracker.members.discovery import Reason
 from tracker.members.events import Events
 from tracker.members.pods import KubernetesDiscovery
 from tracker.members.taints import Taints

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.parts.kubeapi import node, pod
+from tracker.errors import ApiError
 from tracker.members.backoff import Backoff
 from tracker.members.discovery import Reason, canonical
 from tracker.members.events import Limiter, PodEvent
 from tracker.members.podset import Meta, Node, NodeZones, Pod, PodSet, member
-from tracker.members.reflector import PATIENCE, STEADY, ApiError, Course
+from tracker.members.reflector import PATIENCE, STEADY, Course
 
 
 def read(item: dict[str, Any]) -> Pod:
