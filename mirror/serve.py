@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -54,6 +54,7 @@ from swarm.base.scheduling import batch
 from swarm.identity.files import identity_files
 from swarm.identity.tls import Identity
 from swarm.node import Node
+from swarm.protocol import wire
 
 if TYPE_CHECKING:
     from swarm.identity.issued import EnrolledIdentity
@@ -70,6 +71,20 @@ KEEP_ALIVE = 75.0
 
 WAITING = 1024
 """Connections that the kernel keeps for us: containerd opens one per layer and chunk."""
+
+
+@dataclass(frozen=True)
+class _Orders:
+    """What trackers pass on to this agent, for those who act on it."""
+
+    guard: Guard
+    preheater: Preheater
+
+    def hold(self, host: str, seconds: float) -> None:
+        self.guard.hold(host, seconds)
+
+    def preheat(self, order: wire.Preheat) -> None:
+        self.preheater.take(order.id, order.images, order.platform)
 
 
 async def serve(settings: MirrorSettings) -> None:
@@ -93,7 +108,6 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
         identity = enrolled.identity if enrolled is not None else identity_of(settings)
         swarm = Node(settings.swarm(), prometheus, identity=identity)
         pace = Pace()
-        upstream = await stack.enter_async_context(await upstream_of(settings, prometheus, pace))
         telling: set[asyncio.Task[None]] = set()
 
         def tell(host: str, seconds: float) -> None:
@@ -101,13 +115,11 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
             telling.add(task)
             task.add_done_callback(telling.discard)
 
+        upstream = await stack.enter_async_context(await upstream_of(settings, prometheus, pace, tell))
         images = Images(swarm.tell_image)
         preheater = Preheater(swarm, upstream, swarm.tell_preheat, images)
         stack.push_async_callback(preheater.close)
-        swarm.on_preheat = lambda order: preheater.take(order.id, order.images, order.platform)
         swarm.names.ask_upstream = tags.asker(upstream)
-        upstream.guard.on_backoff = tell
-        swarm.on_backoff = upstream.guard.hold
         stack.push_async_callback(swarm.close)
         front = front_of(settings, swarm, upstream, metrics, stack, images)
         listens = asyncio.Event()
@@ -119,7 +131,7 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
         site = make_site(metrics, ready, lambda: {**swarm.status(), "requests": front.under_way})
         # Probes are answered while the store is still being read; the mirror listens once it can serve.
         await stack.enter_async_context(listening(site, settings.metrics_listen, grace=0.5))
-        await swarm.start()
+        await swarm.start(_Orders(upstream.guard, preheater))
         limiting: set[asyncio.Task[None]] = set()
 
         def limit(limits: Limits) -> None:
@@ -269,8 +281,16 @@ def header_word(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._:-]", "-", text)[:253] or "-"
 
 
-async def upstream_of(settings: MirrorSettings, prometheus: CollectorRegistry, pace: Pace | None = None) -> Upstream:
-    """The upstream client, from the flags and the files that they name. Raises SettingsInvalid."""
+async def upstream_of(
+    settings: MirrorSettings,
+    prometheus: CollectorRegistry,
+    pace: Pace | None = None,
+    on_backoff: Callable[[str, float], None] | None = None,
+) -> Upstream:
+    """The upstream client, from the flags and the files that they name. *on_backoff*: see Guard.
+
+    Raises SettingsInvalid.
+    """
     registries = registries_of(settings)
     if settings.registries is not None:
         registries = await asyncio.to_thread(registryfile.load, settings.registries, registries)
@@ -280,7 +300,7 @@ async def upstream_of(settings: MirrorSettings, prometheus: CollectorRegistry, p
     return Upstream(
         registries,
         credentials=credentials,
-        guard=Guard(lambda host: registries.limits(host, general), metrics=prometheus),
+        guard=Guard(lambda host: registries.limits(host, general), on_backoff=on_backoff, metrics=prometheus),
         url_rules=UrlRules(named=(*settings.blob_host, *named_hosts((*registries.allow, *registries.configured)))),
         deadlines=deadlines_of(settings.upstream_timeout),
         private=AddressRules(private=settings.private_upstreams, own=own),

@@ -9,30 +9,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from swarm.blob.digest import Digest, parse
-from swarm.blob.errors import BadHashes, DigestInvalid, SessionError, TrackerError
-from swarm.blob.geometry import geometry
-from swarm.blob.metainfo import sealed_info
-from swarm.fetch.course import Context
-from swarm.fetch.fetch import Fetch
-from swarm.fetch.readers import Reader
+from swarm.blob.errors import DigestInvalid, TrackerError
+from swarm.copies import Copies
+from swarm.fetch.course import Parts
+from swarm.fetches import Fetches
 from swarm.identity.tls import Identity
 from swarm.metrics import SwarmMetrics
-from swarm.peer.session import Session, Torrent
+from swarm.peer.session import Session
 from swarm.protocol import wire
 from swarm.reading import Blob, FetchedBlob, HeldBlob
 from swarm.settings import SwarmSettings
 from swarm.storage.content import BLOBS, Content
 from swarm.storage.hashing import Hasher
-from swarm.storage.held import Held
 from swarm.storage.store import Store
 from swarm.tracking.caller import Caller
 from swarm.tracking.tags import Names
@@ -48,12 +45,18 @@ COUNT_EVERY = 2.0
 """Seconds between two looks at how much was sent to peers."""
 
 
-class Node:
-    """See the module.
+class Orders(Protocol):
+    """Who acts on what trackers pass on to this agent."""
 
-    Above the bound of methods: it is what trackers, session, store and fetches call back, one short method each. To
-    give these to a second object would give two objects one state.
-    """
+    def hold(self, host: str, seconds: float) -> None:
+        """Another agent was asked by the upstream *host* to wait."""
+
+    def preheat(self, order: wire.Preheat) -> None:
+        """Somebody wants images on this node."""
+
+
+class Node:
+    """See the module."""
 
     def __init__(
         self,
@@ -65,57 +68,39 @@ class Node:
         """*identity*: agents and trackers know each other by key, and speak by TLS only."""
         self.settings = settings
         self.metrics = SwarmMetrics(registry or CollectorRegistry())
-        self.on_backoff: Callable[[str, float], None] = lambda host, seconds: None
-        self.on_preheat: Callable[[wire.Preheat], None] = lambda order: None
-        """Another agent was asked by an upstream to wait."""
         self._hasher = Hasher()
         self._store = Store(settings.store, settings.store_budget, hasher=self._hasher)
-        self._content: Content | None = None
         self._session = Session(settings.listen, on_bad_peer=self._bad_peer, identity=identity)
         caller = Caller(identity, settings.address, settings.pod)
         self._trackers = Trackers(settings.trackers, settings.name, self, caller)
         self.names = Names(settings.store / "names.json", settings.names_keep, self._trackers, identity=identity)
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="shoal-io")
-        self._fetches: dict[Digest, Fetch] = {}
-        self._seeds: dict[Digest, Torrent] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._copies = Copies(self._store, self._session, self.metrics, self._trackers.tell, self._spawn)
+        parts = Parts(settings, self._session, self._store, self._trackers, self._pool, self.metrics)
+        self._fetches = Fetches(parts, self._copies, self._spawn)
+        self._orders: Orders | None = None
         self._quarantined = 0.0
         self._was_member = not settings.trackers
         self._closing = False
-        self._context: Context | None = None
+        self._started = False
 
     # -- life -------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Open the store, listen for peers, look for trackers. Raises SwarmError, OSError."""
-        self._store.on_lost = self._lost
-        self._store.on_found = lambda digest, size: self._spawn(self._found(digest, size))
+    async def start(self, orders: Orders | None = None) -> None:
+        """Open the store, listen for peers, look for trackers. Raises SwarmError, OSError.
+
+        *orders*: who acts on what trackers pass on; None: nobody does.
+        """
+        self._orders = orders
         await self._store.open()
         await self.names.load()
         port = await self._session.start()
-        if self.settings.containerd_content is not None:
-            self._content = Content(
-                self.settings.containerd_content / BLOBS,
-                self._hasher,
-                self.settings.store / "meta" / "containerd",
-                on_add=self._found_outside,
-                on_gone=self._lost,
-            )
-            await self._content.open()
-        self._context = Context(
-            settings=self.settings,
-            session=self._session,
-            store=self._store,
-            trackers=self._trackers,
-            pool=self._pool,
-            metrics=self.metrics,
-            on_finished=self._finished,
-            on_closed=self._closed,
-            entering=lambda: sum(fetch.enters for fetch in self._fetches.values()),
-            on_entering=self._entering,
-            on_full=self._make_way,
-        )
-        await self._seed_all()  # before anybody hears of them: a peer that dials too early is turned away
+        if (content := self.settings.containerd_content) is not None:
+            known = self.settings.store / "meta" / "containerd"
+            await self._copies.use(Content(content / BLOBS, self._hasher, known))
+        self._started = True
+        await self._copies.offer_all()  # before anybody hears of them: a peer that dials too early is turned away
         self._membership()
         self._trackers.on_change(self._membership)
         await self._trackers.start(port)
@@ -125,15 +110,15 @@ class Node:
     async def close(self) -> None:
         """Hand over claims, say goodbye to the trackers, leave the store as a restart wants it."""
         self._closing = True
+        self._copies.stop()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(fetch.close() for fetch in list(self._fetches.values())), return_exceptions=True)
+        await self._fetches.close()
         await self._trackers.close()
         await self._session.close()
         await self.names.save()
-        if self._content is not None:
-            await self._content.close()
+        await self._copies.close()
         await self._store.close()
         self._hasher.close()
         self._pool.shutdown(wait=False)
@@ -147,12 +132,7 @@ class Node:
 
     def held(self, digest: Digest) -> int | None:
         """Size in bytes if the blob is complete on this node."""
-        if digest == EMPTY:
-            return 0
-        size = self._store.size_of(digest)
-        if size is None and self._content is not None:
-            size = self._content.size_of(digest)
-        return size
+        return 0 if digest == EMPTY else self._copies.size_of(digest)
 
     @property
     def room(self) -> int:
@@ -175,15 +155,15 @@ class Node:
         Raises BlobUnavailable within a second if nobody can bring it in, StoreFull if it does not fit.
         """
         again = partial(self.open, digest, source, whole=whole, low=low)
-        held = None if digest == EMPTY else await self._held(digest)
+        held = None if digest == EMPTY else await self._copies.get(digest)
         if held is not None or digest == EMPTY:
             try:
-                yield HeldBlob(digest, held.size if held else 0, held, self.metrics, again)
+                yield HeldBlob(digest, held.size if held else 0, held, again)
             finally:
                 if held is not None:
                     held.close()
             return
-        fetch, reader = self._join(digest, source, whole, low)
+        fetch, reader = self._fetches.join(digest, source, whole, low)
         try:
             yield FetchedBlob(digest, await fetch.sized(), fetch, reader, again)
         finally:
@@ -219,7 +199,7 @@ class Node:
     @property
     def ready(self) -> bool:
         """Whether requests can be served by this node alone: store and swarm port are open, and it is not closing."""
-        return self._context is not None and not self._closing and not self._store.trouble
+        return self._started and not self._closing and not self._store.trouble
 
     def tracker_urls(self) -> list[str]:
         """`scheme://host:port` of every tracker that is known, whether it answers or not."""
@@ -245,7 +225,7 @@ class Node:
                 "trouble": self._store.trouble,
             },
             "held": sum(1 for _ in self.held_blobs()),
-            "fetches": [fetch.status() for fetch in self._fetches.values()],
+            "fetches": self._fetches.status(),
             "quarantined_seconds": self._quarantined,
         }
 
@@ -253,14 +233,7 @@ class Node:
 
     def held_blobs(self) -> Iterable[wire.Held]:
         """All complete blobs on this node."""
-        seen: set[Digest] = set()
-        for digest, size in self._store.complete():
-            seen.add(digest)
-            yield wire.Held(digest=digest, size=size)
-        if self._content is not None:
-            for digest, size in self._content.complete():
-                if digest not in seen:
-                    yield wire.Held(digest=digest, size=size)
+        return self._copies.all()
 
     def known_names(self) -> Iterable[wire.Name]:
         """All known meanings of tags."""
@@ -296,13 +269,14 @@ class Node:
         for text in answer.need:
             self._spawn(self._tell_hashes(link, text))
         for text in answer.suspect:
-            self._spawn(self._doubt(text))
-        for backoff in answer.backoff:
-            self.on_backoff(backoff.host, backoff.seconds)
+            self._spawn(self._copies.doubt(text))
         for name in answer.resolve:
             self._spawn(self.names.chosen(link, name))
-        for order in answer.preheat:
-            self.on_preheat(order)
+        if self._orders is not None:
+            for backoff in answer.backoff:
+                self._orders.hold(backoff.host, backoff.seconds)
+            for order in answer.preheat:
+                self._orders.preheat(order)
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -316,67 +290,6 @@ class Node:
         self._was_member = self.member
         self.metrics.member.set(self.member)
 
-    async def _held(self, digest: Digest) -> Held | None:
-        held = await self._store.get_checked(digest)
-        if held is None and self._content is not None:
-            held = await self._content.get_checked(digest)
-        return held
-
-    def _join(self, digest: Digest, source: Source | None, whole: bool, low: bool) -> tuple[Fetch, Reader]:
-        assert self._context is not None, "start() first"
-        fetch = self._fetches.get(digest)
-        if fetch is None or fetch.error is not None or fetch.closing or fetch.is_lost:
-            old, fetch = fetch, Fetch(digest, self._context, after=fetch.closed if fetch is not None else None)
-            if old is not None and old.is_lost:
-                self._spawn(old.close())
-            self._fetches[digest] = fetch
-            self.metrics.fetches.set(len(self._fetches))
-            self._trackers.stir()
-        return fetch, fetch.join(whole, source, low=low)
-
-    async def _make_way(self) -> bool:
-        """The store is full: what was read in ranges and has no reader now is closed, so that its windows may go."""
-        idle = [fetch for fetch in self._fetches.values() if not fetch.readers and not fetch.is_verified]
-        await asyncio.gather(*(fetch.close() for fetch in idle))
-        return bool(idle)
-
-    def _entering(self) -> None:
-        for fetch in self._fetches.values():
-            fetch.tell_wish()
-
-    async def _finished(self, fetch: Fetch) -> None:
-        if fetch.is_kept and fetch.size is not None:
-            await self._found(fetch.digest, fetch.size)
-
-    def _closed(self, fetch: Fetch) -> None:
-        if self._fetches.get(fetch.digest) is fetch:
-            del self._fetches[fetch.digest]
-        self.metrics.fetches.set(len(self._fetches))
-        if fetch.is_verified and not self._closing:
-            self._spawn(self._seed(fetch.digest))  # a blob of one window was offered by the fetch until now
-
-    async def _found(self, digest: Digest, size: int) -> None:
-        """A blob is complete on this node: offer it, and then tell of it."""
-        if self._closing:
-            return
-        await self._seed(digest)
-        if self._store.size_of(digest) is not None:  # not evicted meanwhile
-            self._trackers.tell(digest, size)
-
-    def _found_outside(self, digest: Digest, size: int) -> None:
-        """containerd has a blob: offer it; its bytes are read when a tracker needs the hashes."""
-        self._trackers.tell(digest, size)
-
-    def _lost(self, digest: Digest) -> None:
-        """A blob is no longer complete on this node."""
-        if self._store.size_of(digest) is not None or (self._content and self._content.size_of(digest) is not None):
-            return
-        self._trackers.tell(digest, None)
-        torrent = self._seeds.pop(digest, None)
-        if torrent is not None:
-            self._session.remove(torrent)
-        self.metrics.held.set(len(self._seeds))
-
     async def _count_sent(self) -> None:
         """Keep the counter of bytes sent to peers: libtorrent tells it only when asked."""
         told = 0
@@ -387,68 +300,18 @@ class Node:
             self.metrics.bytes_out.inc(max(0, sent - told))
             told = sent
 
-    async def _seed_all(self) -> None:
-        for blob in list(self.held_blobs()):
-            await self._seed(parse(blob.digest), known_only=True)
-
-    async def _seed(self, digest: Digest, known_only: bool = False) -> bytes | None:
-        """Offer a complete blob in the session; returns its piece hashes. *known_only*: do not hash it for that."""
-        held = self._store.get(digest)
-        if held is None and not known_only:
-            held = await self._store.get_checked(digest)
-            if held is None and self._content is not None and await self._content.hashes(digest, idle=False):
-                held = self._content.get(digest)
-        if held is None:
-            return None
-        with held:
-            hashes = held.hashes
-            if not hashes:
-                return None
-            if digest not in self._seeds and held.size:
-                cut = geometry(held.size)
-                every = range(cut.pieces)
-                with contextlib.suppress(SessionError, BadHashes):
-                    info = sealed_info(digest, cut, hashes)
-                    self._seeds[digest] = await self._session.add(
-                        info,
-                        path=held.path,
-                        have=every,
-                        wanted=every,
-                        on_piece=lambda _piece: None,
-                        on_error=lambda text: self._seed_failed(digest, text),
-                    )
-                    self.metrics.held.set(len(self._seeds))
-            return hashes
-
-    def _seed_failed(self, digest: Digest, text: str) -> None:
-        log.error("seed-failed", extra={"fields": {"digest": digest, "error": text}})
-        torrent = self._seeds.pop(digest, None)
-        if torrent is not None:
-            self._session.remove(torrent)
-        self._spawn(self._store.check(digest))  # a copy that cannot be read is no longer offered
-
     async def _tell_hashes(self, link: Link, text: str) -> None:
         try:
             digest = parse(text)
         except DigestInvalid:
             return
-        hashes, size = await self._seed(digest), self.held(digest)
+        hashes, size = await self._copies.offer(digest), self.held(digest)
         if hashes is None or size is None:
             return
         with contextlib.suppress(TrackerError):
             await link.call(
                 "/v1/whole", wire.Whole(**self._trackers.me(), digest=digest, size=size, hashes=hashes), wire.Ok
             )
-
-    async def _doubt(self, text: str) -> None:
-        """Others say that our copy is corrupt: read it again."""
-        with contextlib.suppress(DigestInvalid):
-            digest = parse(text)
-            size = self._store.size_of(digest)
-            right = await self._store.check(digest)
-            log.warning("copy-checked", extra={"fields": {"digest": digest, "right": right}})
-            if right and size is not None:
-                self._trackers.tell(digest, size)
 
     def _bad_peer(self, info_hash: bytes, ip: str, port: int) -> None:
         """The session banned a peer for wrong bytes: name it to the tracker."""

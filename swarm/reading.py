@@ -13,7 +13,6 @@ from swarm.blob.errors import BlobUnreadable
 from swarm.fetch.fetch import Fetch
 from swarm.fetch.readers import Reader
 from swarm.fetch.reading import Span
-from swarm.metrics import SwarmMetrics
 from swarm.storage.held import Held
 
 log = logging.getLogger("shoal.swarm")
@@ -25,14 +24,6 @@ class Blob(Protocol):
     digest: Digest
     size: int
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Bytes given out to this reader, by origin."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether the whole blob is on this node, verified."""
-
     def read(self, start: int, stop: int) -> AsyncIterator[Span]:
         """Verified bytes [start, stop) in order."""
 
@@ -40,27 +31,17 @@ class Blob(Protocol):
 class HeldBlob:
     """A blob that is complete on this node. *again* opens it anew, once this copy turned out to be of no use."""
 
-    complete = True
-
     def __init__(
         self,
         digest: Digest,
         size: int,
         held: Held | None,
-        metrics: SwarmMetrics,
         again: Callable[[], AbstractAsyncContextManager[Blob]],
     ) -> None:
         self.digest = digest
         self.size = size
-        self._counts: dict[str, int] = {}
         self._held = held
-        self._metrics = metrics
         self._again = again
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Bytes given out to this reader, by origin."""
-        return self._counts
 
     async def read(self, start: int, stop: int) -> AsyncIterator[Span]:
         """Spans of the open file, each proven; from where the copy rotted or cannot be read, from elsewhere.
@@ -73,7 +54,6 @@ class HeldBlob:
         try:
             async with contextlib.aclosing(self._held.runs(start, stop)) as runs:
                 async for offset, count in runs:
-                    self._counts[origin] = self._counts.get(origin, 0) + count
                     start = offset + count
                     yield Span(fd, offset, count, origin)
         except BlobUnreadable as error:
@@ -99,16 +79,6 @@ class FetchedBlob:
         self._fetch = fetch
         self._reader = reader
         self._again = again
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Bytes given out to this reader, by origin."""
-        return self._reader.counts
-
-    @property
-    def complete(self) -> bool:
-        """Whether the whole blob is here by now."""
-        return self._fetch.is_verified
 
     async def read(self, start: int, stop: int) -> AsyncIterator[Span]:
         """Verified bytes, as they become readable; from elsewhere once the copy made of them is found wrong."""

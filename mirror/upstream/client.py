@@ -106,7 +106,7 @@ class Upstream:
 
     @property
     def guard(self) -> Guard:
-        """What protects upstreams: `on_backoff`, `hold`, `status`."""
+        """What protects upstreams: `hold`, `status`."""
         return self._exchanges.guard
 
     def blob(

@@ -112,7 +112,7 @@ class Guard:
         chance: Callable[[], float] = random.random,
         metrics: CollectorRegistry | None = None,
     ) -> None:
-        self.on_backoff = on_backoff
+        self._on_backoff = on_backoff
         self._limits_for = limits_for or (lambda _host: Limits())
         self._clock = clock
         self._chance = chance
@@ -250,8 +250,8 @@ class Guard:
             state.busy += 1
             state.held_until = max(state.held_until, now + seconds)
             self._pauses.labels(state.label, "upstream").inc()
-            if self.on_backoff is not None and seconds > 0:
-                self.on_backoff(host, seconds)
+            if self._on_backoff is not None and seconds > 0:
+                self._on_backoff(host, seconds)
             state.breaker.gone()
         elif isinstance(error, SourceBroken):
             outcome = "broken"

@@ -138,7 +138,7 @@ class Council:
         enters = much and course.readers.bulk and not course.closing
         if enters != course.enters:
             course.enters = enters
-            course.context.on_entering()
+            course.home.entering_changed()
 
     async def look_at_stalls(self) -> None:
         """Notice that peers deliver nothing: then missing windows are asked from upstream."""
@@ -261,5 +261,5 @@ class Council:
             sized=course.partial is not None,
             claims=course.context.settings.claims if self._may_claim() else 0,
             turning=self._turning and not by_window and not course.is_verified,
-            concurrent=course.context.entering() - course.enters,
+            concurrent=course.home.entering() - course.enters,
         )

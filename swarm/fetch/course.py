@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from swarm.blob.digest import Digest
 from swarm.blob.errors import SwarmError
 from swarm.fetch.claims import Claims
+from swarm.fetch.docking import Harbour
 from swarm.fetch.follower import Follower
 from swarm.fetch.partial import Partial
 from swarm.fetch.readers import Readers
@@ -21,7 +21,6 @@ from swarm.fetch.stalls import Stalls
 from swarm.fetch.tasks import Tasks
 from swarm.fetch.transfers import Transfers
 from swarm.metrics import SwarmMetrics
-from swarm.peer.session import Session
 from swarm.settings import SwarmSettings
 from swarm.storage.store import Store
 from swarm.tracking.trackers import Trackers
@@ -49,25 +48,35 @@ class Phase(Enum):
     """It cannot go on; `error` says why."""
 
 
+class Home(Protocol):
+    """Where all fetches of this node are known."""
+
+    async def finished(self, fetch: Fetch) -> None:
+        """A blob is verified, and kept where there is room: returns once it is offered."""
+
+    def closed(self, fetch: Fetch) -> None:
+        """Nothing that *fetch* began runs any more."""
+
+    def entering(self) -> int:
+        """Blobs that enter the cluster for readers on this node (`Fetch.enters`)."""
+
+    def entering_changed(self) -> None:
+        """There are more of those, or fewer."""
+
+    async def make_room(self) -> bool:
+        """The store is full: close what nobody reads. Whether there was anything."""
+
+
 @dataclass(eq=False)
-class Context:
+class Parts:
     """The parts of the agent that every fetch works with."""
 
     settings: SwarmSettings
-    session: Session
+    session: Harbour
     store: Store
     trackers: Trackers
     pool: ThreadPoolExecutor
     metrics: SwarmMetrics
-    on_finished: Callable[[Fetch], Awaitable[None]]
-    """A blob is verified, and kept where there is room: returns once it is offered."""
-    on_closed: Callable[[Fetch], None]
-    entering: Callable[[], int]
-    """Blobs that enter the cluster for readers on this node (`Fetch.enters`)."""
-    on_entering: Callable[[], None]
-    """There are more of those, or fewer."""
-    on_full: Callable[[], Awaitable[bool]]
-    """The store has no room: close what nobody reads. Whether there was anything."""
 
 
 @dataclass(eq=False)
@@ -75,7 +84,8 @@ class Course:
     """See the module. *partial* and *transfers* are there once the size is known."""
 
     digest: Digest
-    context: Context
+    context: Parts
+    home: Home
     tasks: Tasks
     started: float = field(default_factory=time.monotonic)
     readers: Readers = field(default_factory=Readers)

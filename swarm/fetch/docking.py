@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Protocol
 
 from swarm.blob.digest import Digest
@@ -13,7 +14,7 @@ from swarm.fetch.place import Place
 from swarm.metrics import SwarmMetrics
 from swarm.peer.arrivals import Arrivals
 from swarm.peer.peers import PeerAddress
-from swarm.peer.session import Session, Torrent
+from swarm.peer.session import Torrent
 
 log = logging.getLogger("shoal.swarm")
 
@@ -36,6 +37,32 @@ class Listener(Protocol):
         """*peer* sent wrong bytes, and was banned."""
 
 
+class Harbour(Protocol):
+    """Where torrents are while other agents can reach them: the session (swarm/peer/session.py)."""
+
+    async def add(
+        self,
+        info: bytes,
+        *,
+        path: Path,
+        have: Iterable[int],
+        wanted: Iterable[int],
+        on_piece: Callable[[int], None],
+        on_bad_piece: Callable[[int], None],
+        on_error: Callable[[str], None],
+        peers: Peers,
+        on_ban: Callable[[PeerAddress], None],
+        priority: int,
+    ) -> Torrent:
+        """The torrent of *info* over the file *path*. Raises SessionError."""
+
+    async def retire(self, torrent: Torrent) -> None:
+        """It leaves; returns once nothing of it is left to be written."""
+
+    def remove(self, torrent: Torrent) -> None:
+        """It leaves at once."""
+
+
 class Docking:
     """See the module. *spawn* starts a task that ends with the fetch."""
 
@@ -44,7 +71,7 @@ class Docking:
         digest: Digest,
         place: Place,
         listener: Listener,
-        session: Session,
+        session: Harbour,
         pool: ThreadPoolExecutor,
         metrics: SwarmMetrics,
         spawn: Callable[..., asyncio.Task[None]],

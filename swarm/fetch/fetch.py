@@ -26,7 +26,7 @@ from swarm.blob.errors import BlobUnavailable, StoreFull, SwarmError, TrackerErr
 from swarm.fetch import stalls
 from swarm.fetch.claims import Claims
 from swarm.fetch.council import Council
-from swarm.fetch.course import Context, Course, Phase
+from swarm.fetch.course import Course, Home, Parts, Phase
 from swarm.fetch.follower import Follower
 from swarm.fetch.intake import Intake
 from swarm.fetch.partial import Partial
@@ -64,13 +64,14 @@ class Fetch:
     Above the bound of methods: readers ask it alone, and each question is a method of one line.
     """
 
-    def __init__(self, digest: Digest, context: Context, after: asyncio.Event | None = None) -> None:
+    def __init__(self, digest: Digest, context: Parts, home: Home, after: asyncio.Event | None = None) -> None:
         """*after*: set once an earlier fetch of the same blob is closed; this one begins then."""
         self.digest = digest
         self.closed = asyncio.Event()
         self._context = context
+        self._home = home
         self._after = after
-        self._course = course = Course(digest, context, Tasks(self._task_failed))
+        self._course = course = Course(digest, context, home, Tasks(self._task_failed))
         self._intake = Intake(course, self._fail, self._reject)
         self._council = Council(course, self._intake.learn, self._intake.here)
         course.follower = Follower(digest, context.trackers, self._council, course.tasks.spawn)
@@ -306,7 +307,7 @@ class Fetch:
             await self._course.partial.close(keep=not self._council.stale)
         self._course.phase = Phase.CLOSED
         self.closed.set()
-        self._context.on_closed(self)
+        self._home.closed(self)
 
     def _lingers(self) -> float:
         """Seconds to go on without a reader."""
@@ -378,7 +379,7 @@ class Fetch:
         except StoreFull as error:
             log.warning("blob-not-kept", extra={"fields": {"digest": self.digest, "error": str(error)}})
         # Before others hear that it is here whole: who dials too early comes back in a second or two.
-        await self._context.on_finished(self)
+        await self._home.finished(self)
         await self._course.follower.seal()
         self._course.follower.poll()
         if not self.readers and self._idle is None:

@@ -50,7 +50,7 @@ class Intake:
             # Ranges touch a part of a blob, which may be larger than the store: room is made window by window.
             by_window = not course.readers.whole
             here = await Partial.open(
-                course.digest, size, context.store, context.on_full, course.tasks.spawn,
+                course.digest, size, context.store, course.home.make_room, course.tasks.spawn,
                 by_window=by_window, shared=shared,
             )  # fmt: skip
             if course.ranged:

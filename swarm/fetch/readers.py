@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from swarm.upstream.source import Source
 
@@ -23,7 +23,6 @@ class Reader:
     """Pieces in them that its range touches."""
     low: bool = False
     """Nobody waits for it: every other reader comes first."""
-    counts: dict[str, int] = field(default_factory=dict)
     late: bool = False
     """The blob was complete when this reader came: for it, the bytes come from the disk."""
 

@@ -67,7 +67,6 @@ async def spans(partial: Partial, supply: Supply, reader: Reader, start: int, st
                 count -= 1
             end = min(stop, (piece + count) * layout.piece_length)
             origin = "disk" if reader.late else pieces.origin(piece)
-            reader.counts[origin] = reader.counts.get(origin, 0) + end - position
             partial.touch(position, end)
             yield Span(file.fd, position, end - position, origin)
             position = end

@@ -18,14 +18,14 @@ from swarm.blob.digest import Digest
 from swarm.blob.geometry import Window
 from swarm.blob.metainfo import HASH_LENGTH
 from swarm.fetch.demand import Wanted
-from swarm.fetch.docking import Docking
+from swarm.fetch.docking import Docking, Harbour
 from swarm.fetch.modes import Mode
 from swarm.fetch.place import Place
 from swarm.fetch.whole import WholeTorrent
 from swarm.fetch.windows import WindowTorrents
 from swarm.metrics import SwarmMetrics
 from swarm.peer.peers import PeerAddress, successors
-from swarm.peer.session import Session, Torrent
+from swarm.peer.session import Torrent
 from swarm.peer.sole_seed import LoneHolder
 
 MOST_DIALLED = 2
@@ -70,7 +70,7 @@ class Transfers:
         place: Place,
         host: Host,
         hashes: Mapping[int, bytes],
-        session: Session,
+        session: Harbour,
         pool: ThreadPoolExecutor,
         metrics: SwarmMetrics,
         spawn: Callable[..., asyncio.Task[None]],

@@ -115,10 +115,6 @@ class Torrent:
         self.fetches = True  # it is hashed as what comes from a peer
         self._call(lambda handle: handle.add_piece(piece, data, 0))
 
-    def deadline(self, piece: int, milliseconds: int = 0) -> None:
-        """Fetch *piece* before everything else of this torrent."""
-        self._call(lambda handle: handle.set_piece_deadline(piece, milliseconds))
-
     def reannounce(self) -> None:
         """Ask for peers again: there are new ones."""
         if self.announces:

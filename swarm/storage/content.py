@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from swarm.blob.digest import Digest, from_hex, hex_of
 from swarm.blob.errors import DigestInvalid
 from swarm.blob.geometry import geometry
+from swarm.storage.changes import Changes, Listener
 from swarm.storage.disk import read_sums
 from swarm.storage.errnos import is_scarcity
 from swarm.storage.hashcache import HashCache
@@ -65,7 +66,7 @@ class Content:
     """What lies in *directory* (`<containerd's content directory>/BLOBS`).
 
     *hasher*: shared with the store. *cache*: directory for piece hashes, so that a restart does not
-    read everything again. *on_add* (digest, size) and *on_gone* (digest) are called on the loop.
+    read everything again.
     """
 
     def __init__(
@@ -73,13 +74,9 @@ class Content:
         directory: Path,
         hasher: Hasher,
         cache: Path,
-        *,
-        on_add: Callable[[Digest, int], None] = lambda _digest, _size: None,
-        on_gone: Callable[[Digest], None] = lambda _digest: None,
     ) -> None:
         self.directory = directory
-        self.on_add = on_add
-        self.on_gone = on_gone
+        self._changes = Changes()
         self._hasher = hasher
         self._cache = HashCache(cache)
         self._files: dict[Digest, _File] = {}
@@ -93,6 +90,10 @@ class Content:
         self._worker: asyncio.Task[None] | None = None
         self._complaint = ""
         self._closing = False
+
+    def on_change(self, listener: Listener) -> None:
+        """Tell *listener* of blobs that come and go."""
+        self._changes.add(listener)
 
     async def open(self) -> None:
         """Begin to watch; returns when what is there now was listed. The directory may be missing."""
@@ -297,7 +298,7 @@ class Content:
         if old:
             self._gone(digest)
         self._files[digest] = _File(stamp, hashes)
-        self.on_add(digest, stamp.size)
+        self._changes.tell(digest, stamp.size)
 
     def _gone(self, digest: Digest, wrong: _File | None = None) -> None:
         file = self._files.pop(digest, None)
@@ -307,7 +308,7 @@ class Content:
             file.open_file.lost = True
         if file.checking and file.checking is not asyncio.current_task():
             file.checking.cancel()
-        self.on_gone(digest)
+        self._changes.tell(digest, None)
 
     def _list(self, names: set[str] | None, known: set[Digest]) -> dict[Digest, tuple[Stamp, Meta | None]]:
         """Files there, of *names* or all, and what a former process knew of the rest but *known*. Blocks; OSError."""

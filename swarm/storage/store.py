@@ -20,6 +20,7 @@ from swarm.blob.errors import StoreFull
 from swarm.blob.metainfo import check_hashes
 from swarm.storage import disk
 from swarm.storage.books import BlobRecord, Books, PartialRecord, gaps
+from swarm.storage.changes import Changes, Listener
 from swarm.storage.errnos import is_scarcity
 from swarm.storage.evict import blocks, cost, sidecars
 from swarm.storage.eviction import Eviction
@@ -62,14 +63,11 @@ class Store:
         self.trouble = ""
         """Why nothing can be kept, as long as the directory is gone; else empty."""
         self.hasher = hasher or Hasher()
-        self.on_lost: Callable[[Digest], None] = lambda _digest: None
-        """A complete blob goes: evicted, vanished, or found wrong. Called before its file is taken away."""
-        self.on_found: Callable[[Digest, int], None] = lambda _digest, _size: None
-        """A blob that had been in doubt was read again and is right (digest, size)."""
         self._owns_hasher = hasher is None
         self._clock = clock
         self._layout = disk.Layout(root)
         self._books = Books()
+        self._changes = Changes()
         self._workers = Workers()
         self._trash = Trash(self._layout.trash, self._workers)
         self._eviction = Eviction(
@@ -88,10 +86,15 @@ class Store:
 
     # -- life ------------------------------------------------------------------------------------
 
+    def on_change(self, listener: Listener) -> None:
+        """Tell *listener* of blobs that are evicted, vanish or are found wrong, and of those that were in doubt and are
+        right. A blob that is finished is told by whoever brought it in."""
+        self._changes.add(listener)
+
     async def open(self) -> None:
         """Take the directory, find what a former process left. Raises StoreUnusable.
 
-        Blobs whose file is not as it was verified are read again in the background: see `on_found`.
+        Blobs whose file is not as it was verified are read again in the background: see `on_change`.
         """
         self._lock_fd = await self._workers.run(disk.prepare, self._layout)
         blobs, partials = await self._workers.run(disk.scan, self._layout)
@@ -123,7 +126,7 @@ class Store:
         await self._workers.drain()
         for blob in self._books.blobs.values():
             if blob.used > blob.saved:
-                await self._workers.run(self._save_use, blob)
+                await self._workers.run(_save_use, self._layout.meta(blob.digest), blob.used)
         if self._owns_hasher:
             self.hasher.close()
         await self._workers.close()
@@ -332,7 +335,7 @@ class Store:
 
     def right(self, blob: BlobRecord) -> None:
         """See Verdicts."""
-        self.on_found(blob.digest, blob.stamp.size)
+        self._changes.tell(blob.digest, blob.stamp.size)
 
     def wrong(self, blob: BlobRecord) -> None:
         """See Verdicts."""
@@ -420,7 +423,7 @@ class Store:
         if blob.checking and blob.checking is not asyncio.current_task():
             blob.checking.cancel()  # its descriptor holds the space
             self._trash.await_too(blob.checking)
-        self.on_lost(blob.digest)  # first: nobody is promised a blob that is no longer there
+        self._changes.tell(blob.digest, None)  # first: nobody is promised a blob that is no longer there
         # The name before the meta: killed in between, a meta alone is rubbish, a blob alone is read again.
         paths = [self._layout.blob(blob.digest), self._layout.meta(blob.digest)]
         self._trash.throw_away(paths, 0 if blob.open_file else cost(blob.stamp.size))
@@ -429,8 +432,10 @@ class Store:
         blob.used = self._clock()
         if blob.used - blob.saved >= SAVE_USE:
             blob.saved = blob.used
-            self._workers.submit(self._save_use, blob)
+            self._workers.submit(_save_use, self._layout.meta(blob.digest), blob.used)
 
-    def _save_use(self, blob: BlobRecord) -> None:
-        with contextlib.suppress(OSError):
-            os.utime(self._layout.meta(blob.digest), (blob.used, blob.used))
+
+def _save_use(meta: Path, used: float) -> None:
+    """Write down when a blob was used last. Blocks."""
+    with contextlib.suppress(OSError):
+        os.utime(meta, (used, used))

@@ -14,6 +14,7 @@ import pytest
 
 from swarm.blob.digest import Digest, parse
 from swarm.blob.geometry import geometry
+from swarm.storage.content import Content
 from swarm.storage.store import Store
 from tests.parts.data import digest_of
 
@@ -30,6 +31,21 @@ def pieces_of(data: bytes) -> dict[int, bytes]:
     """Index -> hash."""
     hashes = hashes_of(data)
     return {i: hashes[i * 20 : i * 20 + 20] for i in range(len(hashes) // 20)}
+
+
+class Told:
+    """What a store or containerd's content has told, in order."""
+
+    def __init__(self, storage: Store | Content) -> None:
+        self.lost: list[Digest] = []
+        self.found: list[tuple[Digest, int]] = []
+        storage.on_change(self._changed)
+
+    def _changed(self, digest: Digest, size: int | None) -> None:
+        if size is None:
+            self.lost.append(digest)
+        else:
+            self.found.append((digest, size))
 
 
 async def put(store: Store, data: bytes) -> Digest:

@@ -18,6 +18,7 @@ from mirror.errors import Forbidden
 from mirror.upstream.addresses import AddressRules
 from mirror.upstream.auth import Credential
 from mirror.upstream.client import Upstream
+from mirror.upstream.guard import Guard
 from mirror.upstream.registries import Registries
 from mirror.upstream.sources import UpstreamSource
 from mirror.upstream.transport import Deadlines, Request, Transport, translated
@@ -247,8 +248,8 @@ async def test_what_a_status_means(status: int, headers: dict[str, str], kind: t
 
 async def test_after_a_429_nothing_is_asked_until_the_time_is_over_and_the_cluster_is_told() -> None:
     told: list[tuple[str, float]] = []
-    async with serving(fixed(status=429, headers={"Retry-After": "7"})) as server, Upstream() as upstream:
-        upstream.guard.on_backoff = lambda host, seconds: told.append((host, seconds))
+    guard = Guard(on_backoff=lambda host, seconds: told.append((host, seconds)))
+    async with serving(fixed(status=429, headers={"Retry-After": "7"})) as server, Upstream(guard=guard) as upstream:
         source = upstream.blob(server.host, REPOSITORY, DIGEST)
         for _ in range(5):
             with pytest.raises(SourceBusy):

@@ -15,27 +15,12 @@ from swarm.fetch.news import Asked
 from swarm.fetch.tasks import Tasks
 from swarm.protocol import wire
 from swarm.protocol.board import Failure
-from swarm.tracking.trackers import Link, Trackers
+from swarm.tracking.trackers import Trackers
+from tests.parts.harbour import Nobody
 from tests.parts.talk import Talker, digest_of, hashes_of, town, until
 
 D = digest_of("blob")
 SIZE = 3 * MIB
-
-
-class Nobody:
-    """An agent that holds no blob."""
-
-    def held_blobs(self) -> Iterable[wire.Held]:
-        return ()
-
-    def known_names(self) -> Iterable[wire.Name]:
-        return ()
-
-    def stats(self) -> dict[str, float]:
-        return {}
-
-    async def on_answer(self, link: Link, answer: wire.AgentAnswer) -> None:
-        return None
 
 
 class Node:

@@ -33,13 +33,12 @@ class Heard:
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def add(self, digest: Digest, size: int) -> None:
-        self.added[digest] = size
-        self._say("add", digest)
-
-    def gone(self, digest: Digest) -> None:
-        self.added.pop(digest, None)
-        self._say("gone", digest)
+    def changed(self, digest: Digest, size: int | None) -> None:
+        if size is None:
+            self.added.pop(digest, None)
+        else:
+            self.added[digest] = size
+        self._say("gone" if size is None else "add", digest)
 
     def _say(self, word: str, digest: Digest) -> None:
         self.order.append((word, digest))
@@ -60,7 +59,8 @@ class Heard:
 @asynccontextmanager
 async def watching(root: Path, heard: Heard, cache: Path) -> AsyncIterator[Content]:
     hasher = Hasher()
-    content = Content(root / BLOBS, hasher, cache, on_add=heard.add, on_gone=heard.gone)
+    content = Content(root / BLOBS, hasher, cache)
+    content.on_change(heard.changed)
     await content.open()
     try:
         yield content

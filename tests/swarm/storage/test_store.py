@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from swarm.blob.digest import Digest, hex_of, parse
+from swarm.blob.digest import hex_of, parse
 from swarm.blob.errors import BadHashes, StoreFull, StoreUnusable
 from swarm.blob.geometry import FIRST_WINDOW, geometry
 from swarm.storage.evict import cost
 from swarm.storage.sidecar import RECORD
 from swarm.storage.store import Store
 from tests.parts.data import blob, digest_of
-from tests.parts.storing import content, hashes_of, pieces_of, put, taken
+from tests.parts.storing import Told, content, hashes_of, pieces_of, put, taken
 
 MIB = 1024 * 1024
 
@@ -107,8 +107,7 @@ async def test_a_changed_file_is_never_served(tmp_path: Path) -> None:
     """Same size, other bytes: gone once it was read again, and whoever relied on it is told."""
     async with opened(tmp_path) as store:
         digest = await put(store, blob(MIB, 1))
-        lost: list[Digest] = []
-        store.on_lost = lost.append
+        told = Told(store)
         path = tmp_path / "blobs" / "sha256" / hex_of(digest)
         with path.open("r+b") as file:
             file.seek(1000)
@@ -117,7 +116,7 @@ async def test_a_changed_file_is_never_served(tmp_path: Path) -> None:
         assert store.get(digest) is None
         assert list(store.complete()) == []
         assert await store.get_checked(digest) is None
-        assert lost == [digest]
+        assert told.lost == [digest]
         assert not path.exists()
         assert store.used == 0
 
@@ -145,10 +144,7 @@ async def test_a_late_write_of_the_same_bytes_costs_one_reading(tmp_path: Path) 
     """libtorrent may still flush what it has, by the staging path, after the blob was finished."""
     data = blob(2 * MIB, 1)
     async with opened(tmp_path) as store:
-        lost: list[Digest] = []
-        found: list[tuple[Digest, int]] = []
-        store.on_lost = lost.append
-        store.on_found = lambda digest, size: found.append((digest, size))
+        told = Told(store)
         digest = parse(digest_of(data))
         staged = await store.stage(digest, len(data))
         await staged.write(data, 0)
@@ -162,7 +158,7 @@ async def test_a_late_write_of_the_same_bytes_costs_one_reading(tmp_path: Path) 
         again = await store.get_checked(digest)
         assert again is not None
         again.close()
-        assert (lost, found) == ([], [(digest, len(data))])
+        assert (told.lost, told.found) == ([], [(digest, len(data))])
         staged.forget()
         assert content(store, digest) == data
     async with opened(tmp_path) as store:
@@ -343,10 +339,9 @@ async def test_the_least_recently_used_go_first_and_that_order_survives_a_restar
         clock.now += 100
         assert content(store, first)
     async with opened(tmp_path, budget, clock) as store:
-        lost: list[Digest] = []
-        store.on_lost = lost.append
+        told = Told(store)
         fourth = await put(store, blob(MIB, 3))
-        assert lost == [second]
+        assert told.lost == [second]
         assert {digest for digest, _ in store.complete()} == {first, third, fourth}
         assert taken(tmp_path) <= budget
         assert store.evictions == 1

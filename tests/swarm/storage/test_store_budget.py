@@ -137,7 +137,7 @@ class Life(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.store = Store(self.root, BUDGET, reserve_free=0, clock=self.clock)
-        self.store.on_lost = self.lost.add
+        self.store.on_change(lambda digest, size: self.lost.add(digest) if size is None else None)
         self.run(self.store.open())
 
     @rule(target=staged, data=st.sampled_from(BLOBS))

@@ -29,7 +29,7 @@ async def busy(root: Path, seed: int) -> None:
     """Bring blobs in, finish, forget, abandon, thin out and evict for ever; say what was finished or lost."""
     order = random.Random(seed)
     store = Store(root, BUDGET, reserve_free=0)
-    store.on_lost = lambda digest: print("lost", digest, flush=True)
+    store.on_change(lambda digest, _size: print("lost", digest, flush=True))
     await store.open()
     for digest, _ in store.complete():
         print("found", digest, flush=True)

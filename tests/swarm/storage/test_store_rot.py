@@ -22,7 +22,7 @@ from swarm.storage.held import Held
 from swarm.storage.proof import LASTS, STEP, Proof
 from swarm.storage.store import Store
 from tests.parts.data import blob, digest_of
-from tests.parts.storing import hashes_of, put
+from tests.parts.storing import Told, hashes_of, put
 
 MIB = 1024 * 1024
 SIZE = 3 * STEP + 12345
@@ -83,15 +83,14 @@ async def test_a_byte_that_rots_stops_the_body_before_it_leaves_and_the_copy_goe
 
 
 async def _sends_what_is_right_and_gives_up(store: Store, digest: Digest, root: Path) -> None:
-    lost: list[Digest] = []
-    store.on_lost = lost.append
+    told = Told(store)
     sent = bytearray()
     with store.get(digest) or pytest.fail("gone") as held:
         with pytest.raises(BlobUnreadable):
             await read(held, into=sent)
         assert held.lost
     assert bytes(sent) == DATA[: 2 * STEP]
-    assert lost == [digest]
+    assert told.lost == [digest]
     assert store.get(digest) is None
     assert not file_of(root, digest).exists()
     assert await put(store, DATA) == digest
@@ -140,8 +139,8 @@ async def test_what_containerd_has_is_proven_as_well_and_not_offered_until_its_f
     path = directory / hex_of(digest)
     path.write_bytes(DATA)
     for life in (1, 2):
-        gone: list[Digest] = []
-        content = Content(directory, hasher, cache, on_gone=gone.append)
+        content = Content(directory, hasher, cache)
+        told = Told(content)
         await content.open()
         if life == 1:
             assert await content.get_checked(digest)
@@ -151,7 +150,7 @@ async def test_what_containerd_has_is_proven_as_well_and_not_offered_until_its_f
             else:
                 with pytest.raises(BlobUnreadable):
                     await read(held)
-                assert gone == [digest]
+                assert told.lost == [digest]
                 assert await content.get_checked(digest) is None
         await content.close()
         if life == 1:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from swarm.blob.digest import Digest, hex_of, parse
+from swarm.blob.digest import hex_of, parse
 from swarm.blob.errors import StoreFull
 from swarm.storage.store import Store
 from tests.parts.data import blob, digest_of
-from tests.parts.storing import content, hashes_of, pieces_of, put
+from tests.parts.storing import Told, content, hashes_of, pieces_of, put
 
 MIB = 1024 * 1024
 ONE, TWO = blob(MIB, 1), blob(MIB, 2)
@@ -37,13 +37,12 @@ async def test_a_store_that_is_deleted_under_way_is_made_again_and_forgets_what_
     root = tmp_path / "store"
     async with opened(root) as store:
         gone = await put(store, ONE)
-        lost: list[Digest] = []
-        store.on_lost = lost.append
+        told = Told(store)
         for path in [root] if all_of_it else list(root.iterdir()):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         kept = await put(store, TWO)
         assert content(store, kept) == TWO
-        assert lost == [gone]
+        assert told.lost == [gone]
         assert list(store.complete()) == [(kept, MIB)]
         assert not store.trouble
         assert await put(store, ONE) == gone

@@ -1,0 +1,37 @@
+"""When it is noticed that peers deliver nothing: times in, a word out."""
+
+from __future__ import annotations
+
+from swarm.fetch.stalls import STALL, Stalls
+
+
+def test_windows_are_named_only_after_it_was_quiet_for_long_enough() -> None:
+    stalls = Stalls(0.0)
+    told = [(stalls.look((1, 2), now), stalls.windows) for now in (STALL * 0.9, STALL)]
+    assert told == [(False, ()), (True, (1, 2))]
+    assert not stalls.look((1, 2), STALL + 1), "nothing new"
+
+
+def test_a_piece_ends_a_stall() -> None:
+    stalls = Stalls(0.0)
+    stalls.look((1,), STALL)
+    stalls.moved(STALL)
+    assert stalls.look((1,), STALL + 0.1)
+    assert stalls.windows == ()
+
+
+def test_bytes_below_a_piece_count_where_they_become_more() -> None:
+    """On a thin line a piece takes longer than a stall: the first count is only what later ones are compared with."""
+    stalls = Stalls(0.0)
+    assert not stalls.restless(STALL / 4)
+    assert stalls.restless(STALL / 2)
+    assert stalls.received(100, STALL / 2), "the first count may be news"
+    assert not stalls.received(100, STALL / 2 + 1), "the second says that nothing came"
+    assert stalls.received(101, STALL)
+    assert stalls.quiet(STALL) == 0.0
+
+
+def test_few_windows_are_named_at_once() -> None:
+    stalls = Stalls(0.0)
+    stalls.look(tuple(range(100)), STALL)
+    assert len(stalls.windows) == 8
