@@ -1,0 +1,83 @@
+"""Whom to ask next: the least busy of those who hold it. Pure, with time passed in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+Address = tuple[str, int]
+"""IP address and port of an agent's lane."""
+
+MOST_OF_ONE = 4
+"""Requests of this agent to one holder at once: more share the same link, and take others' places there."""
+
+FAILED_FOR = 5.0
+"""Seconds for which a holder that was silent, slow or unreachable is asked only where nobody else is."""
+
+MOST_KNOWN = 4096
+"""Holders that are remembered; those that nothing is known of any more go first."""
+
+
+@dataclass(slots=True)
+class _Standing:
+    busy: int = 0
+    """Requests of ours that are under way."""
+    failed_until: float = 0.0
+    busy_until: float = 0.0
+    """It said that it has enough to do."""
+
+
+class Holders:
+    """What this agent knows of the holders that it asks."""
+
+    def __init__(self) -> None:
+        self._known: dict[Address, _Standing] = {}
+
+    def pick(self, candidates: Sequence[Address], now: float) -> Address | None:
+        """The one to ask now, earlier candidates first where they are equally busy; None: none can be asked now."""
+        best: tuple[tuple[bool, int], Address] | None = None
+        for address in candidates:
+            known = self._known.get(address) or _Standing()
+            if known.busy >= MOST_OF_ONE or now < known.busy_until:
+                continue
+            rank = (now < known.failed_until, known.busy)
+            if best is None or rank < best[0]:
+                best = rank, address
+        return best[1] if best is not None else None
+
+    def free_at(self, candidates: Iterable[Address], now: float) -> float | None:
+        """When the first of *candidates* that asked to be left alone may be asked again; None: none did."""
+        known = [self._known[address].busy_until for address in candidates if address in self._known]
+        return min((until for until in known if until > now), default=None)
+
+    def better(self, address: Address, candidates: Iterable[Address], now: float) -> bool:
+        """Whether one of *candidates* is worth leaving *address* for, which brings little."""
+        others = [self._known.get(other) or _Standing() for other in candidates if other != address]
+        return any(now >= other.failed_until and other.busy < MOST_OF_ONE for other in others)
+
+    def began(self, address: Address) -> None:
+        """A request to it is under way."""
+        self._of(address).busy += 1
+
+    def ended(self, address: Address) -> None:
+        """One less."""
+        known = self._of(address)
+        known.busy = max(0, known.busy - 1)
+
+    def failed(self, address: Address, now: float) -> None:
+        """It was silent, slow, unreachable, or sent what is wrong."""
+        self._of(address).failed_until = now + FAILED_FOR
+
+    def said_busy(self, address: Address, until: float) -> None:
+        """It asked to be left alone *until* then."""
+        self._of(address).busy_until = until
+
+    def _of(self, address: Address) -> _Standing:
+        known = self._known.get(address)
+        if known is None:
+            if len(self._known) >= MOST_KNOWN:
+                idle = [other for other, standing in self._known.items() if not standing.busy]
+                for other in idle[: MOST_KNOWN // 8]:
+                    del self._known[other]
+            known = self._known[address] = _Standing()
+        return known

@@ -1,0 +1,142 @@
+"""A connection to somebody who gives bytes over HTTP/1.1, for a thread that blocks on it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import struct
+import threading
+
+from swarm.peer.lane import message
+from swarm.peer.lane.message import END, MOST_HEAD, Answer, Malformed
+
+TICK = 0.5
+"""Seconds after which a read that brings nothing returns, so that the thread can look at its deadlines."""
+
+LOW_WATER = 64 * 1024
+"""Bytes that the kernel gathers before it wakes the thread. On links of 200 Mbit/s a wakeup for every few KiB costs
+a fifth of all CPU. At most half of the receive buffer, or a reader would stand still for ever."""
+
+
+class Silent(OSError):
+    """Nothing came within TICK."""
+
+    def __init__(self) -> None:
+        super().__init__("nothing came")
+
+
+class Link:
+    """See the module. All but `cut` is for the one thread that uses it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._encrypted = isinstance(sock, ssl.SSLSocket)
+        self._lock = threading.Lock()
+        self._open = True
+        self._lead = b""
+        """Bytes of the body that came with the head."""
+        self._low = 1
+        with contextlib.suppress(OSError):  # a socket pair has no such option
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._encrypted:
+            sock.settimeout(TICK)
+        else:
+            # The kernel's own deadline: a timeout of Python's costs a poll() before every read.
+            sock.settimeout(None)
+            deadline = struct.pack("@ll", int(TICK), int(TICK % 1 * 1e6))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, deadline)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 5, 0))
+
+    def send(self, data: bytes) -> None:
+        """Send a request. Raises OSError."""
+        self._sock.sendall(data)
+
+    def head(self, buffer: memoryview, patience: float) -> Answer:
+        """The head of the answer; its body follows from `fill`. *patience* in seconds. Raises OSError, Malformed."""
+        self._gather(1)
+        head = bytearray()
+        ticks = max(1, int(patience / TICK))
+        while END not in head:
+            if len(head) > MOST_HEAD:
+                raise Malformed("the head is too long")
+            try:
+                count = self._receive(buffer[: MOST_HEAD + 1])
+            except Silent:
+                ticks -= 1
+                if ticks <= 0:
+                    raise
+                continue
+            if not count:
+                raise ConnectionResetError("closed before an answer")
+            head += buffer[:count]
+        spelled, _, rest = bytes(head).partition(END)
+        self._lead = rest
+        return message.read_answer(spelled)
+
+    def fill(self, buffer: memoryview, left: int) -> int:
+        """Bytes of the body into *buffer*; 0: the other end closed. *left*: bytes of the body that are to come.
+
+        Raises Silent after TICK, OSError.
+        """
+        if self._lead:
+            count = min(len(self._lead), len(buffer))
+            buffer[:count] = self._lead[:count]
+            self._lead = self._lead[count:]
+            return count
+        self._gather(LOW_WATER if left >= 2 * LOW_WATER else 1)
+        return self._receive(buffer)
+
+    def _receive(self, buffer: memoryview) -> int:
+        try:
+            return self._sock.recv_into(buffer)
+        except (BlockingIOError, TimeoutError, ssl.SSLWantReadError):
+            raise Silent from None
+
+    def _gather(self, low: int) -> None:
+        if low != self._low and not self._encrypted:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low)
+            self._low = low
+
+    def stale(self) -> bool:
+        """Whether the other end has closed a kept connection, or said something unasked."""
+        try:
+            return socket.socket.recv(self._sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT) is not None
+        except BlockingIOError:
+            return False
+        except (OSError, ValueError):
+            return True
+
+    def cut(self) -> None:
+        """Wake the thread that reads: the connection is of no use any more. From any thread."""
+        with self._lock:
+            if self._open:
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """The end. May be called again."""
+        with self._lock:
+            self._open = False
+            with contextlib.suppress(OSError):
+                self._sock.close()
+
+
+def dial(
+    address: tuple[str, int],
+    *,
+    source: str | None = None,
+    tls: ssl.SSLContext | None = None,
+    host: str | None = None,
+    patience: float = 2.0,
+) -> Link:
+    """A connection to *address*, from the address *source* if given. Blocks for *patience* seconds. Raises OSError.
+
+    *tls*: encrypted; the other end must show a certificate of *host*.
+    """
+    sock = socket.create_connection(address, timeout=patience, source_address=(source, 0) if source else None)
+    try:
+        return Link(sock if tls is None else tls.wrap_socket(sock, server_hostname=host))
+    except BaseException:
+        sock.close()
+        raise

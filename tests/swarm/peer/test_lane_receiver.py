@@ -1,0 +1,271 @@
+"""Pieces from other agents: whoever is slow, silent, short or wrong is left, and what comes is right."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from swarm.peer.lane import message
+from swarm.peer.lane.errand import Cancelled, Errand, Unserved
+from swarm.peer.lane.holders import MOST_OF_ONE, Address, Holders
+from swarm.peer.lane.link import dial
+from swarm.peer.lane.receiver import Receiver
+from tests.parts.lane import Odd, Sample, asked, head_of, honest, sample
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def blob(tmp_path_factory: pytest.TempPathFactory) -> Sample:
+    return sample(tmp_path_factory.mktemp("lane"), 3 * MIB + 12345)
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    made = Receiver(dial)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def odd() -> Iterator[list[Odd]]:
+    every: list[Odd] = []
+    yield every
+    for holder in every:
+        holder.close()
+
+
+class Told:
+    """What an errand said."""
+
+    def __init__(self, blob: Sample, fd: int, holders: list[Address], first: int = 0, last: int | None = None) -> None:
+        self.pieces: list[int] = []
+        self.wrong: list[Address] = []
+        self.errand = Errand(
+            blob.digest, blob.cut, fd, first, blob.cut.pieces - 1 if last is None else last, holders=holders,
+            expected=blob.sums, on_piece=lambda piece, _sha1: self.pieces.append(piece), on_wrong=self.wrong.append,
+        )  # fmt: skip
+
+
+async def bring(blob: Sample, receiver: Receiver, holders: list[Odd], deadline: float = 30.0) -> Told:
+    """All of *blob* from *holders*: every piece once, in order, and the file is right."""
+    with blob.empty() as fd:
+        told = Told(blob, fd, [holder.address for holder in holders])
+        receiver.submit(told.errand)
+        async with asyncio.timeout(deadline):
+            await told.errand.ended
+        assert told.pieces == list(range(blob.cut.pieces))
+        assert os.pread(fd, blob.cut.size, 0) == blob.data
+        return told
+
+
+async def test_what_is_asked_comes_in_one_request(blob: Sample, receiver: Receiver, odd: list[Odd]) -> None:
+    odd.append(Odd(honest(blob)))
+    told = await bring(blob, receiver, odd)
+    assert [(r.start, r.stop) for r in odd[0].requests] == [(0, blob.cut.size)]
+    assert told.errand.moved == blob.cut.size
+
+
+async def test_a_holder_that_stops_in_mid_window_is_left_and_its_bytes_stay(
+    blob: Sample, receiver: Receiver, odd: list[Odd]
+) -> None:
+    stopped = threading.Event()
+
+    def stops(sock: socket.socket, request: message.Request, _count: int) -> bool:
+        sock.sendall(head_of(blob, request) + asked(blob, request)[: MIB + 1000])
+        return stopped.wait(60) and False
+
+    odd += [Odd(stops), Odd(honest(blob))]
+    told = await bring(blob, receiver, odd)
+    stopped.set()
+    assert odd[1].requests[0].start == MIB + 1000  # in mid-piece
+    assert told.errand.moved == blob.cut.size
+    assert not told.wrong
+
+
+async def test_a_holder_that_sends_slowly_is_left_where_another_is_free(
+    blob: Sample, receiver: Receiver, odd: list[Odd]
+) -> None:
+    ended = threading.Event()
+
+    def trickles(sock: socket.socket, request: message.Request, _count: int) -> bool:
+        sock.sendall(head_of(blob, request))
+        body = asked(blob, request)
+        for at in range(0, len(body), 100):
+            sock.sendall(body[at : at + 100])
+            if ended.wait(0.2):
+                return False
+        return True
+
+    odd += [Odd(trickles), Odd(honest(blob))]
+    await bring(blob, receiver, odd)
+    ended.set()
+    assert odd[1].requests
+
+
+@pytest.mark.parametrize("many", [1, 3], ids=["the only one", "one of three"])
+async def test_wrong_bytes_in_mid_piece_are_blamed_and_never_count(
+    blob: Sample, receiver: Receiver, odd: list[Odd], many: int
+) -> None:
+    def lies(sock: socket.socket, request: message.Request, _count: int) -> bool:
+        body = bytearray(asked(blob, request))
+        body[300_000] ^= 1  # in the second piece
+        sock.sendall(head_of(blob, request) + body)
+        return True
+
+    odd += [Odd(lies), *(Odd(honest(blob)) for _ in range(many - 1))]
+    if many > 1:
+        told = await bring(blob, receiver, odd)
+        assert odd[1].requests[0].start == 256 * 1024  # what was right of it stays
+    else:
+        with blob.empty() as fd:
+            told = Told(blob, fd, [odd[0].address])
+            receiver.submit(told.errand)
+            with pytest.raises(Unserved):
+                await told.errand.ended
+        assert told.pieces == [0]
+    assert told.wrong == [odd[0].address]
+
+
+async def test_who_sent_the_end_of_a_piece_is_not_blamed_for_its_beginning(
+    blob: Sample, receiver: Receiver, odd: list[Odd]
+) -> None:
+    def half(sock: socket.socket, request: message.Request, _count: int) -> bool:
+        sock.sendall(head_of(blob, request) + bytes(100_000))
+        return False
+
+    odd += [Odd(half), Odd(honest(blob))]
+    told = await bring(blob, receiver, odd)
+    assert not told.wrong
+    assert [r.start for r in odd[1].requests] == [100_000, 0]
+
+
+@pytest.mark.parametrize("at", [0, 1, 17, 100, 200, 262_143, 262_144, 262_145, 1_000_000])
+async def test_a_connection_may_close_at_every_offset(
+    blob: Sample, receiver: Receiver, odd: list[Odd], at: int
+) -> None:
+    def closes(sock: socket.socket, request: message.Request, count: int) -> bool:
+        answer = head_of(blob, request) + asked(blob, request)
+        sock.sendall(answer[:at] if count == 0 else answer)
+        return count > 0
+
+    odd += [Odd(closes), Odd(closes)]
+    await bring(blob, receiver, odd)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(message.answer(503, 2, why="lacking", total=1) + b"\x00\x00", id="lacking"),
+        pytest.param(message.answer(404, 0, why="unknown"), id="unknown"),
+        pytest.param(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", id="no HTTP"),
+        pytest.param(b"HTTP/1.1 206 x\r\nContent-Length: 5\r\n\r\nhello", id="no range"),
+        pytest.param(message.answer(206, 10, start=7, total=100), id="another range"),
+        pytest.param(b"HTTP/1.1 206 x\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", id="chunked"),
+        pytest.param(b"x" * 20_000, id="endless head"),
+    ],
+)
+async def test_who_claims_windows_that_it_lacks_is_left_at_once(
+    blob: Sample, receiver: Receiver, odd: list[Odd], answer: bytes
+) -> None:
+    def lacks(sock: socket.socket, _request: message.Request, _count: int) -> bool:
+        sock.sendall(answer)
+        return True
+
+    odd += [Odd(lacks), Odd(honest(blob))]
+    told = await bring(blob, receiver, odd)
+    assert len(odd[0].requests) == 1
+    assert not told.wrong
+
+
+async def test_who_is_busy_is_asked_again(blob: Sample, receiver: Receiver, odd: list[Odd]) -> None:
+    honestly = honest(blob)
+
+    def busy(sock: socket.socket, request: message.Request, count: int) -> bool:
+        if count < 2:
+            sock.sendall(message.answer(503, 0, why="busy"))
+            return True
+        return honestly(sock, request, count)
+
+    odd.append(Odd(busy))
+    await bring(blob, receiver, odd)
+    assert len(odd[0].requests) == 3
+
+
+async def test_nobody_there_is_told_and_not_waited_for(blob: Sample, receiver: Receiver) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        address = gone.getsockname()[:2]
+    with blob.empty() as fd:
+        told = Told(blob, fd, [address])
+        receiver.submit(told.errand)
+        with pytest.raises(Unserved):
+            await told.errand.ended
+
+
+async def test_what_is_not_wanted_any_more_ends_at_once(blob: Sample, receiver: Receiver, odd: list[Odd]) -> None:
+    asking, ended = threading.Event(), threading.Event()
+
+    def silent(sock: socket.socket, request: message.Request, _count: int) -> bool:
+        sock.sendall(head_of(blob, request) + asked(blob, request)[:300_000])
+        asking.set()
+        return ended.wait(60) and False
+
+    odd.append(Odd(silent))
+    with blob.empty() as fd:
+        told = Told(blob, fd, [odd[0].address])
+        receiver.submit(told.errand)
+        await asyncio.to_thread(asking.wait, 30)
+        receiver.cancel(told.errand)
+        with pytest.raises(Cancelled):
+            await told.errand.ended
+    ended.set()
+
+
+async def test_a_read_that_somebody_waits_for_passes_windows_that_queue(blob: Sample, odd: list[Odd]) -> None:
+    receiver = Receiver(dial, threads=1, urgent=1)
+    let_go = threading.Event()
+
+    def slow(sock: socket.socket, request: message.Request, count: int) -> bool:
+        if count == 0:
+            let_go.wait(60)
+        sock.sendall(head_of(blob, request) + asked(blob, request))
+        return True
+
+    odd.append(Odd(slow))
+    with blob.empty() as fd:
+        bulk = [Told(blob, fd, [odd[0].address], p, p) for p in range(3)]
+        urgent = Told(blob, fd, [odd[0].address], 5, 5)
+        urgent.errand.rank = -1
+        for told in (*bulk, urgent):
+            receiver.submit(told.errand)
+        await urgent.errand.ended
+        assert urgent.pieces == [5]
+        assert not any(told.errand.ended.done() for told in bulk)
+        let_go.set()
+        for told in bulk:
+            await told.errand.ended
+    await receiver.close()
+
+
+def test_holders_are_asked_least_busy_first_and_none_too_often() -> None:
+    holders, a, b = Holders(), ("10.0.0.1", 1), ("10.0.0.2", 1)
+    asked_for: list[Address] = []
+    while (address := holders.pick([a, b], 0.0)) is not None:
+        holders.began(address)
+        asked_for.append(address)
+    assert asked_for == [a, b] * MOST_OF_ONE
+    holders.ended(b)
+    assert holders.pick([a, b], 0.0) == b
+    holders.failed(b, 0.0)
+    holders.ended(a)
+    assert holders.pick([a, b], 1.0) == a
+    assert holders.pick([b], 1.0) == b  # where nobody else is
+    holders.said_busy(b, 2.0)
+    assert holders.pick([b], 1.0) is None
+    assert holders.free_at([b], 1.0) == 2.0
+    assert holders.pick([b], 2.5) == b
