@@ -82,7 +82,8 @@ def _measure(options: argparse.Namespace, network: net.Network, work: Path, rows
     known["shoal"] = mirrors.shoal(tuple(options.agent_flag))
     for path in options.mirror_file:
         known |= mirrors.from_file(path)
-    chosen = options.mirrors or list(known)
+    usual = [name for name in known if options.rate == 0 or name not in mirrors.YARDSTICKS]
+    chosen = options.mirrors or usual
     with stage.upstream(network, work, options.nodes, options.connection) as where, _progress(console) as progress:
         for size in options.size:
             for layers in options.layers:
@@ -126,8 +127,9 @@ def _discard(work: Path, *, keep: bool) -> None:
 
 @contextlib.contextmanager
 def _network(options: argparse.Namespace, *, shape: bool) -> Iterator[net.Network]:
-    node = net.Link(options.rate, options.rate, options.delay, options.loss)
-    links = {"upstream": net.Link(options.upstream or options.rate, options.rate, options.delay), "central": node}
+    rate = options.rate or None
+    node = net.Link(rate, rate, options.delay, options.loss)
+    links = {"upstream": net.Link(options.upstream or rate, rate, options.delay), "central": node}
     links |= {f"n{place}": node for place in range(options.nodes)}
     if not shape:
         yield net.loopback(list(links))
@@ -143,6 +145,9 @@ def _check(network: net.Network, console: Console) -> dict[str, float]:
         rate = net.check(network, sender, receiver)
         found[f"{sender}->{receiver}"] = rate
         nominal = min(network.hosts[sender].link.up or 0, network.hosts[receiver].link.down or 0)
+        if not nominal:
+            console.print(f"plain TCP {sender} -> {receiver}: {rate:.1f} Mbit/s, no limit")
+            continue
         console.print(f"plain TCP {sender} -> {receiver}: {rate:.1f} of {nominal:g} Mbit/s ({rate / nominal:.3f})")
     return found
 
@@ -171,14 +176,14 @@ def _options() -> argparse.Namespace:
     add("--nodes", type=int, default=8)
     add("--size", type=_size, nargs="+", default=[128 * MIB], help="of the images: 10MB 100MB 1GB")
     add("--layers", type=int, nargs="+", default=[1])
-    add("--rate", type=float, default=200.0, help="Mbit/s of every node's link, each way")
+    add("--rate", type=float, default=200.0, help="Mbit/s of every node's link, each way; 0: no limit")
     add("--upstream", type=float, help="Mbit/s of upstream's link (default: as --rate)")
     add("--connection", type=float, help="Mbit/s that upstream gives to one connection")
     add("--delay", type=float, default=0.0, help="one-way ms (needs netem)")
     add("--loss", type=float, default=0.0, help="share of packets that nodes lose")
     add("--congestion", default="cubic")
     add("--phases", nargs="+", choices=list(PHASES), default=["alone", "cold", "warm"])
-    add("--mirrors", nargs="+", help=f"of {', '.join(mirrors.BUILT_IN)} and those of --mirror-file (default: all)")
+    add("--mirrors", nargs="+", help=f"of {', '.join(mirrors.BUILT_IN)}, --mirror-file (default: the usual)")
     add("--mirror-file", type=Path, action="append", default=[], help="TOML with more mirrors, see bench/README.md")
     add("--agent-flag", action="append", default=[], help="passed to `shoal agent`, e.g. --agent-flag=--claims=2")
     add("--repeat", type=int, default=1)

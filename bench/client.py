@@ -8,6 +8,7 @@ starts fast and costs little beside what is measured.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -19,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -124,12 +126,18 @@ def pull(order: dict[str, Any], tally: Tally) -> None:
     def layer(digest: str) -> None:
         hasher = hashlib.sha256()
 
-        def take(part: memoryview) -> None:
-            tally.add(len(part))
-            if order["check"]:
-                hasher.update(part)
+        with contextlib.ExitStack() as stack:
+            keep = order["keep"]
+            kept = stack.enter_context(Path(keep, digest).open("wb", buffering=0)) if keep else None
 
-        fetch(order, f"/v2/{order['repository']}/blobs/{digest}", take, tally)
+            def take(part: memoryview) -> None:
+                tally.add(len(part))
+                if order["check"]:
+                    hasher.update(part)
+                if kept is not None:
+                    kept.write(part)
+
+            fetch(order, f"/v2/{order['repository']}/blobs/{digest}", take, tally)
         if order["check"] and "sha256:" + hasher.hexdigest() != digest:
             raise Unserved(f"a complete body with wrong bytes: {digest}")
 

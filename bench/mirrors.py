@@ -32,6 +32,8 @@ class Running:
     range_path: str = "/v2/{repository}/blobs/{digest}"
     """Path for range readers."""
     logs: Path | None = None
+    kept: bool = False
+    """Clients check the sha256 and write what they get, as a node does: a yardstick."""
 
 
 Mirror = Callable[[Stage], AbstractContextManager[Running]]
@@ -41,6 +43,46 @@ Mirror = Callable[[Stage], AbstractContextManager[Running]]
 def direct(stage: Stage) -> Iterator[Running]:
     """Every node by itself."""
     yield Running(lambda _host: stage.upstream_url)
+
+
+@contextlib.contextmanager
+def direct_kept(stage: Stage) -> Iterator[Running]:
+    """Every node by itself, and what it gets is checked and kept: the yardstick of an agent that nobody helps."""
+    yield Running(lambda _host: stage.upstream_url, kept=True)
+
+
+_NGINX_FILES = """
+daemon off; worker_processes auto; pid {root}/pid; error_log {root}/error.log; user root;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off; sendfile on; tcp_nopush on; sendfile_max_chunk 1m;
+  client_body_temp_path {root}/t1; proxy_temp_path {root}/t2; fastcgi_temp_path {root}/t3; uwsgi_temp_path {root}/t4;
+  scgi_temp_path {root}/t5;
+  server {{
+    listen {address};
+    location ~ ^/v2/.+/blobs/sha256:(?<two>..)(?<rest>.+)$ {{
+      alias {files}/docker/registry/v2/blobs/sha256/$two/$two$rest/data;
+    }}
+    location / {{ proxy_set_header Host {upstream}; proxy_pass http://{upstream}; }}
+  }}
+}}
+"""
+
+
+@contextlib.contextmanager
+def nginx_files(stage: Stage) -> Iterator[Running]:
+    """The first node gives its files by nginx and sendfile; who takes them checks and keeps them: the yardstick of
+    one holder and one seeker."""
+    root, host = stage.fresh("nginx-kept"), stage.nodes[0]
+    port = stage.port(CENTRAL_PORT, host)
+    config = root / "nginx.conf"
+    upstream = stage.upstream_url.removeprefix("http://")
+    config.write_text(_NGINX_FILES.format(root=root, files=stage.files, upstream=upstream, address=f"{host.ip}:{port}"))
+    with running([]) as processes:
+        argv = ["nginx", "-p", str(root), "-e", str(root / "error.log"), "-c", str(config)]
+        processes.append(Process(host, argv, root / "log"))
+        wait_listening([(processes[0], host.ip, port)])
+        yield Running(lambda _host: f"http://{host.ip}:{port}", processes, logs=root, kept=True)
 
 
 @contextlib.contextmanager
@@ -181,8 +223,13 @@ def _templated(name: str, template: Template) -> Mirror:
     return start
 
 
+YARDSTICKS = ("direct-kept", "nginx-kept")
+"""What a node without limits on its links is measured against: no set-ups that anybody would use."""
+
 BUILT_IN: dict[str, Mirror] = {
     "direct": direct,
+    "direct-kept": direct_kept,
+    "nginx-kept": nginx_files,
     "registry-cache": registry_cache,
     "nginx-slice": nginx_slice,
     "shoal": shoal(),

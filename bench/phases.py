@@ -144,6 +144,16 @@ def warm(run: Run) -> list[Row]:
         return [run.row("warm", best, run.pull(mirror, others))]
 
 
+def held(run: Run) -> list[Row]:
+    """One client asks for what its own node has; nothing is checked, so that the client is not what is measured."""
+    first = run.stage.nodes[:1]
+    with run.mirror(run.stage) as mirror:
+        run.pull(mirror, first)
+        mirror.kept = False
+        run.check = "none"
+        return [run.row("held", None, run.pull(mirror, first))]
+
+
 def update(run: Run) -> list[Row]:
     """All have the image; its update shares all layers but one, which all ask for at once."""
     if run.update is None:
@@ -187,6 +197,7 @@ PHASES: dict[str, Callable[[Run], list[Row]]] = {
     "cold": cold,
     "staggered": staggered,
     "warm": warm,
+    "held": held,
     "update": update,
     "wave": wave,
     "streaming": streaming,

@@ -60,7 +60,7 @@ class Measured:
     at: float
     """The common instant, seconds since the epoch."""
     mirror_cpu: float
-    """CPU-seconds of the mirror's processes."""
+    """CPU-seconds of the mirror's processes; of clients that keep what they get, too."""
     machine_cpu: float
     """CPU-seconds of the whole machine, clients and packet work included, and whatever else ran."""
     threads: dict[str, list[float]] = field(default_factory=dict)
@@ -94,8 +94,11 @@ def pull(
         host = stage.network.hosts[node]
         orders[node] = _common(stage, mirror, host) | {
             "kind": "pull", "repository": image.repository, "tag": image.tag, "parallel": 3, "skip": skip,
-            "delay": delay, "check": check == "all" or (check == "one" and place == len(delays) - 1),
+            "delay": delay, "keep": "",
+            "check": check == "all" or (check == "one" and place == len(delays) - 1) or mirror.kept,
         }  # fmt: skip
+        if mirror.kept:
+            orders[node]["keep"] = str(stage.fresh(f"kept-{node}"))
     return _run(stage, mirror, orders, tick)
 
 
@@ -206,6 +209,7 @@ class _Watch:
         self._links.append((round(time.monotonic() - self._at, 4), last))
         first = self._links[0][1]
         after = self._stage.upstream_counts()
+        kept = sum(p.cpu for p in pulled) if self._mirror.kept else 0.0  # they do a mirror's work
         return Measured(
             pulled,
             {name: after[name] - (self._upstream[name] if name != "most_open" else 0) for name in after},
@@ -213,7 +217,7 @@ class _Watch:
             {host: last[host][1] - first[host][1] for host in last},
             self._links,
             time.time() - (time.monotonic() - self._at),
-            sum(process.cpu() for process in self._mirror.processes) - self._cpu,
+            sum(process.cpu() for process in self._mirror.processes) - self._cpu + kept,
             busy() - self._busy,
             {
                 process.log.stem: _main_first(process.popen.pid, process.threads(), before)

@@ -45,6 +45,8 @@ class Stage:
     """Where a cache that is not on the nodes runs, and Shoal's tracker: with a link like a node's."""
     upstream_address: tuple[str, int]
     gate: Path
+    files: Path
+    """Where upstream's registry keeps its files."""
     images: list[tuple[Image, Image | None]] = field(default_factory=list)
     """Each with its update."""
     serials: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -87,10 +89,13 @@ def upstream(network: Network, work: Path, nodes: int, connection: float | None)
     """The stage on *network*; *connection*: Mbit/s that upstream gives to one connection at most."""
     host = network.hosts["upstream"]
     central = network.hosts["central"]
-    stage = Stage(network, work, [network.hosts[f"n{i}"] for i in range(nodes)], host, central, ("", 0), work / "gate")
+    stage = Stage(
+        network, work, [network.hosts[f"n{i}"] for i in range(nodes)], host, central, ("", 0), work / "gate", work
+    )
     registry_port, gate_port = stage.port(REGISTRY_PORT, host), stage.port(UPSTREAM_PORT, host)
     stage.upstream_address = (host.ip, gate_port)
     root = stage.fresh("registry")
+    stage.files = root / "files"
     gate = Path(__file__).with_name("gate.py")
     rate = [] if connection is None else [str(int(connection * 1e6 / 8))]
     with running([]) as processes:

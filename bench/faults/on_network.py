@@ -40,7 +40,7 @@ def tracker_cables(stage: Scene) -> None:
 
 def closed_port(stage: Scene) -> None:
     """Nobody can dial the first agent."""
-    stage.switch.rule("a0", "INPUT -p tcp --dport 6881 -j DROP")
+    stage.switch.rule("a0", "INPUT -p tcp --dport 6881:6882 -j DROP")
 
 
 def hole(one: str, *others: str, length: int = 1000) -> Deed:
