@@ -28,7 +28,7 @@ ENV PATH=/opt/shoal/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1
 USER 65532:65532
 VOLUME /var/lib/shoal
-EXPOSE 30000 6881 6969 5004
+EXPOSE 30000 6881 6882 6969 5004
 # An agent answers on 5004, a tracker on 6969. Kubernetes has its own probes (charts/shoal).
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD ["python", "-c", "\
 import sys, urllib.request\n\

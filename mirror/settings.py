@@ -113,6 +113,13 @@ class MirrorSettings:
         unit="IP and TCP port",
         reason="Peers are other nodes, so every address; 6881 is BitTorrent's usual port.",
     )
+    window_lane: bool = setting(
+        False,
+        bool,
+        "Give and take windows over HTTP as well, on the port after --swarm-listen's (6882).",
+        unit="on or off",
+        reason="Off while it is new: not every test with whole clusters was run with it. On moves bytes in the kernel.",
+    )
     metrics_listen: Endpoint = setting(
         Endpoint("127.0.0.1", 5004),
         ENDPOINT,
@@ -396,6 +403,7 @@ class MirrorSettings:
             name=self.node_name or socket.gethostname(),
             store_budget=self.store_budget,
             listen=self.swarm_listen,
+            window_lane=self.window_lane,
             trackers=self.tracker,
             address=self.address,
             pod=self.pod,

@@ -12,6 +12,7 @@ from swarm.blob.errors import BadHashes, DigestInvalid, SessionError
 from swarm.blob.geometry import geometry
 from swarm.blob.metainfo import sealed_info
 from swarm.metrics import SwarmMetrics
+from swarm.peer.lane.lane import Lane
 from swarm.peer.session import Session, Torrent
 from swarm.protocol import wire
 from swarm.storage.changes import Listener
@@ -29,12 +30,14 @@ class Copies:
         self,
         store: Store,
         session: Session,
+        lane: Lane,
         metrics: SwarmMetrics,
         tell: Listener,
         spawn: Callable[[Coroutine[Any, Any, Any]], None],
     ) -> None:
         self._store = store
         self._session = session
+        self._lane = lane
         self._metrics = metrics
         self._tell = tell
         self._spawn = spawn
@@ -158,6 +161,7 @@ class Copies:
         """A blob is no longer complete in one of the two places."""
         if self.size_of(digest) is None:
             self._tell(digest, None)
+            self._lane.withdraw(digest, lost=True)
             self._withdraw(digest)
 
     def _failed(self, digest: Digest, text: str) -> None:

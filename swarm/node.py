@@ -22,8 +22,11 @@ from swarm.blob.errors import DigestInvalid, TrackerError
 from swarm.copies import Copies
 from swarm.fetch.course import Parts
 from swarm.fetches import Fetches
+from swarm.giving import Accuser, offer_of
 from swarm.identity.tls import Identity
 from swarm.metrics import SwarmMetrics
+from swarm.peer.lane.lane import Lane
+from swarm.peer.lane.offers import Offer
 from swarm.peer.session import Session
 from swarm.protocol import wire
 from swarm.reading import Blob, FetchedBlob, HeldBlob
@@ -70,14 +73,19 @@ class Node:
         self.metrics = SwarmMetrics(registry or CollectorRegistry())
         self._hasher = Hasher()
         self._store = Store(settings.store, settings.store_budget, hasher=self._hasher)
-        self._session = Session(settings.listen, on_bad_peer=self._bad_peer, identity=identity)
+        self._session = Session(settings.listen, on_bad_peer=self._blame_torrent, identity=identity)
+        self._lane = Lane(self._give, identity)
         caller = Caller(identity, settings.address, settings.pod)
         self._trackers = Trackers(settings.trackers, settings.name, self, caller)
         self.names = Names(settings.store / "names.json", settings.names_keep, self._trackers, identity=identity)
+        accuser = self._accuser = Accuser(self._trackers, self.metrics, self._spawn)
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="shoal-io")
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._copies = Copies(self._store, self._session, self.metrics, self._trackers.tell, self._spawn)
-        parts = Parts(settings, self._session, self._store, self._trackers, self._pool, self.metrics)
+        self._copies = Copies(self._store, self._session, self._lane, self.metrics, self._trackers.tell, self._spawn)
+        parts = Parts(
+            settings, self._session, self._store, self._trackers, self._pool, self.metrics,
+            self._lane, accuser.sent_wrong,
+        )  # fmt: skip
         self._fetches = Fetches(parts, self._copies, self._spawn)
         self._orders: Orders | None = None
         self._quarantined = 0.0
@@ -96,6 +104,8 @@ class Node:
         await self._store.open()
         await self.names.load()
         port = await self._session.start()
+        if self.settings.window_lane:
+            self._trackers.lane = self._lane.start(self.settings.listen[0], port + 1 if port < 65535 else 0)
         if (content := self.settings.containerd_content) is not None:
             known = self.settings.store / "meta" / "containerd"
             await self._copies.use(Content(content / BLOBS, self._hasher, known))
@@ -116,6 +126,7 @@ class Node:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._fetches.close()
         await self._trackers.close()
+        await self._lane.close()
         await self._session.close()
         await self.names.save()
         await self._copies.close()
@@ -177,7 +188,11 @@ class Node:
                 await link.call("/v1/backoff", message, wire.Ok)
 
     async def limit(self, upload: int) -> None:
-        """Send *upload* bytes per second at most to other agents; 0: no bound. At any time after `start`."""
+        """Send *upload* bytes per second at most to other agents; 0: no bound. At any time after `start`.
+
+        libtorrent may use all of it, and the lane what libtorrent leaves: it has only who has no lane to send to.
+        """
+        self._lane.limit(upload)
         await self._session.limit(upload)
 
     def tell_image(self, image: wire.Image) -> None:
@@ -292,13 +307,14 @@ class Node:
 
     async def _count_sent(self) -> None:
         """Keep the counter of bytes sent to peers: libtorrent tells it only when asked."""
-        told = 0
+        torrents = lane = 0
         while True:
             self._session.count()
             await asyncio.sleep(COUNT_EVERY)
-            sent = self._session.sent
-            self.metrics.bytes_out.inc(max(0, sent - told))
-            told = sent
+            more, torrents = max(0, self._session.sent - torrents), self._session.sent
+            self._lane.spent(more)
+            given, lane = self._lane.counts.sent - lane, self._lane.counts.sent
+            self.metrics.bytes_out.inc(more + given)
 
     async def _tell_hashes(self, link: Link, text: str) -> None:
         try:
@@ -313,21 +329,21 @@ class Node:
                 "/v1/whole", wire.Whole(**self._trackers.me(), digest=digest, size=size, hashes=hashes), wire.Ok
             )
 
-    def _bad_peer(self, info_hash: bytes, ip: str, port: int) -> None:
-        """The session banned a peer for wrong bytes: name it to the tracker."""
-        self.metrics.banned_peers.inc()
+    def _blame_torrent(self, info_hash: bytes, ip: str, port: int) -> None:
+        """The session banned a peer for wrong bytes."""
         torrent = self._session.get(info_hash)
-        digest = torrent.name if torrent is not None else ""
-        log.error("peer-banned", extra={"fields": {"peer": f"{ip}:{port}", "digest": digest}})
-        if digest:
-            self._spawn(self._tell_corrupt(digest, ip, port))
+        self._accuser.sent_wrong(torrent.name if torrent is not None else "", (ip, port))
 
-    async def _tell_corrupt(self, digest: str, ip: str, port: int) -> None:
-        link = self._trackers.pick(digest)
-        if link is not None:
-            with contextlib.suppress(TrackerError):
-                message = wire.Corrupt(**self._trackers.me(), digest=digest, peer_ip=ip, peer_port=port)
-                await link.call("/v1/corrupt", message, wire.Ok)
+    async def _give(self, digest: Digest) -> Offer | None:
+        """A complete blob for the lane."""
+        held = await self._copies.get(digest) if not self._closing else None
+        if held is None:
+            return None
+        try:
+            return offer_of(held)
+        except OSError:  # no descriptor is left: others have it too
+            held.close()
+            return None
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

@@ -24,6 +24,9 @@ class SwarmSettings:
     listen: tuple[str, int] = ("0.0.0.0", 6881)
     """IP and port of the BitTorrent listener (docs/design.md, Ports)."""
 
+    window_lane: bool = False
+    """Windows travel between agents over HTTP, on the port after `listen`'s; else by BitTorrent alone."""
+
     trackers: tuple[str, ...] = ()
     """URLs, `http://host:port` or `dns+http://name:port` (every address of the name is a tracker)."""
 

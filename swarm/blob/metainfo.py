@@ -50,13 +50,18 @@ def info_hash(info: bytes) -> bytes:
     return hashlib.sha1(info, usedforsecurity=False).digest()
 
 
-def torrent_file(info: bytes, announce: Sequence[str]) -> bytes:
-    """A .torrent around *info* with the tracker URLs *announce*, each a tier of its own (BEP 12)."""
+def torrent_file(info: bytes, announce: Sequence[str], seeds: Sequence[str] = ()) -> bytes:
+    """A .torrent around *info* with the tracker URLs *announce*, each a tier of its own (BEP 12).
+
+    *seeds*: URLs under which HTTP servers give the file by its name, each with a slash at its end (BEP 19).
+    """
     head: dict[bytes, object] = {b"info": bencodepy.decode(info), b"created by": b"shoal"}
     if announce:
         head[b"announce"] = announce[0].encode()
     if len(announce) > 1:
         head[b"announce-list"] = [[url.encode()] for url in announce]
+    if seeds:
+        head[b"url-list"] = [url.encode() for url in seeds]
     encoded: bytes = bencodepy.encode(head)
     return encoded
 

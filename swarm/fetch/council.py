@@ -15,6 +15,7 @@ from swarm.fetch.demand import Demand, demand_of
 from swarm.fetch.events import (
     ClaimsChanged,
     Event,
+    HoldersNamed,
     Hopeless,
     ModeChanged,
     PeersChanged,
@@ -71,8 +72,8 @@ class Council:
                 self._restart()
             case Published(windows):
                 self._confirm(windows)
-            case ModeChanged(sealed, sole, available):
-                self._hold(Holding(sealed, sole, available))
+            case HoldersNamed() | ModeChanged():
+                self._hear(event)
             case ClaimsChanged(windows, sole):
                 course.claims.set(windows, course.transfers if sole else None, but=course.follower.publishing)
             case PeersChanged(_, more):
@@ -201,6 +202,12 @@ class Council:
             course.trace("window-known", window)
             for done in course.partial.confirm(window, course.follower.hashes[window]) if course.partial else ():
                 self._here(done.index)
+
+    def _hear(self, event: HoldersNamed | ModeChanged) -> None:
+        if isinstance(event, ModeChanged):
+            self._hold(Holding(event.sealed, event.sole, event.available))
+        elif self._course.transfers is not None:
+            self._course.transfers.named(event)
 
     def _hold(self, now: Holding) -> None:
         """The others hold the blob otherwise than before: fetch it accordingly."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
@@ -21,6 +22,8 @@ from swarm.fetch.stalls import Stalls
 from swarm.fetch.tasks import Tasks
 from swarm.fetch.transfers import Transfers
 from swarm.metrics import SwarmMetrics
+from swarm.peer.lane.lane import Lane
+from swarm.peer.peers import PeerAddress
 from swarm.settings import SwarmSettings
 from swarm.storage.store import Store
 from swarm.tracking.trackers import Trackers
@@ -77,6 +80,9 @@ class Parts:
     trackers: Trackers
     pool: ThreadPoolExecutor
     metrics: SwarmMetrics
+    lane: Lane
+    on_wrong: Callable[[Digest, PeerAddress], None]
+    """An agent sent a piece over the lane that does not match its hash."""
 
 
 @dataclass(eq=False)

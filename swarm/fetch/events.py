@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 PeerAddress = tuple[str, int]
@@ -43,6 +44,34 @@ class PeersChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class Holder:
+    """An agent that gives windows over the lane."""
+
+    peer: PeerAddress
+    lane: int
+    """TCP port of its lane."""
+
+    @property
+    def address(self) -> PeerAddress:
+        """Whom to connect to."""
+        return self.peer[0], self.lane
+
+
+@dataclass(frozen=True, slots=True)
+class HoldersNamed:
+    """Whom to ask for windows over the lane."""
+
+    named: Mapping[int, tuple[Holder, ...]]
+    """Window -> who holds it and has room to spare, best first; of some windows."""
+    others: tuple[Holder, ...]
+    """Other agents that take part, whatever they hold."""
+    sole: Holder | None
+    """The sole seed."""
+    strangers: bool
+    """Whether there are peers that speak BitTorrent alone."""
+
+
+@dataclass(frozen=True, slots=True)
 class Published:
     """The piece hashes of these windows are known now."""
 
@@ -74,4 +103,15 @@ class Hopeless:
     """The board knows nobody who holds what is missing, nor anybody who may bring it in."""
 
 
-Event = Sized | SizeConflict | Restarted | Poisoned | PeersChanged | Published | ModeChanged | ClaimsChanged | Hopeless
+Event = (
+    Sized
+    | SizeConflict
+    | Restarted
+    | Poisoned
+    | PeersChanged
+    | HoldersNamed
+    | Published
+    | ModeChanged
+    | ClaimsChanged
+    | Hopeless
+)

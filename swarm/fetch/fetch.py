@@ -302,7 +302,7 @@ class Fetch:
             async with asyncio.timeout(2.0):
                 await self._course.follower.leave(claims)
         if self._course.transfers is not None:
-            self._course.transfers.close()
+            await self._course.transfers.close()
         if self._course.partial is not None:
             await self._course.partial.close(keep=not self._council.stale)
         self._course.phase = Phase.CLOSED

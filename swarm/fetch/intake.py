@@ -22,6 +22,10 @@ from swarm.upstream.source import Source
 
 log = logging.getLogger("shoal.swarm")
 
+TELL_WITHIN = 0.25
+"""Seconds after which the board is told of windows that have come from peers. Not of pieces: it knows no pieces, and a
+session of range readers asked it four times a second for each of 32 blobs."""
+
 
 class Intake:
     """See the module: the Host of Claims and of Transfers. *fail*: the fetch cannot go on. *reject*: see Council."""
@@ -33,6 +37,7 @@ class Intake:
         self._fail = fail
         self._reject = reject
         self._learning = asyncio.Lock()
+        self._telling: asyncio.TimerHandle | None = None
 
     # -- the size ---------------------------------------------------------------------------------------
 
@@ -56,8 +61,8 @@ class Intake:
             if course.ranged:
                 here.expect_ranges()
             course.transfers = Transfers(
-                course.digest, here, self, course.follower.hashes, context.session, context.pool, context.metrics,
-                course.tasks.spawn, time.monotonic,
+                course.digest, here, self, course.follower.hashes, context.session, context.lane, context.pool,
+                context.metrics, course.tasks.spawn, time.monotonic,
             )  # fmt: skip
             course.partial = here
             course.follower.sized(size)
@@ -145,6 +150,12 @@ class Intake:
         """*peer* sent wrong bytes."""
         self._course.follower.ban(peer)
 
+    def wrong(self, peer: PeerAddress) -> None:
+        """*peer* sent a wrong piece over the lane: nothing is asked of it any more, and the tracker hears of it."""
+        self._course.context.metrics.bad_pieces.inc()
+        self._course.follower.ban(peer)
+        self._course.context.on_wrong(self._course.digest, peer)
+
     def here(self, window: int) -> None:
         """*window* is complete, from wherever."""
         course = self._course
@@ -159,12 +170,24 @@ class Intake:
 
     # -- inside -----------------------------------------------------------------------------------------
 
+    def _tell_soon(self) -> None:
+        """Others may have a window from here now, and while the board has no news nobody would tell it so."""
+        if self._telling is None and self._course.follower.shared and not self._course.closing:
+            self._telling = asyncio.get_running_loop().call_later(TELL_WITHIN, self._tell)
+
+    def _tell(self) -> None:
+        self._telling = None
+        if not self._course.closing:
+            self._course.follower.poll()
+
     def _ready(self, piece: int, sha1: bytes, origin: str) -> None:
         assert self._course.partial is not None, "the size is known before anything comes"
         done = self._course.partial.ready(piece, sha1, origin)
         if done is not None:
             self.trace("window-here", done.index, origin=origin)
             self.here(done.index)
+            if origin == "peer" and self._course.context.lane.port:
+                self._tell_soon()
 
     async def _give_back(self, window: int, failure: Failure, error: SourceError | None) -> None:
         retry_after = error.retry_after if error is not None else None

@@ -7,7 +7,7 @@ question that named a later version, or none, does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -17,6 +17,8 @@ from swarm.blob.metainfo import HASH_LENGTH
 from swarm.fetch.events import (
     ClaimsChanged,
     Event,
+    Holder,
+    HoldersNamed,
     Hopeless,
     ModeChanged,
     PeerAddress,
@@ -58,6 +60,7 @@ class News:
         self._banned: set[PeerAddress] = set()
         self._rejected: int | None = None
         self._whole = False
+        self._holders = HoldersNamed({}, (), None, strangers=False)
 
     @property
     def hashes(self) -> Mapping[int, bytes]:
@@ -131,6 +134,10 @@ class News:
             yield SizeConflict(answer.size)
             return
         yield from self._take_hashes(answer, asked)
+        holders = self._take_holders(answer)
+        if self._size is not None and holders != self._holders:
+            self._holders = holders
+            yield holders
         yield from self._take_mode(answer)
         sole = self.sole is not None
         claims = frozenset(answer.claims) if sole or not (self._whole and answer.lone is not None) else frozenset()
@@ -155,6 +162,7 @@ class News:
             return False
         self.generation, self.since, self._told, self._rejected = answer.generation, 0, set(), None
         self._hashes.clear()
+        self._holders = HoldersNamed({}, (), None, strangers=False)
         self.sealed, self.sole, self.available = False, None, None
         return True
 
@@ -181,6 +189,15 @@ class News:
             self.since = max(self.since, answer.version)
         if new:
             yield Published(tuple(new))
+
+    def _take_holders(self, answer: wire.BoardAnswer) -> HoldersNamed:
+        named = {window: found for window, told in answer.holders.items() if (found := self._lanes(told))}
+        sole = self._lanes((answer.lone,)) if answer.lone is not None and not self._whole else ()
+        strangers = any(not peer.lane for peer in answer.peers)
+        return HoldersNamed(named, self._lanes(answer.peers), sole[0] if sole else None, strangers)
+
+    def _lanes(self, told: Iterable[wire.Peer]) -> tuple[Holder, ...]:
+        return tuple(Holder((p.ip, p.port), p.lane) for p in told if p.lane and (p.ip, p.port) not in self._banned)
 
     def _carries_all(self, asked: Asked) -> bool:
         return asked.since is not None and asked.since <= self.since

@@ -1,6 +1,7 @@
-"""What is fetched from peers, and offered to them: by torrents of windows, of the whole blob, or from a sole seed.
+"""What is fetched from peers, and offered to them: over the lane, or by torrents of windows and of the whole blob.
 
-Owns the torrents of one blob and the mode. The rest of a fetch says what is wanted (`want`), in which
+Owns what moves between peers of one blob, and the mode. Torrents are for peers without a lane, and for
+what the lane does not bring. The rest of a fetch says what is wanted (`want`), in which
 mode (`set_mode`), and asks for a window to be left alone (`writing`) before anybody else writes there.
 """
 
@@ -19,11 +20,14 @@ from swarm.blob.geometry import Window
 from swarm.blob.metainfo import HASH_LENGTH
 from swarm.fetch.demand import Wanted
 from swarm.fetch.docking import Docking, Harbour
+from swarm.fetch.events import Holder, HoldersNamed
+from swarm.fetch.lanes import LaneWindows
 from swarm.fetch.modes import Mode
 from swarm.fetch.place import Place
 from swarm.fetch.whole import WholeTorrent
 from swarm.fetch.windows import WindowTorrents
 from swarm.metrics import SwarmMetrics
+from swarm.peer.lane.lane import Lane
 from swarm.peer.peers import PeerAddress, successors
 from swarm.peer.session import Torrent
 from swarm.peer.sole_seed import LoneHolder
@@ -56,6 +60,9 @@ class Host(Protocol):
     def banned(self, peer: PeerAddress) -> None:
         """*peer* sent wrong bytes."""
 
+    def wrong(self, peer: PeerAddress) -> None:
+        """*peer* sent a wrong piece over the lane."""
+
 
 class Transfers:
     """See the module. *hashes*: window -> piece hashes of what is published. *spawn* starts a task of the fetch.
@@ -71,6 +78,7 @@ class Transfers:
         host: Host,
         hashes: Mapping[int, bytes],
         session: Harbour,
+        lane: Lane,
         pool: ThreadPoolExecutor,
         metrics: SwarmMetrics,
         spawn: Callable[..., asyncio.Task[None]],
@@ -80,9 +88,11 @@ class Transfers:
         self._host = host
         self._hashes = hashes
         self._session = session
+        self._lane = lane
         self._spawn = spawn
         self._mode = Mode.WINDOWS
         self._sole: PeerAddress | None = None
+        self._sole_lane: Holder | None = None
         self._available: int | None = None
         self._claimed: list[int] = []
         """Windows that come from the sole seed, first claimed first."""
@@ -91,8 +101,14 @@ class Transfers:
         self._rebuilt = 0
         self._stopped = False
         self._docking = Docking(digest, place, self, session, pool, metrics, spawn)
-        self._windows = WindowTorrents(digest, place, self._docking, hashes, self._dial, self._wanted, spawn, clock)
-        self._whole = WholeTorrent(digest, place, self._docking, hashes, host.peers, self._wanted, spawn)
+        self._lanes = LaneWindows(
+            digest, place, lane, hashes, self._wanted,
+            came=self.came, wrong=host.wrong, me=host.me(), spawn=spawn, clock=clock,
+        )  # fmt: skip
+        self._windows = WindowTorrents(digest, place, self._docking, hashes, self._dial, self._left, spawn, clock)
+        self._whole = WholeTorrent(
+            digest, place, self._docking, hashes, host.peers, self._left, spawn, lane=lane.port > 0
+        )
         self._from_sole = LoneHolder(self._add_sole, session.retire, session.remove)
         self._sole_leaving: asyncio.Task[None] | None = None
 
@@ -110,8 +126,8 @@ class Transfers:
 
     @property
     def windows(self) -> frozenset[int]:
-        """Windows that have a torrent."""
-        return self._windows.windows
+        """Windows that peers are sending, or are offered by torrents."""
+        return self._windows.windows | self._lanes.coming
 
     @property
     def checking(self) -> bool:
@@ -120,13 +136,13 @@ class Transfers:
 
     async def received(self) -> int:
         """Payload bytes that have come from peers, whole pieces or not."""
-        return sum([await torrent.received() for torrent in self._all()])
+        return self._lanes.received + sum([await torrent.received() for torrent in self._all()])
 
     def waiting(self) -> tuple[int, ...]:
         """Published windows that are wanted from peers and not here, those without a torrent last."""
         wanted, place = self._wanted(), self._place
         unheld = ~self._available if self._available is not None and self._sole is None else 0
-        here = self._windows.windows
+        here = self.windows
         return tuple(
             w
             for w in sorted(self._hashes, key=lambda index: (index not in here, index))
@@ -137,6 +153,11 @@ class Transfers:
         )
 
     # -- what is decided elsewhere ----------------------------------------------------------------
+
+    def named(self, news: HoldersNamed) -> None:
+        """Whom to ask for windows over the lane."""
+        self._sole_lane = news.sole if self._lane.port else None
+        self._lanes.named(news)
 
     def set_mode(self, mode: Mode, sole: PeerAddress | None, available: int | None) -> None:
         """How to fetch from now on. *sole*: the only holder. *available*: bit w is set if peers hold window w."""
@@ -157,16 +178,17 @@ class Transfers:
         """Fetch what the readers want now. *shared*: others see the same board, so there is somebody to ask."""
         if self._stopped:
             return
+        self._lanes.want(self._available)  # whoever is known by name gives, whatever has become of the tracker
         if self._mode is Mode.WHOLE:
             self._whole.want()
-        elif shared:
+        elif shared and not self._lanes.alone:
             self._windows.want(self._available)
 
     @contextlib.asynccontextmanager
     async def writing(self, window: Window) -> AsyncIterator[None]:
-        """Entered once nothing of *window* is left for libtorrent to write, and nothing of it is fetched meanwhile.
+        """Entered once no thread and no torrent writes into *window*, and nothing of it is fetched meanwhile.
 
-        It writes into the same file what it has not verified yet: wrong bytes of a peer came down on right ones.
+        They write into the same file what is not verified yet: wrong bytes of a peer came down on right ones.
         """
         self._written[window.index] += 1
         try:
@@ -178,13 +200,18 @@ class Transfers:
                 del self._written[window.index]
 
     async def vacate(self, window: Window) -> None:
-        """Until nothing of *window* is left for libtorrent to write. It must not be wanted any more."""
-        await self._vacate_torrents(window)
+        """Until nobody is left who writes into *window*. It must not be wanted any more."""
+        await self._vacate(window)
         await self._from_sole.want(self._sole_wants)
 
     def may_offer(self, window: int) -> bool:
-        """Whether *window* is not offered, though it could be."""
-        return self._mode is not Mode.WHOLE and not self._stopped and not self._windows.has(window)
+        """Whether *window* is not offered by a torrent, though it could be, and somebody may need one."""
+        return (
+            not self._lanes.alone
+            and self._mode is not Mode.WHOLE
+            and not self._stopped
+            and not self._windows.has(window)
+        )
 
     async def seed(self, window: Window, hashes: bytes) -> None:
         """Offer a window that is here, unless the torrent of the whole blob does."""
@@ -197,6 +224,7 @@ class Transfers:
 
     def arrived(self, window: Window) -> None:
         """*window* is here, from wherever."""
+        self._lanes.arrived(window)
         self._windows.arrived(window)
 
     def reannounce(self) -> None:
@@ -209,6 +237,7 @@ class Transfers:
         if self._stopped:
             return  # the windows are right, are published again, and nobody else may offer them
         self._docking.restart()
+        self._lanes.restart()
         self._windows.restart()
         self._whole.stop()
         self._mode, self._available, self._sole = Mode.WINDOWS, None, None
@@ -218,15 +247,21 @@ class Transfers:
         """What is to be looked after once a second."""
         await self._docking.offer_again()
         self._windows.let_go_of_idle()
+        if not self._stopped:
+            self._lanes.want(self._available)
 
     async def verified(self) -> None:
         """The blob is here: nothing more is fetched, and it is offered whole from now on."""
         self._stopped = True
+        self._lanes.close(offered=True)
+        await self._lanes.drained()
         await self._from_sole.leave()
 
-    def close(self) -> None:
-        """All torrents leave the session."""
+    async def close(self) -> None:
+        """All torrents leave the session, no thread writes any more, and nothing is given."""
         self._stopped = True
+        self._lanes.close()
+        await self._lanes.drained()
         for torrent in self._all():
             self._session.remove(torrent)
 
@@ -235,7 +270,9 @@ class Transfers:
     async def bring(self, window: int) -> None:
         """Fetch a claimed window from the sole seed."""
         place = self._place.layout.windows[window]
-        await self._vacate_torrents(place)
+        await self._vacate(place)
+        if self._sole_lane is not None and await self._lanes.fetch(place, self._sole_lane):
+            return
         self._claimed.append(window)
         try:
             await self._from_sole.want(self._sole_wants)
@@ -286,6 +323,11 @@ class Transfers:
         wanted = self._host.wanted()
         return replace(wanted, elsewhere=wanted.elsewhere | self._written.keys()) if self._written else wanted
 
+    def _left(self) -> Wanted:
+        """What the lane leaves to torrents."""
+        wanted = self._wanted()
+        return replace(wanted, elsewhere=wanted.elsewhere | self._lanes.taken)
+
     def _all(self) -> list[Torrent]:
         sole = self._from_sole.torrent
         return [*self._windows.torrents, *self._whole.torrents, *([sole] if sole is not None else [])]
@@ -297,7 +339,8 @@ class Transfers:
         """
         return successors(self._host.peers(), self._host.me(), str(window), MOST_DIALLED)
 
-    async def _vacate_torrents(self, window: Window) -> None:
+    async def _vacate(self, window: Window) -> None:
+        await self._lanes.vacate(window.index)
         await self._windows.vacate(window.index)
         await self._sole_left()
         await self._whole.vacate(window.span)

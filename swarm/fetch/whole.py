@@ -25,7 +25,11 @@ class WholeTorrent:
         peers: Peers,
         wanted: Callable[[], Wanted],
         spawn: Callable[..., asyncio.Task[None]],
+        *,
+        lane: bool,
     ) -> None:
+        """*lane*: what is here is given over the lane as well, and most of what is missing comes by it."""
+        self._lane = lane
         self._digest = digest
         self._place = place
         self._docking = docking
@@ -52,7 +56,7 @@ class WholeTorrent:
         """Fetch by it from now on."""
         self._active.set()
         async with self._switching:
-            if self._torrent is None:
+            if self._torrent is None and self._active.is_set():
                 await self._add()
 
     def stop(self) -> None:
@@ -85,7 +89,11 @@ class WholeTorrent:
         wanted = self._wanted()
         now = self._missing(wanted)
         new = (now - self._asked) | ((now & wanted.urgent) - self._hurried)
-        if self._torrent is None or not new:
+        if not new or not self._active.is_set():
+            return
+        if self._torrent is None:
+            if self._lane and not self._switching.locked():
+                self._spawn(self.start())
             return
         self._asked |= new
         self._hurried |= new & wanted.urgent
@@ -123,7 +131,10 @@ class WholeTorrent:
         ready, layout = self.ready(), self._place.layout
         if not self._active.is_set() or len(ready) == layout.pieces or len(self._hashes) < len(layout.windows):
             return
-        self._asked = set() if self._place.by_window else self._missing(self._wanted())
+        missing = self._missing(self._wanted())
+        if not missing and self._lane:
+            return  # nothing is left to it: no connection is made for that
+        self._asked = set() if self._place.by_window else missing
         torrent = await self.add(ready, self._asked, 4, self._peers)
         if torrent is None:
             return

@@ -130,7 +130,7 @@ def test_the_command_is_shoal_and_its_ports_are_those_of_the_design() -> None:
     final = stages()[-1]
     assert json.loads(of(final, "ENTRYPOINT")[0]) == ["shoal"]
     assert of(final, "STOPSIGNAL") == ["SIGTERM"]
-    assert set(of(final, "EXPOSE")[0].split()) == {"30000", "6881", "6969", "5004"}
+    assert set(of(final, "EXPOSE")[0].split()) == {"30000", "6881", "6882", "6969", "5004"}
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert "shoal" in scripts
 

@@ -140,7 +140,8 @@ async def test_a_capture_of_a_pull_shows_no_plaintext(origin: Registry, upstream
     """Between members there is neither a byte of the blob nor a word of the protocol to be read."""
     async with keyed(tmp_path, "a", "b") as (shoal, _, _page):
         one, other = shoal.agents
-        ports = [shoal.tracker.port, one.swarm_port, other.swarm_port]
+        swarms = [one.swarm_port, other.swarm_port]
+        ports = [shoal.tracker.port, *swarms, *(port + 1 for port in swarms)]  # the lane's is the next
         capture = tmp_path / "capture.pcap"
         wanted = " or ".join(f"tcp port {port}" for port in ports)
         argv = [*["tcpdump", "-i", "lo", "-s", "0", "-B", "65536", "-U", "-w"], str(capture), wanted]

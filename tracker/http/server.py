@@ -18,6 +18,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
 
 from swarm.base.browser import SAFE
+from swarm.base.flags import Endpoint
 from swarm.base.seldom import Seldom
 from swarm.blob.digest import parse
 from swarm.blob.metainfo import torrent_file
@@ -333,7 +334,7 @@ class TrackerServer:
         return counter
 
     async def _torrent(self, request: web.BaseRequest) -> web.Response:
-        """The .torrent of a sealed blob: `/torrents/<digest>.torrent`; our own announce URL inside."""
+        """The .torrent of a sealed blob: `/torrents/<digest>.torrent`; our announce URL and some holders inside."""
         name = request.path.removeprefix("/torrents/")
         if not name.endswith(".torrent"):
             raise Unknown("torrents are /torrents/sha256:<hex>.torrent")
@@ -344,7 +345,9 @@ class TrackerServer:
         host = request.headers.get("Host", "")
         if not _HOST.fullmatch(host):
             raise Malformed("the Host header names no host")
-        body = torrent_file(swarm.info(), [f"http://{host}/announce"])
+        scheme = "https" if request.secure else "http"  # where trackers have keys, so have agents
+        seeds = [f"{scheme}://{Endpoint(p.ip, p.lane)}/" for p in self.cluster.answers.seeds(swarm)]
+        body = torrent_file(swarm.info(), [f"http://{host}/announce"], seeds)
         return web.Response(body=body, content_type="application/x-bittorrent")
 
     # -- people and probes ------------------------------------------------------------------------------

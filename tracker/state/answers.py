@@ -11,6 +11,9 @@ from tracker.state.agents import Agent, Agents
 from tracker.state.offers import NAMED, Asking
 from tracker.state.swarms import Raw, Swarm, Swarms
 
+SEEDS = 8
+"""Holders that the .torrent of a blob names."""
+
 
 class Answers:
     """Makes the answers of boards. *apart*: whether two members are not to be told of each other for a blob;
@@ -83,6 +86,12 @@ class Answers:
             lone=lone.peer if lone is not None else None,
             spread=None if elsewhere is None else wire.bitmap(elsewhere),
         )
+
+    def seeds(self, swarm: Swarm) -> tuple[wire.Peer, ...]:
+        """Some who hold the whole blob of *swarm* and give it over HTTP, for whoever is no agent."""
+        keys = swarm.pool.pick_holders("", "", SEEDS, self._chance)
+        found = (other.peer for key in keys if (other := self._agents.by_key.get(key)) is not None)
+        return tuple(peer for peer in found if peer.lane)
 
     def _walled(self, swarm: Swarm, agent: Agent) -> bool:
         board = swarm.board

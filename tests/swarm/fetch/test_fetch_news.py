@@ -11,6 +11,8 @@ from swarm.blob.geometry import MIB
 from swarm.fetch.events import (
     ClaimsChanged,
     Event,
+    Holder,
+    HoldersNamed,
     Hopeless,
     ModeChanged,
     PeersChanged,
@@ -193,3 +195,21 @@ def test_a_sole_seed_that_is_none_any_more_has_left_windows_that_only_whole_hold
     assert is_over(before, now, missing=0b100)
     assert not is_over(before, now, missing=0b010), "peers hold it"
     assert not is_over(before, Holding(), missing=0b100), "nobody holds it whole"
+
+
+def test_holders_are_named_when_they_change_and_never_one_that_sent_wrong_bytes() -> None:
+    news = News(lambda _window: None)
+    a, b = wire.Peer(ip="10.0.0.1", port=1, lane=11), wire.Peer(ip="10.0.0.2", port=2, lane=12)
+    foreign = wire.Peer(ip="10.0.0.3", port=3)
+    told = wire.BoardAnswer(
+        incarnation="i", version=1, generation=0, size=SIZE, holders={4: (b, a)}, peers=(a, foreign)
+    )
+
+    def named(answer: wire.BoardAnswer) -> list[HoldersNamed]:
+        return [event for event in news.apply(answer, Asked(0)) if isinstance(event, HoldersNamed)]
+
+    first, second = Holder(("10.0.0.1", 1), 11), Holder(("10.0.0.2", 2), 12)
+    assert named(told) == [HoldersNamed({4: (second, first)}, (first,), None, strangers=True)]
+    assert named(told) == []
+    news.ban(("10.0.0.1", 1))
+    assert named(told) == [HoldersNamed({4: (second,)}, (), None, strangers=True)]

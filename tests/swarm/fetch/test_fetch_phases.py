@@ -24,6 +24,7 @@ from swarm.tracking.trackers import Trackers
 from tests.parts import data
 from tests.parts.harbour import Nobody, NotedSession
 from tests.parts.intake import SentUpstream
+from tests.parts.lane import no_lane
 from tests.parts.talk import until
 
 CONTENT = data.blob(4 * MIB, 77)
@@ -59,7 +60,8 @@ async def fetching(tmp_path: Path) -> AsyncIterator[tuple[Fetch, Home]]:
     await store.open()
     await trackers.start(6881)
     home = Home()
-    parts = Parts(settings, NotedSession(), store, trackers, pool, SwarmMetrics(CollectorRegistry()))
+    metrics = SwarmMetrics(CollectorRegistry())
+    parts = Parts(settings, NotedSession(), store, trackers, pool, metrics, no_lane(), lambda *_wrong: None)
     fetch = Fetch(parse(data.digest_of(CONTENT)), parts, home)
     try:
         yield fetch, home

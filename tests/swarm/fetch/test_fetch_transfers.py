@@ -21,6 +21,7 @@ from swarm.metrics import SwarmMetrics
 from swarm.peer.peers import PeerAddress
 from swarm.storage.store import Store
 from tests.parts.harbour import NotedSession
+from tests.parts.lane import no_lane
 from tests.parts.talk import digest_of, hashes_of, until
 
 SIZE = 4 * MIB
@@ -51,6 +52,9 @@ class Host:
 
     def banned(self, peer: PeerAddress) -> None:
         self.banned_peers.append(peer)
+
+    def wrong(self, peer: PeerAddress) -> None:
+        raise AssertionError("there is no lane here")
 
 
 class Scene:
@@ -84,8 +88,8 @@ async def transferring(tmp_path: Path) -> AsyncIterator[Scene]:
     place = await Partial.open(digest_of("blob"), SIZE, store, no_room, tasks.spawn, by_window=False)
     session, host, hashes = NotedSession(), Host(), dict[int, bytes]()
     transfers = Transfers(
-        digest_of("blob"), place, host, hashes, session, pool, SwarmMetrics(CollectorRegistry()), tasks.spawn,
-        time.monotonic,
+        digest_of("blob"), place, host, hashes, session, no_lane(), pool, SwarmMetrics(CollectorRegistry()),
+        tasks.spawn, time.monotonic,
     )  # fmt: skip
     scene = Scene(transfers, session, host, place)
     scene.hashes = hashes
@@ -93,7 +97,7 @@ async def transferring(tmp_path: Path) -> AsyncIterator[Scene]:
         yield scene
     finally:
         session.flushed.set()
-        transfers.close()
+        await transfers.close()
         await tasks.close(None, lambda: asyncio.sleep(0))
         await place.close(keep=False)
         await store.close()

@@ -24,6 +24,7 @@ from swarm.peer.peers import PeerAddress
 from swarm.peer.session import Session
 from swarm.storage.store import Store
 from tests.parts import data
+from tests.parts.lane import no_lane
 
 
 class Alone:
@@ -47,6 +48,9 @@ class Alone:
     def banned(self, peer: PeerAddress) -> None:
         return None
 
+    def wrong(self, peer: PeerAddress) -> None:
+        return None
+
 
 @asynccontextmanager
 async def offering(tmp_path: Path) -> AsyncIterator[Transfers]:
@@ -65,7 +69,16 @@ async def offering(tmp_path: Path) -> AsyncIterator[Transfers]:
     here = await Partial.open(digest, len(content), store, no_room, tasks.spawn, by_window=False)
     hashes: dict[int, bytes] = {}
     transfers = Transfers(
-        digest, here, Alone(), hashes, session, pool, SwarmMetrics(CollectorRegistry()), tasks.spawn, time.monotonic
+        digest,
+        here,
+        Alone(),
+        hashes,
+        session,
+        no_lane(),
+        pool,
+        SwarmMetrics(CollectorRegistry()),
+        tasks.spawn,
+        time.monotonic,
     )
     for window in here.layout.windows:
         spans = [here.layout.piece_span(piece) for piece in window.span]
@@ -74,7 +87,7 @@ async def offering(tmp_path: Path) -> AsyncIterator[Transfers]:
     try:
         yield transfers
     finally:
-        transfers.close()
+        await transfers.close()
         await tasks.close(None, lambda: asyncio.sleep(0))
         await session.close()
         await here.close(keep=False)

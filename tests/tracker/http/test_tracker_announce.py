@@ -252,6 +252,20 @@ async def test_the_torrent_names_the_tracker_as_it_was_asked_for(here: Town) -> 
     assert (await client.get(f"/torrents/{D}"))[0] == 404
 
 
+async def test_the_torrent_names_holders_that_give_it_over_http_to_members_only(here: Town) -> None:
+    """BEP 19. The agent that sealed it has no lane; one at 127.0.0.11 has."""
+    b = here.agent("b", 1002, "127.0.0.11")
+    b.me["lane"] = 1003
+    await b.hello(blob=SIZE)
+    client = here.agent("c")
+    _, body = await client.get(f"/torrents/{D}.torrent", Host="shoal.example:6969")
+    assert bencodepy.decode(body)[b"url-list"] == [b"http://127.0.0.11:1003/"]
+    b.me["lane"] = 0
+    await b.hello(blob=SIZE)
+    _, body = await client.get(f"/torrents/{D}.torrent", Host="shoal.example:6969")
+    assert b"url-list" not in bencodepy.decode(body)
+
+
 @pytest.mark.needs_aria2
 async def test_aria2_announces(here: Town, tmp_path: Path) -> None:
     """A BitTorrent client that knows nothing of us is understood, and becomes a peer of others."""

@@ -1,0 +1,323 @@
+"""The pieces of one blob that come over the window lane: which are asked, of whom, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from itertools import groupby
+
+from swarm.blob.digest import Digest
+from swarm.blob.geometry import Window
+from swarm.blob.metainfo import HASH_LENGTH
+from swarm.fetch.demand import Wanted
+from swarm.fetch.events import Holder, HoldersNamed
+from swarm.fetch.place import Place
+from swarm.fetch.turns import candidates, in_turn
+from swarm.peer.lane.errand import Cancelled, Errand, Unserved
+from swarm.peer.lane.holders import Address
+from swarm.peer.lane.lane import Lane
+from swarm.peer.lane.offers import Offer
+from swarm.peer.peers import PeerAddress
+
+MOST_COMING = 16
+"""Windows asked at once for who reads the whole blob: a few more than there are threads."""
+
+UNNAMED = 0.6
+"""Seconds after which a window that the tracker names no holder for is asked of whoever takes part."""
+
+AGAIN = 1.0
+"""Seconds after which a window that nobody gave is asked for again."""
+
+
+class LaneWindows:
+    """See the module. *hashes*: window -> piece hashes of what is published. *spawn* starts a task of the fetch."""
+
+    def __init__(
+        self,
+        digest: Digest,
+        place: Place,
+        lane: Lane,
+        hashes: Mapping[int, bytes],
+        wanted: Callable[[], Wanted],
+        *,
+        came: Callable[[int, bytes], None],
+        wrong: Callable[[PeerAddress], None],
+        me: str,
+        spawn: Callable[..., asyncio.Task[None]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._digest, self._place, self._lane, self._hashes = digest, place, lane, hashes
+        self._wanted, self._came, self._wrong, self._me = wanted, came, wrong, me
+        self._spawn, self._clock = spawn, clock
+        self._offer = self._offered() if lane.port else None
+        """None: nothing is given; there is no lane, or no descriptor was left."""
+        self._named: dict[int, tuple[Holder, ...]] = {}
+        self._others: tuple[Holder, ...] = ()
+        self._peers: dict[Address, PeerAddress] = {}
+        self._strangers = False
+        self._available: int | None = None
+        self._errands: dict[Errand, int] = {}
+        """Errand -> window, until no thread works on it any more."""
+        self._pieces: set[int] = set()
+        """Pieces of errands that are wanted."""
+        self._seen: dict[int, float] = {}
+        """Window -> when it was wanted first."""
+        self._failed: dict[int, float] = {}
+        """Window -> when nobody gave it."""
+        self._moved = 0
+        """Bytes of errands that have ended."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    # -- what is known ----------------------------------------------------------------------------
+
+    @property
+    def alone(self) -> bool:
+        """Whether all others that take part give windows over the lane: then BitTorrent need not."""
+        return self._lane.port > 0 and not self._strangers
+
+    @property
+    def windows(self) -> frozenset[int]:
+        """Windows that are being asked for."""
+        return frozenset(self._errands.values())
+
+    @property
+    def coming(self) -> frozenset[int]:
+        """Windows that are wanted, and that agents are known for who give them. They need not come from upstream.
+
+        Also those whose turn has not come: a node that took its tracker for dead went upstream for all of these.
+        """
+        if not self._others and not self._named:
+            return self.windows
+        wanted = self._wanted()
+        known = {w.index for _, w in self._in_turn(wanted) if self._is_held(w.index) and w.index not in self._failed}
+        return self.windows | (known & self._hashes.keys()) - wanted.elsewhere
+
+    @property
+    def taken(self) -> frozenset[int]:
+        """Windows that are to come from here, if anybody is known who gives them."""
+        if not self._others and not self._named:
+            return self.windows
+        return frozenset(self._hashes.keys() - self._failed.keys()) | self.windows
+
+    @property
+    def received(self) -> int:
+        """Bytes that have come, of whole pieces or not."""
+        return self._moved + sum(errand.moved for errand in self._errands)
+
+    # -- what is decided elsewhere ----------------------------------------------------------------
+
+    def named(self, news: HoldersNamed) -> None:
+        """Whom to ask; nobody, where this node has no lane."""
+        if not self._lane.port:
+            return
+        for window, holders in news.named.items():
+            if holders != self._named.get(window):
+                self._named[window] = holders
+                self._failed.pop(window, None)  # somebody else may give it
+        self._others = news.others or self._others
+        self._strangers = news.strangers
+        every = (*self._others, *(holder for found in news.named.values() for holder in found))
+        self._peers |= {holder.address: holder.peer for holder in every}
+        for errand, window in self._errands.items():
+            if window in news.named:
+                errand.holders = self._candidates(window)
+
+    def want(self, available: int | None) -> None:
+        """Ask for the published windows that are wanted. *available*: bit w is set if others hold it; None: all."""
+        if self._closed:
+            return
+        self._available = available
+        wanted, now = self._wanted(), self._clock()
+        later: float | None = None
+        room = MOST_COMING - len(self.windows)
+        for rank, window in self._in_turn(wanted):
+            if window.index in wanted.elsewhere or window.index not in self._hashes:
+                continue
+            urgent = window.index in wanted.windows
+            if not urgent and room <= 0:
+                continue
+            wait = self._wait(window.index, now) if self._is_held(window.index) else None
+            if wait is None:
+                continue
+            if wait > 0 and not (urgent and window.index not in self._failed):
+                later = wait if later is None else min(later, wait)
+                continue
+            if self._begin(window, rank, wanted):
+                room -= not urgent
+        if later is not None and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(later, self._look_again)
+
+    def arrived(self, window: Window) -> None:
+        """*window* is here, from wherever: others may have it."""
+        if self._offer is not None:
+            self._offer.add(window.span)
+        self._named.pop(window.index, None)
+
+    async def fetch(self, window: Window, sole: Holder) -> bool:
+        """Bring what is missing of *window* from the *sole* seed; whether all of it came."""
+        self._peers[sole.address] = sole.peer
+        missing = [p for p in self._place.pieces.missing(window) if p not in self._pieces]
+        errands = [self._submit(window, run, (sole.address,), 0) for run in _runs(missing)]
+        try:
+            await asyncio.gather(*(asyncio.shield(errand.ended) for errand in errands), return_exceptions=True)
+        finally:
+            for errand in errands:
+                self._lane.cancel(errand)
+        return self._place.pieces.holds(window)
+
+    async def vacate(self, window: int) -> None:
+        """Until no thread writes into *window*. It must not be wanted any more."""
+        await self._cancelled(window)
+
+    async def drained(self) -> None:
+        """Until no thread writes into the file any more. After `close`."""
+        await self._cancelled(None)
+
+    async def _cancelled(self, window: int | None) -> None:
+        while errands := [errand for errand, of in self._errands.items() if window is None or of == window]:
+            for errand in errands:
+                self._lane.cancel(errand)
+            await asyncio.wait([errand.ended for errand in errands])
+            await asyncio.sleep(0)  # `_ended` runs after whoever waits
+
+    def restart(self) -> None:
+        """The board began again: nothing of what comes counts."""
+        if self._offer is not None:
+            self._offer.drop()
+        self._named.clear()
+        self._failed.clear()
+        self._seen.clear()
+        self._pieces.clear()
+        for errand in list(self._errands):
+            self._lane.cancel(errand)
+
+    def close(self, *, offered: bool = False) -> None:
+        """Nothing more is fetched. *offered*: what is here is given on."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for errand in list(self._errands):
+            self._lane.cancel(errand)
+        if not offered and self._offer is not None:
+            self._lane.withdraw(self._digest, self._offer)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _offered(self) -> Offer | None:
+        place = self._place
+        held = [piece for w in place.layout.windows if place.pieces.holds(w) for piece in w.span]
+        try:
+            offer = Offer(self._digest, place.layout, place.file.fd, held)
+        except OSError:
+            return None
+        self._lane.offer(offer)
+        return offer
+
+    def _look_again(self) -> None:
+        self._timer = None
+        self.want(self._available)
+
+    def _in_turn(self, wanted: Wanted) -> Iterable[tuple[int, Window]]:
+        """Windows of which something is missing and wanted, the most urgent first, each with its rank."""
+        windows, pieces = self._place.layout.windows, self._place.pieces
+        for index in sorted(wanted.windows):
+            if not pieces.holds(windows[index]):
+                yield (-1 if wanted.urgent.intersection(windows[index].span) else 0), windows[index]
+        if not wanted.whole:
+            return
+        missing = [w.index for w in windows if not pieces.holds(w) and w.index not in wanted.windows]
+        for rank, index in in_turn(self._me, missing):
+            yield rank, windows[index]
+
+    def _is_held(self, window: int) -> bool:
+        """Whether somebody else may give *window*."""
+        if window in self._named:
+            return True
+        return bool(self._others) and (self._available is None or bool(self._available >> window & 1))
+
+    def _wait(self, window: int, now: float) -> float | None:
+        """Seconds until *window* may be asked for; None: there is nobody to ask."""
+        seen = self._seen.setdefault(window, now)
+        named = self._named.get(window)
+        if named and window not in self._failed:
+            return 0.0
+        if not self._others and not named:
+            return None
+        at = self._failed[window] + AGAIN if window in self._failed else seen + UNNAMED
+        return max(0.0, at - now)
+
+    def _begin(self, window: Window, rank: int, wanted: Wanted) -> bool:
+        """Ask for what is missing and wanted of *window*; whether that is anything."""
+        missing = [p for p in self._place.pieces.missing(window) if p not in self._pieces]
+        if not wanted.whole:
+            missing = [p for p in missing if p in wanted.pieces]
+        if not missing or any(errand.cancelled for errand, of in self._errands.items() if of == window.index):
+            return False  # a thread may still write there; it is asked for when that has ended
+        if self._place.unreserved(missing):
+            self._spawn(self._reserve(window))
+            return False
+        holders = self._candidates(window.index)
+        for run in _runs(missing):
+            self._submit(window, run, holders, rank)
+        return True
+
+    async def _reserve(self, window: Window) -> None:
+        await self._place.reserve(window)
+        self.want(self._available)
+
+    def _candidates(self, window: int) -> tuple[Address, ...]:
+        return candidates(self._me, window, self._named.get(window, ()), self._others)
+
+    def _submit(self, window: Window, run: list[int], holders: tuple[Address, ...], rank: int) -> Errand:
+        hashes, first = self._hashes[window.index], window.first_piece
+        expected = {p: hashes[(p - first) * HASH_LENGTH : (p - first + 1) * HASH_LENGTH] for p in run}
+        errand = Errand(
+            self._digest, self._place.layout, self._place.file.fd, run[0], run[-1], holders=holders, expected=expected,
+            on_piece=lambda piece, sha1: self._take(errand, piece, sha1), on_wrong=self._blame, rank=rank,
+        )  # fmt: skip
+        self._errands[errand] = window.index
+        self._pieces.update(run)
+        file = self._place.file.share()  # a thread must not write to a descriptor that was closed meanwhile
+        errand.ended.add_done_callback(partial(self._ended, errand, run, file.close))
+        self._lane.submit(errand)
+        return errand
+
+    def _take(self, errand: Errand, piece: int, sha1: bytes) -> None:
+        if not errand.cancelled and not self._closed:
+            self._pieces.discard(piece)
+            self._came(piece, sha1)
+
+    def _blame(self, address: Address) -> None:
+        peer = self._peers.get(address)
+        if peer is not None:
+            self._others = tuple(other for other in self._others if other.peer != peer)
+            for window, holders in self._named.items():
+                self._named[window] = tuple(holder for holder in holders if holder.peer != peer)
+            self._wrong(peer)
+
+    def _ended(self, errand: Errand, run: list[int], close: Callable[[], None], ended: asyncio.Future[None]) -> None:
+        close()
+        window = self._errands.pop(errand)
+        self._moved += errand.moved
+        self._pieces.difference_update(run)  # nobody else asks for them before this has ended
+        error = ended.exception()
+        if isinstance(error, Unserved):
+            self._failed[window] = self._clock() + random.uniform(0.0, AGAIN / 2)
+        elif error is not None and not isinstance(error, Cancelled):
+            self._spawn(_raise(error))
+        self.want(self._available)
+
+
+async def _raise(error: BaseException) -> None:
+    """The fetch ends by *error*, as by that of any of its tasks."""
+    raise error
+
+
+def _runs(pieces: Iterable[int]) -> list[list[int]]:
+    """*pieces* as runs of consecutive ones."""
+    ordered = sorted(pieces)
+    keyed = groupby(enumerate(ordered), key=lambda pair: pair[1] - pair[0])
+    return [[piece for _, piece in run] for _, run in keyed]

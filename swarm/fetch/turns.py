@@ -1,0 +1,36 @@
+"""In which order a node asks others for the windows of a blob, and whom. Pure: the simulator runs it as it is.
+
+Where all ask in the same order, nobody has what another lacks. Where all ask the same holder, all share its link.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from swarm.fetch.events import Holder
+from swarm.peer.lane.holders import Address
+
+IN_ORDER = 2
+"""Windows that come first for who reads the whole blob, in order: its client waits for them."""
+
+ASKED = 4
+"""Agents beside those that the tracker named that an errand may turn to."""
+
+
+def in_turn(me: str, missing: Sequence[int]) -> list[tuple[int, int]]:
+    """(rank, window) of the *missing* windows for who reads all of the blob: after a few, in an order of its own."""
+    rest = sorted(missing[IN_ORDER:], key=lambda window: mixed(me, window))
+    return [*((0, window) for window in missing[:IN_ORDER]), *((1, window) for window in rest)]
+
+
+def candidates(me: str, window: int, named: Sequence[Holder], others: Sequence[Holder]) -> tuple[Address, ...]:
+    """Whom to ask for *window*: those that the tracker *named*, best first, and then a few of the *others*."""
+    told = [holder.address for holder in named]
+    rest = [holder.address for holder in others if holder.address not in told]
+    return (*told, *sorted(rest, key=lambda address: mixed(f"{me}{window}", address))[:ASKED])
+
+
+def mixed(salt: str, what: object) -> bytes:
+    """A place of *what* in an order that only *salt* knows."""
+    return hashlib.blake2b(f"{salt}\n{what}".encode(), digest_size=8).digest()

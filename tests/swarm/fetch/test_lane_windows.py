@@ -1,0 +1,157 @@
+"""What of a blob comes over the lane: whom it is asked of, and what is known without a tracker."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from swarm.blob.digest import Digest
+from swarm.blob.geometry import MIB
+from swarm.fetch.demand import Wanted
+from swarm.fetch.events import Holder, HoldersNamed
+from swarm.fetch.lanes import LaneWindows
+from swarm.fetch.partial import Partial
+from swarm.fetch.tasks import Tasks
+from swarm.peer.lane.lane import Lane
+from swarm.peer.lane.offers import Offer
+from swarm.peer.peers import PeerAddress
+from swarm.storage.store import Store
+from tests.parts.lane import Odd, Sample, honest, sample
+from tests.parts.talk import until
+
+SIZE = 3 * MIB
+ALONE = HoldersNamed({}, (), None, strangers=False)
+"""What a board of this node's own says of others."""
+
+
+class Fetching:
+    """The windows of a blob that one other agent holds. *wanted* is for the test to set."""
+
+    def __init__(self, blob: Sample, here: Partial, lane: Lane, tasks: Tasks) -> None:
+        self.wanted = Wanted(whole=True)
+        self.hashes: dict[int, bytes] = {}
+        self.wrong: list[PeerAddress] = []
+        self.here = here
+        self._blob = blob
+        self.windows = LaneWindows(
+            blob.digest, here, lane, self.hashes, lambda: self.wanted, came=self._came, wrong=self.wrong.append,
+            me="me", spawn=tasks.spawn, clock=lambda: 0.0,
+        )  # fmt: skip
+
+    def publish(self, *windows: int) -> None:
+        """The board tells the hashes of *windows*."""
+        for window in windows:
+            self.hashes[window] = b"".join(self._blob.sums[piece] for piece in self._blob.cut.windows[window].span)
+
+    def _came(self, piece: int, sha1: bytes) -> None:
+        done = self.here.ready(piece, sha1, "peer")
+        if done is not None:
+            self.windows.arrived(done)
+
+
+@asynccontextmanager
+async def fetching(
+    tmp_path: Path, *, by_window: bool = False, on: bool = True
+) -> AsyncIterator[tuple[Fetching, Holder, Odd]]:
+    """A fetch with a real store and lane, and a holder of the whole blob that notes what it is asked."""
+    blob = sample(tmp_path, SIZE)
+    failures: list[BaseException] = []
+    tasks, store, lane = Tasks(failures.append), Store(tmp_path / "store", 64 * MIB, reserve_free=0), Lane(nothing)
+    await store.open()
+
+    async def no_room() -> bool:
+        return False
+
+    here = await Partial.open(blob.digest, SIZE, store, no_room, tasks.spawn, by_window=by_window)
+    if on:
+        lane.start("127.0.0.1", 0)
+    other = Odd(honest(blob))
+    fetch = Fetching(blob, here, lane, tasks)
+    ip, port = other.address
+    try:
+        yield fetch, Holder((ip, 1), port), other
+    finally:
+        fetch.windows.close()
+        await fetch.windows.drained()
+        other.close()
+        await lane.close()
+        await tasks.close(None, _nothing)
+        await here.close(keep=False)
+        await store.close()
+    assert not failures
+
+
+async def _nothing() -> None:
+    return None
+
+
+async def nothing(_digest: Digest) -> Offer | None:
+    """This node holds no complete blob."""
+    return None
+
+
+async def test_a_named_holder_is_asked_at_once_and_for_whole_windows(tmp_path: Path) -> None:
+    async with fetching(tmp_path) as (fetch, holder, other):
+        fetch.publish(0, 2)
+        fetch.windows.named(HoldersNamed({0: (holder,), 2: (holder,)}, (), None, strangers=False))
+        fetch.windows.want(None)
+        await until(lambda: fetch.here.have == 0b101)
+        assert sorted((r.start, r.stop) for r in other.requests) == [(0, MIB), (2 * MIB, 3 * MIB)]
+        assert fetch.wrong == []
+
+
+async def test_a_reader_of_ranges_gets_its_pieces_and_no_more(tmp_path: Path) -> None:
+    async with fetching(tmp_path, by_window=True) as (fetch, holder, other):
+        fetch.publish(0, 1, 2)
+        fetch.wanted = Wanted(False, frozenset({5}), frozenset({5}), frozenset({1}))
+        fetch.windows.named(HoldersNamed({1: (holder,)}, (), None, strangers=False))
+        fetch.windows.want(None)
+        await until(lambda: 5 in fetch.here.pieces)
+        assert [(r.start, r.stop) for r in other.requests] == [(5 * MIB // 4, 6 * MIB // 4)]
+        assert fetch.here.pieces.count == 1
+
+
+async def test_what_others_hold_is_still_had_from_them_when_the_tracker_is_lost(tmp_path: Path) -> None:
+    """A node that takes its tracker for dead follows a board of its own. Without this it went upstream for all."""
+    async with fetching(tmp_path) as (fetch, holder, other):
+        fetch.windows.named(HoldersNamed({0: (holder,)}, (holder,), None, strangers=False))
+        fetch.publish(0, 1)
+        fetch.windows.named(ALONE)
+        assert fetch.windows.coming == {0, 1}, "not from upstream"
+        fetch.wanted = replace(fetch.wanted, windows=frozenset({0, 1}))
+        fetch.windows.want(None)
+        await until(lambda: fetch.here.have == 0b011 and not fetch.windows.coming)
+        assert len(other.requests) == 2
+
+
+async def test_what_nobody_holds_or_upstream_brings_is_not_expected_of_others(tmp_path: Path) -> None:
+    async with fetching(tmp_path) as (fetch, holder, _):
+        fetch.publish(0, 1, 2)
+        assert fetch.windows.coming == set(), "nobody is known"
+        fetch.windows.named(HoldersNamed({}, (holder,), None, strangers=False))
+        fetch.wanted = Wanted(whole=True, elsewhere=frozenset({1}))
+        assert fetch.windows.coming == {0, 2}
+
+
+async def test_a_window_that_nobody_gave_is_expected_of_nobody(tmp_path: Path) -> None:
+    async with fetching(tmp_path) as (fetch, holder, other):
+        fetch.publish(0)
+        other.close()
+        fetch.windows.named(HoldersNamed({0: (holder,)}, (), None, strangers=False))
+        fetch.windows.want(None)
+        assert fetch.windows.coming == {0}
+        await until(lambda: not fetch.windows.windows)
+        assert fetch.windows.coming == set()
+        assert fetch.windows.taken == set(), "a torrent may bring it"
+
+
+async def test_a_node_without_a_lane_asks_nobody_and_leaves_all_to_torrents(tmp_path: Path) -> None:
+    async with fetching(tmp_path, on=False) as (fetch, holder, other):
+        fetch.publish(0)
+        fetch.windows.named(HoldersNamed({0: (holder,)}, (holder,), None, strangers=False))
+        fetch.windows.want(None)
+        assert not fetch.windows.coming and not fetch.windows.taken
+        assert not fetch.windows.alone
+        assert other.requests == []
