@@ -128,7 +128,7 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
             """This node's work can be done: the mirror listens and the store is open. Trackers are not asked for."""
             return listens.is_set() and swarm.ready
 
-        site = make_site(metrics, ready, lambda: {**swarm.status(), "requests": front.under_way})
+        site = make_site(metrics, ready, lambda: {**swarm.status(), "requests": front.under_way}, front.quiet)
         # Probes are answered while the store is still being read; the mirror listens once it can serve.
         await stack.enter_async_context(listening(site, settings.metrics_listen, grace=0.5))
         await swarm.start(_Orders(upstream.guard, preheater))

@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from mirror.errors import BodyAborted, Refusal
 from mirror.front.browsers import HEADERS, foreign
+from mirror.front.quiet import Quiet
 from mirror.front.requestlog import REQUEST_LOG, RequestLog
 from mirror.front.streaming import StreamingFront
 from mirror.front.urls import PREFIXES
@@ -25,6 +26,12 @@ log = logging.getLogger("shoal.mirror")
 
 MOST_REQUESTS = 4096
 """Requests under way at once. 32 layers read 16 wide by four images at once are half of it; each costs about 50 KB."""
+
+MOST_WITHIN = 3600.0
+"""Seconds for which /idle waits at most."""
+
+MOST_WAITING = 16
+"""Who may wait at /idle at once: kubelet, and somebody who looks. Each holds a connection."""
 
 
 @dataclass
@@ -38,7 +45,12 @@ class Front:
     """By which clients may call this server, beside addresses and `localhost`."""
 
     most: int = MOST_REQUESTS
-    under_way: int = field(default=0, init=False)
+    quiet: Quiet = field(default_factory=Quiet, init=False)
+
+    @property
+    def under_way(self) -> int:
+        """Requests that are being answered."""
+        return self.quiet.under_way
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request, whatever it is: an answer, a cut connection, but never a traceback."""
@@ -46,7 +58,7 @@ class Front:
         account = RequestLog("other", request.method, raw_path.partition("?")[0][:1000], self.metrics)
         request[REQUEST_LOG] = account
         status = 499  # the client left before there was an answer
-        self.under_way += 1
+        self.quiet.began()
         self.metrics.in_flight.set(self.under_way)
         try:
             response = await self._answer(request, account, raw_path)
@@ -62,7 +74,7 @@ class Front:
             account.outcome = "left"
             raise
         finally:
-            self.under_way -= 1
+            self.quiet.ended()
             self.metrics.in_flight.set(self.under_way)
             account.close(status)
 
@@ -136,8 +148,13 @@ def make_site(
     metrics: FrontMetrics,
     ready: Callable[[], bool],
     status: Callable[[], dict[str, Any]],
+    quiet: Quiet,
 ) -> web.Application:
-    """The site for Prometheus, probes and people: /metrics, /healthz, /readyz, /status."""
+    """The site for Prometheus, probes and people: /metrics, /healthz, /readyz, /status, and /idle.
+
+    /idle answers once no client asked the mirror for anything for QUIET seconds, or after `?within=` seconds:
+    Kubernetes waits for it before it stops an agent. Asking changes nothing.
+    """
 
     async def show_metrics(_: web.Request) -> web.Response:
         content = await asyncio.to_thread(generate_latest, metrics.registry)
@@ -148,6 +165,18 @@ def make_site(
 
     async def readyz(_: web.Request) -> web.Response:
         return web.Response(text="ready\n") if ready() else web.Response(text="not ready\n", status=503)
+
+    async def idle(request: web.Request) -> web.Response:
+        try:
+            within = float(request.query.get("within", "0"))
+        except ValueError:
+            within = -1.0
+        if not 0 <= within <= MOST_WITHIN:
+            return web.Response(text=f"within is a number of seconds, at most {MOST_WITHIN:.0f}\n", status=400)
+        if quiet.waiting >= MOST_WAITING:
+            return web.Response(text="too many wait already\n", status=503)
+        busy = not await quiet.comes(within)
+        return web.Response(text=f"{quiet.under_way} requests are under way\n" if busy else "idle\n")
 
     async def show_status(_: web.Request) -> web.Response:
         return web.json_response(status())
@@ -165,4 +194,5 @@ def make_site(
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/status", show_status)
+    app.router.add_get("/idle", idle)
     return app

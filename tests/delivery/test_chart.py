@@ -124,6 +124,16 @@ def test_every_container_has_only_the_rights_it_needs(values: Object) -> None:
 
 
 @needs_helm
+@pytest.mark.parametrize(("grace", "waits"), [(60, "/idle?within=45"), (16, "/idle?within=1"), (15, None)])
+def test_an_agent_finishes_what_its_node_pulls_within_its_grace(grace: int, waits: str | None) -> None:
+    values = {"agent": {"terminationGracePeriodSeconds": grace}}
+    spec = only(render(values), "DaemonSet", "shoal-agent")["spec"]["template"]["spec"]
+    assert spec["terminationGracePeriodSeconds"] == grace
+    hook = spec["containers"][0].get("lifecycle", {}).get("preStop", {}).get("httpGet")
+    assert hook == (waits and {"path": waits, "port": "metrics"})
+
+
+@needs_helm
 def test_an_agent_has_no_token_and_is_asked_only_by_its_node() -> None:
     objects = render()
     spec = only(objects, "DaemonSet", "shoal-agent")["spec"]["template"]["spec"]

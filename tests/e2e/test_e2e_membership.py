@@ -85,7 +85,7 @@ async def test_a_pod_that_was_unready_or_unknown_for_a_moment_is_a_member_again_
         assert [one["name"] for one in state["items"]] == [NAME]
         assert not agent.events(LEFT)
 
-        for away in (None, pod(NAME, IP, phase="Pending"), pod(NAME, IP, terminating=True)):
+        for away in (None, pod(NAME, IP, phase="Pending")):
             seen = agent.process.lines
             if away is None:
                 await api.delete("pods", NAME)

@@ -1,8 +1,9 @@
 """Which pods are members: events of the Kubernetes API in, a set of IP addresses out. Pure.
 
-A pod counts while it is Running and not terminating. Anything else (deleted, terminating, failed,
-another IP) takes it out with the very event that says so. Whether it is Ready does not matter: an
-agent becomes Ready by itself, and one slow probe must not throw it out of the cluster.
+A pod counts while it is Running. Anything else (deleted, failed, another IP) takes it out with the
+very event that says so. Whether it is Ready does not matter: an agent becomes Ready by itself, and
+one slow probe must not throw it out of the cluster. Nor does a deletion that has only begun: such an
+agent still finishes what its node pulls, and hands over what it brings in.
 """
 
 from __future__ import annotations
@@ -66,11 +67,14 @@ class Member(msgspec.Struct, frozen=True):
     ips: tuple[str, ...]
     """Canonical addresses, one per family for a dual-stack pod."""
 
+    going: bool = False
+    """Whether its deletion has begun (metadata.deletionTimestamp)."""
+
 
 def member(pod: Pod) -> Member | None:
     """The member that *pod* is now, if it is one."""
     status = pod.status
-    if pod.metadata.deletion_timestamp is not None or status.phase != "Running":
+    if status.phase != "Running":
         return None
     texts = [entry.ip for entry in status.pod_ips or ()] or [status.pod_ip]
     ips = []
@@ -82,7 +86,8 @@ def member(pod: Pod) -> Member | None:
     if not ips:
         return None
     meta = pod.metadata
-    return Member(meta.namespace, meta.name, meta.uid, pod.spec.node_name, tuple(dict.fromkeys(ips)))
+    going = meta.deletion_timestamp is not None
+    return Member(meta.namespace, meta.name, meta.uid, pod.spec.node_name, tuple(dict.fromkeys(ips)), going)
 
 
 class PodSet:
@@ -103,9 +108,9 @@ class PodSet:
         return len(self._members)
 
     def at(self, ip: str) -> Member | None:
-        """The member at *ip* (canonical spelling)."""
+        """The member at *ip* (canonical spelling); of several, one that stays."""
         there = self._by_ip.get(ip)
-        return next(iter(there.values())) if there else None
+        return min(there.values(), key=lambda found: found.going) if there else None
 
     def named(self, name: str) -> Member | None:
         """The member whose pod has the UID, or the name, *name*."""

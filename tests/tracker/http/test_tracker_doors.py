@@ -118,7 +118,7 @@ async def test_the_mirror_says_that_what_it_sends_is_data() -> None:
     """HTML of a registry, opened in a browser, runs no script as the mirror; and other names are refused."""
     metrics = FrontMetrics(CollectorRegistry())
     front = Front(cast("RegistryFront", None), cast("StreamingFront", None), metrics)
-    site = make_site(metrics, lambda: True, dict)
+    site = make_site(metrics, lambda: True, dict, front.quiet)
     for app, good in ((make_app(front), "/elsewhere"), (site, "/status")):
         where = Endpoint("127.0.0.1", free_port())
         async with listening(app, where, grace=0.1), aiohttp.ClientSession() as http:

@@ -116,9 +116,12 @@ async def test_pods_come_run_end_and_go(world: World, monkeypatch: pytest.Monkey
         await followed.until("10.1.0.1", "10.1.0.2", "10.1.0.3")
         await world.put_pod("b", "10.1.0.2", node="node-2", phase="Succeeded")
         await followed.until("10.1.0.1", "10.1.0.3")
-        await world.terminate("a")
-        await followed.until("10.1.0.3")
-        for name in ("a", "b", "waits"):
+        await world.terminate("a")  # it still runs: it is heard of, and stays
+        await world.put_pod("last", "10.1.0.4")
+        await followed.until("10.1.0.1", "10.1.0.3", "10.1.0.4")
+        await world.delete_pod("a")
+        await followed.until("10.1.0.3", "10.1.0.4")
+        for name in ("b", "waits", "last"):
             await world.delete_pod(name)
         await followed.until()
     assert followed.discovery.counts["pods_lists"] == 1

@@ -149,10 +149,9 @@ async def test_pods_come_change_and_go_by_watch_events(api: KubeApi, tmp_path: P
         pod("a", "10.0.0.1", phase="Failed"),
         pod("a", "10.0.0.1", phase="Succeeded"),
         pod("a", "10.0.0.1", phase="Pending"),
-        pod("a", "10.0.0.1", terminating=True),
         pod("a"),
     ],
-    ids=["failed", "succeeded", "pending", "terminating", "no address"],
+    ids=["failed", "succeeded", "pending", "no address"],
 )
 async def test_a_pod_that_cannot_serve_is_out_with_the_event_that_says_so(
     api: KubeApi, tmp_path: Path, state: dict[str, object]
@@ -464,7 +463,7 @@ async def test_a_tracker_admits_exactly_the_running_pods(api: KubeApi, tmp_path:
                 assert answer.status == 200
             await api.until(lambda: len(api.events) == 1)
             assert api.events[0]["reason"] == "ShoalJoined"
-            await api.put("pods", pod("a", "127.0.0.1", terminating=True))
+            await api.put("pods", pod("a", "127.0.0.1", phase="Failed"))
             while await said(client) != 403:
                 pass
             async with client.get(f"{url}/api/v1/agents") as answer:

@@ -37,14 +37,14 @@ def read(item: dict[str, Any]) -> Pod:
         (pod("a", "10.0.0.1", ready=False), ("10.0.0.1",)),
         (pod("a", "10.0.0.1", phase="Pending"), None),
         (pod("a", "10.0.0.1", phase="Unknown"), None),
-        (pod("a", "10.0.0.1", terminating=True), None),
+        (pod("a", "10.0.0.1", terminating=True), ("10.0.0.1",)),
         (pod("a", "nonsense"), None),
         (pod("a"), None),
         ({"metadata": {"name": "a"}}, None),
         ({"metadata": {"name": "a", "labels": None}, "status": {"phase": "Running", "podIPs": None}}, None),
     ],
 )
-def test_a_pod_counts_while_running_and_not_terminating(item: dict[str, Any], ips: tuple[str, ...] | None) -> None:
+def test_a_pod_counts_while_it_runs(item: dict[str, Any], ips: tuple[str, ...] | None) -> None:
     found = member(read(item))
     assert (found.ips if found else None) == ips
 
@@ -59,6 +59,16 @@ def test_an_address_that_two_pods_share_counts_until_both_are_gone() -> None:
     assert found.name == "new"
     assert pods.drop(read(pod("new", "10.0.0.1")))
     assert pods.at("10.0.0.1") is None
+
+
+def test_of_two_pods_at_an_address_the_one_that_stays_is_meant() -> None:
+    pods = PodSet()
+    assert pods.put(read(pod("old", "10.0.0.1")))
+    assert pods.put(read(pod("new", "10.0.0.1")))
+    assert pods.put(read(pod("old", "10.0.0.1", terminating=True)))
+    found = pods.at("10.0.0.1")
+    assert found is not None
+    assert found.name == "new"
 
 
 def test_what_does_not_matter_is_no_change() -> None:
