@@ -1,0 +1,145 @@
+"""Owners of a tracker's state without the cluster that joins them: what is told goes in, what follows is noted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from ipaddress import ip_address
+from random import Random
+
+import pytest
+import pytest_asyncio
+from prometheus_client import CollectorRegistry
+
+from swarm.protocol import wire
+from swarm.protocol.board import Outcome
+from swarm.protocol.standing import Trust as BoardTrust
+from tests.parts.talk import digest_of
+from tracker.errors import Unknown
+from tracker.members.discovery import Reason
+from tracker.members.gate import Visitor
+from tracker.metrics import Metrics
+from tracker.settings import TrackerSettings
+from tracker.state.agents import Agent, Agents
+from tracker.state.alarm import Alarm
+from tracker.state.announce import Announce
+from tracker.state.announcers import Announcers
+from tracker.state.copies import Copies
+from tracker.state.court import Court
+from tracker.state.swarms import Swarm, Swarms
+from tracker.state.trust import Trust
+from tracker.state.warming import Warming
+
+D = digest_of("blob")
+
+
+class Noted:
+    """Where owners say what follows: settled swarms, agents to be told, notes for operators."""
+
+    def __init__(self) -> None:
+        self.settled: list[str] = []
+        self.said: list[str] = []
+        self.notes: list[Reason] = []
+
+    def settle(self, swarm: Swarm, outcome: Outcome | None = None) -> None:
+        self.settled.append(swarm.digest)
+
+    def say(self, agent: Agent) -> None:
+        self.said.append(agent.key)
+
+    def place(self, swarm: Swarm, key: str) -> None:
+        return None
+
+    def watch(self, swarm: Swarm) -> None:
+        return None
+
+    def note(self, ip: str, reason: Reason, message: str) -> None:
+        self.notes.append(reason)
+
+
+class Desk:
+    """The values that owners share, and the owners of whole copies and of accusations."""
+
+    def __init__(self) -> None:
+        self.settings, self.metrics = TrackerSettings(), Metrics(CollectorRegistry())
+        self.alarm, self.agents, self.noted = Alarm(), Agents(), Noted()
+        self.trust = Trust(self.settings.quarantine, self.agents.member_of)
+        self.swarms = Swarms("one", self.settings.max_boards, BoardTrust())
+        self.copies = Copies(self.settings, self.metrics, self.alarm, self.agents, self.swarms, self.trust, self.noted)
+        self.court = Court(
+            self.settings, self.metrics, self.alarm, self.agents, self.swarms, self.trust, self.copies, self.noted,
+            self.noted.note,
+        )  # fmt: skip
+
+    def agent(self, number: int) -> Agent:
+        """An agent on a node of its own."""
+        me = wire.Me(node=f"n{number}", port=6881, session=f"s{number}")
+        return self.agents.add(me, f"10.0.0.{number}", "", self.alarm.now())
+
+    def reports(self, reporter: Agent, accused: Agent) -> None:
+        """*reporter* got wrong pieces from *accused*."""
+        said = wire.Corrupt(
+            node=reporter.name, port=reporter.port, session=reporter.session, digest=D, peer_ip=accused.ip,
+            peer_port=accused.port,
+        )  # fmt: skip
+        self.court.corrupt(reporter, said, accused.ip)
+
+
+@pytest_asyncio.fixture
+async def desk() -> Desk:
+    """Nothing known yet."""
+    return Desk()
+
+
+@pytest.fixture(autouse=True)
+def _ended(desk: Desk) -> Iterator[None]:
+    yield
+    desk.alarm.close()
+
+
+async def test_who_holds_a_blob_that_nobody_sealed_is_asked_for_its_hashes(desk: Desk) -> None:
+    holder, second = desk.agent(1), desk.agent(2)
+    desk.copies.held(holder, D, 1000, checked=True)
+    desk.copies.held(second, D, 1000, checked=True)
+    assert (list(holder.needs), list(second.needs)) == ([D], []), "one at a time"
+    assert desk.noted.said == [holder.key]
+
+
+async def test_one_report_parts_two_members_and_a_second_one_withdraws_the_copy(desk: Desk) -> None:
+    bad, first, second = desk.agent(1), desk.agent(2), desk.agent(3)
+    desk.copies.held(bad, D, 1000, checked=True)
+    desk.reports(first, bad)
+    assert desk.court.apart(D, first.member, bad.member)
+    assert not desk.court.apart(D, second.member, bad.member)
+    assert (list(bad.suspects), set(bad.withdrawn)) == ([D], set())
+    desk.reports(second, bad)
+    assert set(bad.withdrawn) == {D}
+
+
+async def test_an_announce_of_what_nobody_sealed_is_refused(desk: Desk) -> None:
+    announcers = Announcers(desk.settings, desk.alarm.now, Random(1), desk.agents, desk.swarms, desk.noted)
+    visitor = Visitor("10.0.0.9", True, "", ip_address("10.0.0.9").packed)
+    asked = Announce(
+        info_hash=bytes(20), peer_id=bytes(20), port=6881, left=0, event="", numwant=50, compact=True, no_peer_id=False
+    )
+    with pytest.raises(Unknown):
+        announcers.announce(asked, visitor)
+
+
+async def test_who_waits_for_news_of_preheats_waits_for_no_longer_than_it_said(desk: Desk) -> None:
+    warming = Warming(desk.agents, desk.noted.say, desk.alarm.now)
+    assert warming.due(desk.agent(1)) == ()
+    assert warming.progress("none") is None
+    await warming.news(0.0)
+
+
+async def test_an_alarm_that_is_postponed_rings_once(desk: Desk) -> None:
+    rung, done = list[str](), asyncio.Event()
+    now = desk.alarm.now()
+    desk.alarm.set("one", now, lambda: rung.append("early"))
+    desk.alarm.set("one", now + 0.001, lambda: rung.append("late"))
+    desk.alarm.set("gone", now, lambda: rung.append("gone"))
+    desk.alarm.set("gone", None, lambda: None)
+    desk.alarm.set("last", now + 0.002, done.set)
+    await done.wait()
+    assert rung == ["late"]
