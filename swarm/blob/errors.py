@@ -17,6 +17,10 @@ SwarmError
 ├── Stopped              nobody wants the hash any more that was being computed
 ├── ShortFile            a file ends before the bytes that were to be hashed
 ├── SessionError         libtorrent could not do what was asked
+├── Malformed            what the other end of a lane said is no HTTP, or too long
+├── Unserved             none of the holders gave what was asked over the lane
+├── Cancelled            nobody wants any more what was asked of another agent
+├── Unwritable           the file cannot be written, and that is no lack of room
 ├── IdentityError        certificates that cannot be used, or a peer without one
 └── TrackerError         a tracker did not answer
     └── TrackerRefused   it answered, and does not take what it was told: another incarnation, a quarantine
@@ -102,6 +106,22 @@ class ShortFile(SwarmError):
 
 class SessionError(SwarmError):
     """libtorrent could not do what was asked."""
+
+
+class Malformed(SwarmError, ValueError):
+    """What the other end of a lane said is no HTTP, or too long."""
+
+
+class Unserved(SwarmError):
+    """None of the holders gave what was asked over the lane."""
+
+
+class Cancelled(SwarmError):
+    """Nobody wants any more what was asked of another agent."""
+
+
+class Unwritable(SwarmError):
+    """The file cannot be written, and that is no lack of room."""
 
 
 class IdentityError(SwarmError):

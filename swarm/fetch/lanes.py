@@ -9,13 +9,14 @@ from functools import partial
 from itertools import groupby
 
 from swarm.blob.digest import Digest
+from swarm.blob.errors import Cancelled, Unserved
 from swarm.blob.geometry import Window
 from swarm.blob.metainfo import HASH_LENGTH
 from swarm.fetch.demand import Wanted
 from swarm.fetch.events import Holder, HoldersNamed
 from swarm.fetch.place import Place
 from swarm.fetch.turns import candidates, in_turn
-from swarm.peer.lane.errand import Cancelled, Errand, Unserved
+from swarm.peer.lane.errand import Errand
 from swarm.peer.lane.holders import Address
 from swarm.peer.lane.lane import Lane
 from swarm.peer.lane.offers import Offer

@@ -15,7 +15,10 @@ import tracker.errors
 
 PROJECT = Path(__file__).parents[2]
 TREES = [swarm.blob.errors, mirror.errors, tracker.errors]
-ELSEWHERE = {"AddressRefused": "an OSError, since aiohttp passes nothing else on; it never leaves transport.py"}
+ELSEWHERE = {
+    "AddressRefused": "an OSError, since aiohttp passes nothing else on; it never leaves transport.py",
+    "Silent": "an OSError, as every other end of a connection; it never leaves swarm/peer/lane",
+}
 
 
 def tree_of(module: ModuleType) -> set[type[Exception]]:

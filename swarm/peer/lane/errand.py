@@ -8,19 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 
 from swarm.blob.digest import Digest
-from swarm.blob.errors import SwarmError
+from swarm.blob.errors import Cancelled
 from swarm.blob.geometry import Geometry
 from swarm.peer.lane.holders import Address
 from swarm.peer.lane.intake import Intake
 from swarm.peer.lane.link import Link
-
-
-class Unserved(SwarmError):
-    """None of the holders gave what was asked."""
-
-
-class Cancelled(SwarmError):
-    """The errand is not wanted any more."""
 
 
 class Left(Enum):

@@ -5,17 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from swarm.blob.errors import StoreFull, SwarmError
+from swarm.blob.errors import StoreFull, Unwritable
 from swarm.blob.geometry import Geometry
 from swarm.storage import disk
 from swarm.storage.errnos import translate
 
 BUFFER = 256 * 1024
 """Bytes of the buffer that a receiving thread uses again and again. It fits into the second cache of a core."""
-
-
-class Unwritable(SwarmError):
-    """The file cannot be written, and that is no lack of room."""
 
 
 class Intake:

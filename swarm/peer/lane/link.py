@@ -8,8 +8,9 @@ import ssl
 import struct
 import threading
 
+from swarm.blob.errors import Malformed
 from swarm.peer.lane import message
-from swarm.peer.lane.message import END, MOST_HEAD, Answer, Malformed
+from swarm.peer.lane.message import END, MOST_HEAD, Answer
 
 TICK = 0.5
 """Seconds after which a read that brings nothing returns, so that the thread can look at its deadlines."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 
 from swarm.blob.digest import Digest, parse
-from swarm.blob.errors import DigestInvalid, SwarmError
+from swarm.blob.errors import DigestInvalid, Malformed
 
 MOST_HEAD = 8 * 1024
 """Bytes of the longest head, of a request or an answer. Ours have about 300."""
@@ -30,10 +30,6 @@ REASONS = {
 
 WHY = "shoal-why"
 """Header of a refusal: "unknown" (no such blob here), "lacking" (the body says what is here) or "busy"."""
-
-
-class Malformed(SwarmError, ValueError):
-    """What the other end said is no HTTP, or too long."""
 
 
 @dataclass(frozen=True, slots=True)

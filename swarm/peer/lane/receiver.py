@@ -16,14 +16,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from swarm.blob.errors import StoreFull
+from swarm.blob.errors import Cancelled, Malformed, StoreFull, Unserved, Unwritable
 from swarm.peer.lane import message
-from swarm.peer.lane.errand import Cancelled, Errand, Left, Unserved
+from swarm.peer.lane.errand import Errand, Left
 from swarm.peer.lane.holders import Address, Holders
-from swarm.peer.lane.intake import Unwritable, scratch
+from swarm.peer.lane.intake import scratch
 from swarm.peer.lane.link import Link, Silent
 from swarm.peer.lane.mailbox import Mailbox
-from swarm.peer.lane.message import Malformed
 
 log = logging.getLogger("shoal.swarm")
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from swarm.blob.digest import Digest
+from swarm.blob.errors import Malformed
 from swarm.peer.lane import message
-from swarm.peer.lane.message import END, MOST_HEAD, Malformed, Request
+from swarm.peer.lane.message import END, MOST_HEAD, Request
 from swarm.peer.lane.offers import Offer
 from swarm.peer.lane.throttle import Throttle
 

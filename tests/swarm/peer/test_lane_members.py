@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from swarm.blob.digest import Digest
+from swarm.blob.errors import Unserved
 from swarm.identity.name import Role
-from swarm.peer.lane.errand import Errand, Unserved
+from swarm.peer.lane.errand import Errand
 from swarm.peer.lane.lane import Lane
 from swarm.peer.lane.offers import Offer
 from tests.parts.lane import sample

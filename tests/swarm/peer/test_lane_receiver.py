@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from swarm.blob.errors import Cancelled, Unserved
 from swarm.peer.lane import message
-from swarm.peer.lane.errand import Cancelled, Errand, Unserved
+from swarm.peer.lane.errand import Errand
 from swarm.peer.lane.holders import MOST_OF_ONE, Address, Holders
 from swarm.peer.lane.link import dial
 from swarm.peer.lane.receiver import Receiver
