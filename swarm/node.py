@@ -268,8 +268,12 @@ class Node:
             "banned_peers": _value(self.metrics.banned_peers),
             "stalls": _value(self.metrics.stalls),
             "rejections": _value(self.metrics.rejections),
-            "direct_streams": _sum(self.metrics.direct),
-            "upstream_failures": _sum(self.metrics.source_failures),
+            "upstream_failures": sum(
+                sample.value
+                for metric in self.metrics.source_failures.collect()
+                for sample in metric.samples
+                if sample.name.endswith("_total")
+            ),
         }
 
     async def on_answer(self, link: Link, answer: wire.AgentAnswer) -> None:
@@ -355,7 +359,3 @@ class Node:
 def _value(counter: Any) -> float:
     (family,) = counter.collect()
     return next((float(s.value) for s in family.samples if s.name.endswith("_total")), 0.0)
-
-
-def _sum(counter: Any) -> float:
-    return float(sum(s.value for family in counter.collect() for s in family.samples if s.name.endswith("_total")))

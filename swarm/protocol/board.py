@@ -93,7 +93,6 @@ class Board(Standing):
         stalled: Collection[int] = (),
         turns: int = 0,
         beside: int = 0,
-        direct: Collection[int] = (),
     ) -> Outcome:
         """Take part, or say that one still does. *have* counts only for the current generation."""
         who = self._join(agent, now)
@@ -101,7 +100,6 @@ class Board(Standing):
         who.turns = max(0, turns)
         who.beside = max(0, beside)
         who.only_preferred = only_preferred
-        who.direct = tuple(direct)
         self.who.sort(agent)
         if self.lone and not turns:
             self._revoke(agent)

@@ -36,7 +36,6 @@ NORMAL = {
     "shoal_swarm_source_failures_total": "0; `busy` where a registry throttles.",
     "shoal_swarm_rejections_total": "0.",
     "shoal_swarm_stalls_total": "0; single ones when nodes leave.",
-    "shoal_swarm_direct_streams_total": "0; it grows where the cluster was slower than a node's own line to upstream.",
     "shoal_swarm_banned_peers_total": "0.",
     "shoal_swarm_fetches": "0 while nothing is pulled.",
     "shoal_swarm_held_blobs": "Grows to what the store's budget holds.",

@@ -85,7 +85,6 @@ class Answers:
             peers=self._peers(swarm, agent, but=lone.key if lone is not None else ""),
             lone=lone.peer if lone is not None else None,
             spread=None if elsewhere is None else wire.bitmap(elsewhere),
-            coming=board.coming_for(agent.key, self._now()),
         )
 
     def seeds(self, swarm: Swarm) -> tuple[wire.Peer, ...]:

@@ -80,7 +80,6 @@ class Raw(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     peers: tuple[wire.Peer, ...] = ()
     lone: wire.Peer | None = None
     spread: bytes | None = None
-    coming: dict[int, float] = {}
 
 
 @dataclass(eq=False, slots=True)
