@@ -381,6 +381,7 @@ class Fetch:
         # Before others hear that it is here whole: who dials too early comes back in a second or two.
         await self._home.finished(self)
         await self._course.follower.seal()
+        log.info("blob-sealed", extra={"fields": {"digest": self.digest}})
         self._course.follower.poll()
         if not self.readers and self._idle is None:
             self._idle = asyncio.get_running_loop().call_later(self._context.settings.linger, self._close_soon)

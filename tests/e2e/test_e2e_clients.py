@@ -222,6 +222,7 @@ async def test_a_foreign_client_downloads_a_sealed_blob(
     """The tracker hands out the .torrent; aria2 announces there and fetches the blob from the agents."""
     blob = origin.plant("e2e/torrent", 20 * MIB + 12345, 700)
     await four.pull(blob, upstream.host, four.agents[:2])
+    await four.agents[0].process.says(f"blob-sealed.*{blob.digest}")  # a moment after its client has all of it
     before = (await upstream.counts()).sent
     torrent = await fetch(f"{four.tracker.url}/torrents/{blob.digest}.torrent")
     assert torrent.status == 200, torrent.body
