@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 from swarm.blob.digest import Digest, parse
@@ -56,8 +56,6 @@ class Answer:
     """Size of the blob, if the answer says it."""
     why: str = ""
     keep: bool = True
-    headers: dict[str, str] = field(default_factory=dict)
-    """Names in lower case."""
 
 
 def read_request(head: bytes) -> Request:
@@ -132,9 +130,7 @@ def read_answer(head: bytes) -> Answer:
             raise Malformed("Content-Range and Content-Length differ")
     elif words[1] == "206":
         raise Malformed("no Content-Range")
-    return Answer(
-        int(words[1]), int(length), start, total, headers.get(WHY, ""), _keeps(words[0], headers), headers
-    )  # fmt: skip
+    return Answer(int(words[1]), int(length), start, total, headers.get(WHY, ""), _keeps(words[0], headers))
 
 
 def _keeps(version: str, headers: dict[str, str]) -> bool:

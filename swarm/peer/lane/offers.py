@@ -59,11 +59,6 @@ class Offer:
         gap = self._ready.find(0, start // length, -(-stop // length))
         return stop if gap < 0 else max(start, gap * length)
 
-    @property
-    def complete(self) -> bool:
-        """Whether all of the blob is here."""
-        return self._ready.find(0) < 0
-
     def bitmap(self) -> bytes:
         """The pieces that are here: little-endian, bit p of the integer is piece p."""
         digits = bytes(self._ready[::-1]).translate(_DIGITS) or b"0"

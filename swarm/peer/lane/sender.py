@@ -62,9 +62,8 @@ class Sender:
         find: Callable[[Digest], Awaitable[Offer | None]],
         *,
         tls: ssl.SSLContext | None = None,
-        admit: Callable[[str], bool] = lambda _address: True,
     ) -> None:
-        self._find, self._tls, self._admit = find, tls, admit
+        self._find, self._tls = find, tls
         self._offers: dict[Digest, Offer] = {}
         self._kept: dict[Digest, float] = {}
         """Of the offers, those that were found in the store: when they were asked for last."""
@@ -197,7 +196,7 @@ class Sender:
         every = [serving for worker in self._workers for serving in worker.snapshot()]
         of_one = Counter(serving.address for serving in every)[address]
         full = len(every) >= MOST_CONNECTIONS and not self._make_room()
-        if not self._admit(address) or of_one >= MOST_OF_ONE or full:
+        if of_one >= MOST_OF_ONE or full:
             sock.close()
             return
         sock.setblocking(False)
