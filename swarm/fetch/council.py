@@ -103,7 +103,7 @@ class Council:
         course, wait = self._course, wire.MAX_WAIT
         here = course.partial
         if here is None and not course.claims.windows:
-            wait = max(0.05, course.started + course.context.settings.unpublished_wait - time.monotonic())
+            wait = max(0.05, course.started + course.parts.settings.unpublished_wait - time.monotonic())
         return Standing(
             self._demand(),
             size=here.layout.size if here is not None and not self._rejections else None,
@@ -161,7 +161,7 @@ class Council:
                 log.warning(
                     "swarm-stalled", extra={"fields": {"digest": course.digest, "windows": list(stalls.windows)}}
                 )
-                course.context.metrics.stalls.inc()
+                course.parts.metrics.stalls.inc()
             course.follower.poll()
 
     async def reject(self, reason: str) -> None:
@@ -170,7 +170,7 @@ class Council:
         self._rejections += 1
         fields = {"digest": course.digest, "why": reason, "time": self._rejections}
         log.error("blob-rejected", extra={"fields": fields})
-        course.context.metrics.rejections.inc()
+        course.parts.metrics.rejections.inc()
         if self._rejections > 2 * MAX_GENERATIONS:
             raise BlobCorrupt(f"the bytes do not match {course.digest}: {reason}")
         if course.partial is not None:
@@ -252,7 +252,7 @@ class Council:
             return
         if self._may_claim() and not course.claims.refusal:
             return
-        patience = course.started + course.context.settings.unpublished_wait - time.monotonic()
+        patience = course.started + course.parts.settings.unpublished_wait - time.monotonic()
         if course.follower.tracker is None or patience <= 0.05:
             raise BlobUnavailable(f"nobody can bring in {course.digest}", cause=course.claims.refusal)
 
@@ -266,7 +266,7 @@ class Council:
         return demand_of(
             course.readers,
             sized=course.partial is not None,
-            claims=course.context.settings.claims if self._may_claim() else 0,
+            claims=course.parts.settings.claims if self._may_claim() else 0,
             turning=self._turning and not by_window and not course.is_verified,
             concurrent=course.home.entering() - course.enters,
         )

@@ -90,7 +90,7 @@ class Course:
     """See the module. *partial* and *transfers* are there once the size is known."""
 
     digest: Digest
-    context: Parts
+    parts: Parts
     home: Home
     tasks: Tasks
     started: float = field(default_factory=time.monotonic)

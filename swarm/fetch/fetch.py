@@ -64,18 +64,18 @@ class Fetch:
     Above the bound of methods: readers ask it alone, and each question is a method of one line.
     """
 
-    def __init__(self, digest: Digest, context: Parts, home: Home, after: asyncio.Event | None = None) -> None:
+    def __init__(self, digest: Digest, parts: Parts, home: Home, after: asyncio.Event | None = None) -> None:
         """*after*: set once an earlier fetch of the same blob is closed; this one begins then."""
         self.digest = digest
         self.closed = asyncio.Event()
-        self._context = context
+        self._parts = parts
         self._home = home
         self._after = after
-        self._course = course = Course(digest, context, home, Tasks(self._task_failed))
+        self._course = course = Course(digest, parts, home, Tasks(self._task_failed))
         self._intake = Intake(course, self._fail, self._reject)
         self._council = Council(course, self._intake.learn, self._intake.here)
-        course.follower = Follower(digest, context.trackers, self._council, course.tasks.spawn)
-        course.claims = Claims(self._intake, context.pool, course.tasks.spawn)
+        course.follower = Follower(digest, parts.trackers, self._council, course.tasks.spawn)
+        course.claims = Claims(self._intake, parts.pool, course.tasks.spawn)
         self._settled = asyncio.Event()
         """Verified, or failed."""
         self._main: asyncio.Task[None] | None = None
@@ -248,7 +248,7 @@ class Fetch:
         if self._after is not None:
             await self._after.wait()
         try:
-            if (size := self._context.store.partial_size(self.digest)) is not None:
+            if (size := self._parts.store.partial_size(self.digest)) is not None:
                 await self._council.remember(size)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._course.follower.follow())
@@ -317,7 +317,7 @@ class Fetch:
         if here is not None and not here.kept:
             return IDLE  # in memory: the next reader may find room on the disk
         useful = bool(self._course.follower.peers) and here is not None and here.pieces.have != 0
-        return self._context.settings.linger if self.is_verified or useful else IDLE
+        return self._parts.settings.linger if self.is_verified or useful else IDLE
 
     def _idle_over(self) -> None:
         # A window may have become complete after its reader had all that it wanted: others count on it now.
@@ -336,7 +336,7 @@ class Fetch:
             await asyncio.sleep(REPORT)
             done, waiting = self._course.claims.done, self._course.claims.waiting()
             if done and (done != told or waiting):
-                await self._course.follower.progress(done, waiting, self._context.settings.upstream_timeout)
+                await self._course.follower.progress(done, waiting, self._parts.settings.upstream_timeout)
             told = done
 
     async def _watch(self) -> None:
@@ -354,7 +354,7 @@ class Fetch:
             return
         while True:
             result = await verify(
-                self.digest, here.layout, here.pieces, here.file.fd, self._context.pool, lambda: here.epoch
+                self.digest, here.layout, here.pieces, here.file.fd, self._parts.pool, lambda: here.epoch
             )
             if isinstance(result, Matched):
                 await self._finish(here)
@@ -384,7 +384,7 @@ class Fetch:
         log.info("blob-sealed", extra={"fields": {"digest": self.digest}})
         self._course.follower.poll()
         if not self.readers and self._idle is None:
-            self._idle = asyncio.get_running_loop().call_later(self._context.settings.linger, self._close_soon)
+            self._idle = asyncio.get_running_loop().call_later(self._parts.settings.linger, self._close_soon)
 
     async def _reject(self, reason: str) -> None:
         await self._council.reject(reason)

@@ -48,21 +48,21 @@ class Intake:
 
     async def learn(self, size: int, shared: bool = False) -> None:
         """The size is known: make room for the blob. *shared*: others told it. Raises StoreFull."""
-        course, context = self._course, self._course.context
+        course, parts = self._course, self._course.parts
         async with self._learning:
             if course.partial is not None:
                 return
             # Ranges touch a part of a blob, which may be larger than the store: room is made window by window.
             by_window = not course.readers.whole
             here = await Partial.open(
-                course.digest, size, context.store, course.home.make_room, course.tasks.spawn,
+                course.digest, size, parts.store, course.home.make_room, course.tasks.spawn,
                 by_window=by_window, shared=shared,
             )  # fmt: skip
             if course.ranged:
                 here.expect_ranges()
             course.transfers = Transfers(
-                course.digest, here, self, course.follower.hashes, context.session, context.lane, context.pool,
-                context.metrics, course.tasks.spawn, time.monotonic,
+                course.digest, here, self, course.follower.hashes, parts.session, parts.lane, parts.pool,
+                parts.metrics, course.tasks.spawn, time.monotonic,
             )  # fmt: skip
             course.partial = here
             course.follower.sized(size)
@@ -90,7 +90,7 @@ class Intake:
 
     def me(self) -> str:
         """Under which name this node stands among them."""
-        trackers = self._course.context.trackers
+        trackers = self._course.parts.trackers
         return trackers.address or trackers.session
 
     def writing(self, window: Window) -> AbstractAsyncContextManager[None]:
@@ -102,7 +102,7 @@ class Intake:
 
     def received(self, count: int) -> None:
         """Bytes arrived from upstream."""
-        self._course.context.metrics.bytes_in.labels("upstream").inc(count)
+        self._course.parts.metrics.bytes_in.labels("upstream").inc(count)
 
     def came(self, piece: int, sha1: bytes) -> None:
         """*piece* came from upstream."""
@@ -117,7 +117,7 @@ class Intake:
     def unable(self, window: int, failure: Failure, error: SourceError | None) -> None:
         """A claim is given back."""
         if error is not None:
-            self._course.context.metrics.source_failures.labels(type(error).__name__).inc()
+            self._course.parts.metrics.source_failures.labels(type(error).__name__).inc()
             fields = {"digest": self._course.digest, "window": window, "error": str(error)}
             log.warning("claim-failed", extra={"fields": fields})
         self._course.tasks.spawn(self._give_back(window, failure, error))
@@ -138,7 +138,7 @@ class Intake:
         assert course.partial is not None, "the size is known before anything comes"
         course.stalls.moved(time.monotonic())
         length = course.partial.layout.piece_span(piece)[1]
-        course.context.metrics.bytes_in.labels("peer").inc(length)
+        course.parts.metrics.bytes_in.labels("peer").inc(length)
         course.claims.arrived(course.partial.window_of(piece).index, length)
         self._ready(piece, sha1, "peer")
 
@@ -152,9 +152,9 @@ class Intake:
 
     def wrong(self, peer: PeerAddress) -> None:
         """*peer* sent a wrong piece over the lane: nothing is asked of it any more, and the tracker hears of it."""
-        self._course.context.metrics.bad_pieces.inc()
+        self._course.parts.metrics.bad_pieces.inc()
         self._course.follower.ban(peer)
-        self._course.context.on_wrong(self._course.digest, peer)
+        self._course.parts.on_wrong(self._course.digest, peer)
 
     def here(self, window: int) -> None:
         """*window* is complete, from wherever."""
@@ -186,7 +186,7 @@ class Intake:
         if done is not None:
             self.trace("window-here", done.index, origin=origin)
             self.here(done.index)
-            if origin == "peer" and self._course.context.lane.port:
+            if origin == "peer" and self._course.parts.lane.port:
                 self._tell_soon()
 
     async def _give_back(self, window: int, failure: Failure, error: SourceError | None) -> None:

@@ -27,7 +27,7 @@ async def test_the_board_hears_of_windows_from_peers_soon_and_of_single_pieces_n
             claims=SimpleNamespace(arrived=lambda _window, _count: None),
             transfers=SimpleNamespace(mode=None, arrived=lambda _window: None),
             follower=SimpleNamespace(shared=True, poll=lambda: polls.append(here.have)),
-            context=SimpleNamespace(metrics=SimpleNamespace(bytes_in=_Counter()), lane=SimpleNamespace(port=6882)),
+            parts=SimpleNamespace(metrics=SimpleNamespace(bytes_in=_Counter()), lane=SimpleNamespace(port=6882)),
             trace=lambda *_event, **_fields: None, want=lambda: None,
         )  # fmt: skip
 
