@@ -10,6 +10,7 @@ import asyncio
 import os
 import random
 import re
+import select
 import shutil
 import signal
 import socket
@@ -38,6 +39,13 @@ recent: list[Process] = []
 
 class PartFailed(Exception):
     """A part did not do what the test needs of it. The message carries the end of its output."""
+
+
+def ready(descriptor: int, events: int, seconds: float) -> bool:
+    """Whether one of *events* (select.POLLIN, ...) comes within *seconds*. select() takes no descriptor above 1,023."""
+    poll = select.poll()
+    poll.register(descriptor, events)
+    return bool(poll.poll(seconds * 1000))
 
 
 class Process:

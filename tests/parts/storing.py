@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
 from swarm.blob.digest import Digest, parse
-from swarm.blob.geometry import geometry
+from swarm.blob.geometry import MIB, geometry
 from swarm.storage.content import Content
 from swarm.storage.store import Store
 from tests.parts.data import digest_of
@@ -46,6 +46,17 @@ class Told:
             self.lost.append(digest)
         else:
             self.found.append((digest, size))
+
+
+@asynccontextmanager
+async def opened(root: Path) -> AsyncIterator[Store]:
+    """A store of 64 MiB at *root*, by the real clock."""
+    store = Store(root, 64 * MIB, reserve_free=0)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 async def put(store: Store, data: bytes) -> Digest:

@@ -19,6 +19,7 @@ from tests.parts.kubecluster import binaries, images, network
 from tests.parts.kubecluster.cluster import KubeCluster, kube_cluster, missing
 from tests.parts.kubecluster.shoal import IMAGE_VALUES, Release, private_registry
 from tests.parts.kubecluster.workload import daemon_set
+from tests.parts.procs import ready
 
 HELD = "the cluster is up"
 """The line after which `up` returns."""
@@ -70,8 +71,7 @@ def down() -> int:
         return 0
     handle = os.pidfd_open(pid)
     os.kill(pid, signal.SIGTERM)
-    ended, _, _ = select.select([handle], [], [], DOWN_WITHIN)
-    if not ended:
+    if not ready(handle, select.POLLIN, DOWN_WITHIN):
         print(f"process {pid} does not end: kill -9 {pid}", file=sys.stderr)
         return 1
     pid_file().unlink(missing_ok=True)

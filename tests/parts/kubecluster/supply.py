@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.parts.kubecluster import binaries, images
-from tests.parts.procs import PartFailed
+from tests.parts.procs import PartFailed, ready
 
 HELM, CLUSTER = "helm", "cluster"
 """What can be asked for: helm alone, or every binary and the image."""
@@ -75,7 +75,7 @@ class Supply:
     def _wait(self, what: str) -> str:
         while what not in self._made and self._child is not None and self._child.stdout is not None:
             left = self._begun + self._within - time.monotonic()
-            if left <= 0 or not _readable(self._child.stdout.fileno(), left):
+            if left <= 0 or not ready(self._child.stdout.fileno(), select.POLLIN, left):
                 self._why = f"no end in {self._within / 60:.0f} minutes"
                 self.late = True
                 self.end()
@@ -110,13 +110,6 @@ class Supply:
         """What went wrong, with the last lines of the compiler's."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join([f"the build of Kubernetes failed: {self._why}", *text.splitlines()[-TOLD:]])
-
-
-def _readable(descriptor: int, seconds: float) -> bool:
-    """Whether something comes within *seconds*. select() takes no descriptor above 1,023, and a suite has more."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
 
 
 def there(what: str) -> bool:

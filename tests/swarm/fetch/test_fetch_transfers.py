@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from swarm.blob.geometry import MIB
@@ -179,6 +180,23 @@ async def test_a_restart_sends_every_torrent_away(tmp_path: Path) -> None:
         scene.transfers.restart()
         await until(lambda: not scene.session.torrents)
         assert (scene.transfers.mode, scene.transfers.waiting()) == (Mode.WINDOWS, ())
+
+
+@pytest.mark.parametrize("verified", [False, True])
+async def test_a_board_that_begins_again_takes_the_offers_of_what_is_not_verified(
+    tmp_path: Path, verified: bool
+) -> None:
+    """The windows of a verified blob are published again, and nobody offers them but the torrents that are there."""
+    async with transferring(tmp_path) as scene:
+        for window in scene.place.layout.windows:
+            await scene.transfers.seed(window, hashes_of(SIZE, window.index))
+        offered = scene.transfers.windows
+        assert offered
+        if verified:
+            await scene.transfers.verified()
+        scene.transfers.restart()
+        assert scene.transfers.windows == (offered if verified else frozenset())
+        await until(lambda: len(scene.session.torrents) == len(scene.transfers.windows))
 
 
 async def test_a_spoiled_torrent_begins_anew_a_few_times(tmp_path: Path) -> None:

@@ -16,14 +16,8 @@ import pytest
 from swarm.peer import strangers
 from swarm.peer.session import Session
 from swarm.peer.strangers import CALM, HURRY, IN_ALL, PATIENCE, PER_ADDRESS, Accepted, Door, bar, judge, look
+from tests.parts.procs import ready
 from tests.swarm.peer.test_session import DEADLINE, node
-
-
-def ready(sock: socket.socket, events: int, seconds: float) -> bool:
-    """Whether one of *events* comes within *seconds*. select() takes no descriptor above 1,023."""
-    poll = select.poll()
-    poll.register(sock, events)
-    return bool(poll.poll(seconds * 1000))
 
 
 def crowd(count: int, ip: str = "10.0.0.9", first: int = 1000) -> list[Accepted]:
@@ -84,7 +78,7 @@ def dial(source: str, to: tuple[str, int]) -> socket.socket:
 
 def is_through(made: socket.socket) -> bool:
     """Whether the kernel of the other end has answered."""
-    return ready(made, select.POLLOUT, 0)
+    return ready(made.fileno(), select.POLLOUT, 0)
 
 
 def test_the_kernel_drops_the_syns_of_barred_addresses_and_nothing_else(listener: socket.socket) -> None:
@@ -129,7 +123,7 @@ def test_a_look_sees_the_sockets_of_one_port_and_no_others(listener: socket.sock
         assert seen.accepted == [Accepted(inner.fileno(), *dialled.getsockname())]
         assert not strangers.shut(seen.accepted[0]._replace(port=1))  # the descriptor is another connection's
         assert strangers.shut(seen.accepted[0])
-        assert ready(dialled, select.POLLIN, DEADLINE)
+        assert ready(dialled.fileno(), select.POLLIN, DEADLINE)
         assert dialled.recv(1) == b""
 
 

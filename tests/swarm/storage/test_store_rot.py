@@ -7,8 +7,7 @@ write whose time is put back, and the page cache is dropped, so that the store h
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,21 +21,11 @@ from swarm.storage.held import Held
 from swarm.storage.proof import LASTS, STEP, Proof
 from swarm.storage.store import Store
 from tests.parts.data import blob, digest_of
-from tests.parts.storing import Told, hashes_of, put
+from tests.parts.storing import Told, hashes_of, opened, put
 
 MIB = 1024 * 1024
 SIZE = 3 * STEP + 12345
 DATA = blob(SIZE, 7)
-
-
-@asynccontextmanager
-async def opened(root: Path) -> AsyncIterator[Store]:
-    store = Store(root, 64 * MIB, reserve_free=0)
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 def rot(path: Path, at: int) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -14,20 +12,10 @@ from swarm.blob.digest import hex_of, parse
 from swarm.blob.errors import StoreFull
 from swarm.storage.store import Store
 from tests.parts.data import blob, digest_of
-from tests.parts.storing import Told, content, hashes_of, pieces_of, put
+from tests.parts.storing import Told, content, hashes_of, opened, pieces_of, put
 
 MIB = 1024 * 1024
 ONE, TWO = blob(MIB, 1), blob(MIB, 2)
-
-
-@asynccontextmanager
-async def opened(root: Path) -> AsyncIterator[Store]:
-    store = Store(root, 64 * MIB, reserve_free=0)
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 @pytest.mark.parametrize("all_of_it", [True, False], ids=["with the directory itself", "its content"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,28 +11,13 @@ from swarm.blob.errors import SourceBroken, SourceBusy, SourceError, SourceRefus
 from swarm.protocol import wire
 from swarm.tracking import tags as module
 from swarm.tracking.tags import Meaning, Names, Resolved
-from swarm.tracking.trackers import Link, Trackers
+from swarm.tracking.trackers import Trackers
+from tests.parts.harbour import Nobody
 from tests.parts.talk import digest_of
 
 OLD, NEW = digest_of("old"), digest_of("new")
 NAME = "registry.example/app:latest"
 START = 1_700_000_000.0
-
-
-class Nothing:
-    """An agent with nothing to tell."""
-
-    def held_blobs(self) -> Iterable[wire.Held]:
-        return ()
-
-    def known_names(self) -> Iterable[wire.Name]:
-        return ()
-
-    def stats(self) -> dict[str, float]:
-        return {}
-
-    async def on_answer(self, link: Link, answer: wire.AgentAnswer) -> None:
-        pass
 
 
 class Node:
@@ -50,7 +34,7 @@ class Node:
 
     def started(self) -> Names:
         """Another process, on the same file."""
-        return Names(self.path, self.keep, Trackers((), "node", Nothing()), clock=lambda: self.now)
+        return Names(self.path, self.keep, Trackers((), "node", Nobody()), clock=lambda: self.now)
 
     async def ask(self) -> Meaning:
         """Upstream."""

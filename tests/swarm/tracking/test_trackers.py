@@ -25,26 +25,18 @@ from swarm.tracking import trackers
 from swarm.tracking.boards import RemoteBoard
 from swarm.tracking.doubts import Doubts
 from swarm.tracking.trackers import Link, Trackers, rendezvous
+from tests.parts.harbour import Nobody
 from tests.parts.procs import free_port
 from tests.parts.talk import Town, digest_of, town
 
 URLS = tuple(f"http://10.0.0.{i}:6969" for i in range(1, 4))
 
 
-class Holder:
+class Holder(Nobody):
     """Holds one blob."""
 
     def held_blobs(self) -> Iterable[wire.Held]:
         yield wire.Held(digest=digest_of("held"), size=5)
-
-    def known_names(self) -> Iterable[wire.Name]:
-        return ()
-
-    def stats(self) -> dict[str, float]:
-        return {}
-
-    async def on_answer(self, link: Link, answer: wire.AgentAnswer) -> None:
-        pass
 
 
 class Seen:

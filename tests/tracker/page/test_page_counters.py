@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 
-from swarm.protocol import wire
-from swarm.tracking.trackers import TELL_EVERY, Link, Trackers
+from swarm.tracking.trackers import TELL_EVERY, Trackers
+from tests.parts.harbour import Nobody
 from tests.parts.talk import town
 
 
-class Holder:
+class Holder(Nobody):
     """Holds nothing; counts."""
 
     def __init__(self) -> None:
         self.counters = {"fetches": 0.0, "peer_bytes_in": 0.0, "upstream_bytes": 0.0}
         self.asked: asyncio.Queue[float] = asyncio.Queue()
 
-    def held_blobs(self) -> Iterable[wire.Held]:
-        return ()
-
-    def known_names(self) -> Iterable[wire.Name]:
-        return ()
-
     def stats(self) -> dict[str, float]:
         self.asked.put_nowait(asyncio.get_running_loop().time())
         return dict(self.counters)
-
-    async def on_answer(self, link: Link, answer: wire.AgentAnswer) -> None:
-        pass
 
 
 async def test_counters_are_told_when_a_fetch_begins_and_while_it_runs() -> None:

@@ -26,7 +26,8 @@ from swarm.protocol import wire
 from swarm.tracking.tags import Meaning, Names
 from swarm.tracking.trackers import Link, Trackers
 from swarm.tracking.witness import SKEW, Witness
-from tests.swarm.tracking.test_names import NAME, NEW, OLD, Nothing
+from tests.parts.harbour import Nobody
+from tests.swarm.tracking.test_names import NAME, NEW, OLD
 
 A = TypeVar("A", bound=wire.Wire)
 
@@ -168,7 +169,7 @@ class Asker:
     def __init__(self, directory: Path, answer: wire.NameAnswer) -> None:
         self.link = Liar("tracker", None)  # type: ignore[arg-type]  # it speaks no HTTP
         self.link.answer, self.link.told = answer, []
-        trackers = Trackers((), "node", Nothing())
+        trackers = Trackers((), "node", Nobody())
         trackers.pick = lambda digest: self.link  # type: ignore[method-assign]
         self.asked = 0
         self.upstream: Callable[[], Meaning] = lambda: Meaning(OLD, "type", 5)
