@@ -104,7 +104,7 @@ class Layer:
     digest: Digest
     hashes: bytes
     """Of all pieces."""
-    cut: Geometry
+    layout: Geometry
     rate: float
     told: dict[int, float] = field(default_factory=dict)
     """Window -> when its publication was sent, seconds of time.monotonic()."""
@@ -116,12 +116,12 @@ class Layer:
     async def arrive(self, window: int) -> None:
         """Until *window* has come from upstream."""
         now = time.monotonic()
-        self.free = max(now, self.free) + self.cut.windows[window].length / self.rate
+        self.free = max(now, self.free) + self.layout.windows[window].length / self.rate
         await asyncio.sleep(self.free - now)
 
     def of(self, window: int) -> bytes:
         """The hashes of *window*."""
-        span = self.cut.windows[window].span
+        span = self.layout.windows[window].span
         return self.hashes[HASH_LENGTH * span.start : HASH_LENGTH * span.stop]
 
 
@@ -163,7 +163,7 @@ class Agent:
             poll = wire.BoardPoll(
                 **self.me(),  # type: ignore[arg-type]
                 digest=layer.digest, incarnation=seen.incarnation, generation=seen.generation, since=seen.version,
-                wait=wire.MAX_WAIT if seen.incarnation else 0.0, size=layer.cut.size,
+                wait=wire.MAX_WAIT if seen.incarnation else 0.0, size=layer.layout.size,
                 want=MAX_CLAIMS, claims=seen.claims,
                 have=wire.bitmap(sum(1 << window for window in self.windows)),
             )  # fmt: skip
@@ -175,7 +175,7 @@ class Agent:
             for window in seen.claims:
                 if window not in bringing:
                     bringing[window] = asyncio.create_task(self._bring(layer, window, seen))
-            if len(self.windows) == len(layer.cut.windows) and not has_all:
+            if len(self.windows) == len(layer.layout.windows) and not has_all:
                 has_all = True
                 said = wire.Seal(**self.me(), digest=layer.digest, incarnation=seen.incarnation, generation=0)  # type: ignore[arg-type]
                 await self.board.say("seal", said, wire.Ok)
@@ -186,7 +186,7 @@ class Agent:
         said = wire.Publish(
             **self.me(),  # type: ignore[arg-type]
             digest=layer.digest, incarnation=seen.incarnation, generation=seen.generation,
-            size=layer.cut.size, window=window, hashes=layer.of(window),
+            size=layer.layout.size, window=window, hashes=layer.of(window),
         )  # fmt: skip
         layer.told[window] = time.monotonic()
         other = await line(*self.address)

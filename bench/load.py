@@ -60,7 +60,7 @@ def post(verb: str, message: wire.Wire) -> bytes:
 
 def hello(number: int, held: range = range(0), size: int = 128 * MIB) -> bytes:
     """Agent *number* says that it is there and what it holds."""
-    add = tuple(wire.Held(digest=digest_of(blob), size=size) for blob in held)
+    add = tuple(wire.CompleteBlob(digest=digest_of(blob), size=size) for blob in held)
     return post("agent", wire.AgentPoll(**me(number), full=True, add=add))  # type: ignore[arg-type]
 
 

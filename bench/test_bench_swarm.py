@@ -47,23 +47,23 @@ def test_hash_pieces_and_whole(benchmark: BenchmarkFixture, blob: int) -> None:
 @pytest.mark.parametrize("size", [128 * MIB, GIB], ids=["128MiB", "1GiB"])
 def test_torrent_of_a_window(benchmark: BenchmarkFixture, size: int) -> None:
     """Info dictionary and info-hash of the last window: once per window and agent."""
-    cut = geometry(size)
-    window = cut.windows[-1]
+    layout = geometry(size)
+    window = layout.windows[-1]
     told = hashes_of(size)[: 20 * window.pieces]
-    benchmark(lambda: info_hash(window_info(DIGEST, cut, window, told)))
+    benchmark(lambda: info_hash(window_info(DIGEST, layout, window, told)))
 
 
 def test_sealed_torrent(benchmark: BenchmarkFixture) -> None:
     """Info dictionary and info-hash of a blob of 1 GiB: once per blob and agent."""
-    cut, told = geometry(GIB), hashes_of(GIB)
-    benchmark(lambda: info_hash(sealed_info(DIGEST, cut, told)))
+    layout, told = geometry(GIB), hashes_of(GIB)
+    benchmark(lambda: info_hash(sealed_info(DIGEST, layout, told)))
 
 
 @pytest.mark.parametrize("agents", [8, 100])
 def test_one_blob_through_a_board(benchmark: BenchmarkFixture, agents: int) -> None:
     """A cold pull of 128 MiB by all agents, from the first join to sealed: joins, claims, publications, views."""
     size = 128 * MIB
-    cut, told = geometry(size), hashes_of(size)
+    layout, told = geometry(size), hashes_of(size)
 
     def whole() -> Board:
         board = Board(DIGEST)
@@ -75,7 +75,7 @@ def test_one_blob_through_a_board(benchmark: BenchmarkFixture, agents: int) -> N
         while not board.complete:
             now += 0.01
             for window, claim in list(board.claims.items()):
-                part = cut.windows[window]
+                part = layout.windows[window]
                 given = told[20 * part.first_piece : 20 * (part.last_piece + 1)]
                 board.publish(claim.agent, now, generation=0, size=size, window=window, hashes=given)
                 board.assign(now)

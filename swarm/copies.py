@@ -17,7 +17,7 @@ from swarm.peer.session import Session, Torrent
 from swarm.protocol import wire
 from swarm.storage.changes import Listener
 from swarm.storage.content import Content
-from swarm.storage.held import Held
+from swarm.storage.held import BlobHandle
 from swarm.storage.store import Store
 
 log = logging.getLogger("shoal.swarm")
@@ -55,18 +55,18 @@ class Copies:
             size = self._content.size_of(digest)
         return size
 
-    def all(self) -> Iterable[wire.Held]:
+    def all(self) -> Iterable[wire.CompleteBlob]:
         """All of them."""
         seen: set[Digest] = set()
         for digest, size in self._store.complete():
             seen.add(digest)
-            yield wire.Held(digest=digest, size=size)
+            yield wire.CompleteBlob(digest=digest, size=size)
         if self._content is not None:
             for digest, size in self._content.complete():
                 if digest not in seen:
-                    yield wire.Held(digest=digest, size=size)
+                    yield wire.CompleteBlob(digest=digest, size=size)
 
-    async def get(self, digest: Digest) -> Held | None:
+    async def get(self, digest: Digest) -> BlobHandle | None:
         """The blob, open, once it is known to be right; None: it is not here."""
         held = await self._store.get_checked(digest)
         if held is None and self._content is not None:

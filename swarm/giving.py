@@ -14,13 +14,13 @@ from swarm.metrics import SwarmMetrics
 from swarm.peer.lane.offers import Offer
 from swarm.peer.peers import PeerAddress
 from swarm.protocol import wire
-from swarm.storage.held import Held
+from swarm.storage.held import BlobHandle
 from swarm.tracking.trackers import Trackers
 
 log = logging.getLogger("shoal.swarm")
 
 
-def offer_of(held: Held) -> Offer:
+def offer_of(held: BlobHandle) -> Offer:
     """The complete blob *held* for the lane, which closes it on the running loop. *held* is the offer's from now on."""
     loop = asyncio.get_running_loop()
 

@@ -246,7 +246,7 @@ class Node:
 
     # -- what trackers are told (swarm.tracking.trackers.Holdings) -----------------------------------------
 
-    def held_blobs(self) -> Iterable[wire.Held]:
+    def held_blobs(self) -> Iterable[wire.CompleteBlob]:
         """All complete blobs on this node."""
         return self._copies.all()
 

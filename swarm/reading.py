@@ -13,7 +13,7 @@ from swarm.blob.errors import BlobUnreadable
 from swarm.fetch.fetch import Fetch
 from swarm.fetch.readers import Reader
 from swarm.fetch.reading import Span
-from swarm.storage.held import Held
+from swarm.storage.held import BlobHandle
 
 log = logging.getLogger("shoal.swarm")
 
@@ -35,7 +35,7 @@ class HeldBlob:
         self,
         digest: Digest,
         size: int,
-        held: Held | None,
+        held: BlobHandle | None,
         again: Callable[[], AbstractAsyncContextManager[Blob]],
     ) -> None:
         self.digest = digest

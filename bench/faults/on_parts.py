@@ -250,8 +250,8 @@ def nothing(stage: Scene) -> None:
 
 CASES = [
     Case("P1 claimant killed", "process", "kill -9 of one of four in mid-pull", agents(signal.SIGKILL, 0), Shape(agents=4, rate=6), 24, after=1.5, ask=[1, 2, 3], seconds=11, copies=1.2, quick=True),
-    Case("P1 lone holder killed", "process", "kill -9 of the lone holder in mid-pull", agents(signal.SIGKILL, 0), Shape(agents=3, rate=12, link=100), 48, holders=[0], after=1.5, seconds=14, copies=1.1),
-    Case("N11 lone holder frozen", "process", "the lone holder accepts and never answers", agents(signal.SIGSTOP, 0), Shape(agents=3, rate=12), 24, holders=[0], seconds=6, copies=1.1),
+    Case("P1 sole seed killed", "process", "kill -9 of the sole seed in mid-pull", agents(signal.SIGKILL, 0), Shape(agents=3, rate=12, link=100), 48, holders=[0], after=1.5, seconds=14, copies=1.1),
+    Case("N11 sole seed frozen", "process", "the sole seed accepts and never answers", agents(signal.SIGSTOP, 0), Shape(agents=3, rate=12), 24, holders=[0], seconds=6, copies=1.1),
     Case("P2 one of two trackers killed", "process", "kill -9 of a tracker in mid-pull", first_tracker(signal.SIGKILL), Shape(trackers=2, rate=8), 24, after=1.0, seconds=8, copies=1.3),
     Case("P2 one of two trackers frozen", "process", "a tracker is frozen in mid-pull", first_tracker(signal.SIGSTOP), Shape(trackers=2, rate=8), 24, after=1.0, seconds=9, copies=1.3),
     Case("P3 all trackers frozen", "process", "all trackers are frozen in mid-pull", trackers(signal.SIGSTOP), Shape(trackers=2, rate=8), 32, after=1.5, seconds=10, copies=2.1),

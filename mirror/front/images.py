@@ -76,7 +76,7 @@ class Images:
         parts = tuple(dict.fromkeys(part for part in blobs_of(document) if part.size <= wire.MAX_SIZE))
         if parts:
             child = self._children.get(digest, Child("", ""))
-            blobs = tuple(wire.Held(digest=part.digest, size=part.size) for part in parts[: wire.MAX_PARTS])
+            blobs = tuple(wire.CompleteBlob(digest=part.digest, size=part.size) for part in parts[: wire.MAX_PARTS])
             self._tell(
                 wire.Image(
                     name=name[:512], manifest=digest, blobs=blobs, index=child.parent, platform=child.platform[:64]

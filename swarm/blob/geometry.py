@@ -1,7 +1,7 @@
 """How a blob is cut into pieces and windows: a pure function of its size.
 
 A *piece* is the unit that is hashed, fetched from a peer and verified. A *window* is a run of
-consecutive pieces: the unit in which a blob enters the cluster. Every node computes the same cut
+consecutive pieces: the unit in which a blob enters the cluster. Every node computes the same layout
 from the size alone, so the same bytes have the same info-hash everywhere. The trade-off and the
 measurements behind the constants are in ARCHITECTURE.md, "Pieces and windows".
 """
@@ -65,7 +65,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """The cut of a blob of *size* bytes. A blob of 0 bytes has no pieces and no windows."""
+    """The layout of a blob of *size* bytes. A blob of 0 bytes has no pieces and no windows."""
 
     size: int
     piece_length: int
@@ -111,7 +111,7 @@ def piece_length(size: int) -> int:
 
 @lru_cache(maxsize=256)
 def geometry(size: int) -> Geometry:
-    """The cut of a blob of *size* bytes. Raises ValueError if *size* is negative."""
+    """The layout of a blob of *size* bytes. Raises ValueError if *size* is negative."""
     if size < 0:
         raise ValueError(f"negative size: {size}")
     length = piece_length(size)

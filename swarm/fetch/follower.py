@@ -368,7 +368,7 @@ class Follower:
             have=wire.bitmap(now.have),
             stalled=now.stalled,
             turns=now.demand.turns,
-            beside=now.demand.concurrent,
+            concurrent=now.demand.concurrent,
         )
         return Asked(news.since), message
 

@@ -140,7 +140,7 @@ class News:
             yield holders
         yield from self._take_mode(answer)
         sole = self.sole is not None
-        claims = frozenset(answer.claims) if sole or not (self._whole and answer.lone is not None) else frozenset()
+        claims = frozenset(answer.claims) if sole or not (self._whole and answer.sole is not None) else frozenset()
         yield ClaimsChanged(claims, sole)
         self.hope = answer.hope
         if not answer.hope:
@@ -192,7 +192,7 @@ class News:
 
     def _take_holders(self, answer: wire.BoardAnswer) -> HoldersNamed:
         named = {window: found for window, told in answer.holders.items() if (found := self._lanes(told))}
-        sole = self._lanes((answer.lone,)) if answer.lone is not None and not self._whole else ()
+        sole = self._lanes((answer.sole,)) if answer.sole is not None and not self._whole else ()
         strangers = any(not peer.lane for peer in answer.peers)
         return HoldersNamed(named, self._lanes(answer.peers), sole[0] if sole else None, strangers)
 
@@ -203,8 +203,8 @@ class News:
         return asked.since is not None and asked.since <= self.since
 
     def _take_mode(self, answer: wire.BoardAnswer) -> Iterator[Event]:
-        sole = (answer.lone.ip, answer.lone.port) if answer.lone is not None else None
-        available = None if answer.spread is None else wire.from_bitmap(answer.spread)
+        sole = (answer.sole.ip, answer.sole.port) if answer.sole is not None else None
+        available = None if answer.available is None else wire.from_bitmap(answer.available)
         sealed = answer.sealed
         if sole is not None and self._whole:  # asked before this fetch turned to all peers
             sole, available, sealed = None, None, True

@@ -19,7 +19,7 @@ from swarm.blob.errors import BlobCorrupt, StoreFull
 from swarm.blob.geometry import Geometry, Window
 from swarm.blob.metainfo import HASH_LENGTH
 from swarm.fetch.pieces import Pieces
-from swarm.storage.held import Held
+from swarm.storage.held import BlobHandle
 from swarm.storage.staged import Staged
 from swarm.storage.store import Store
 
@@ -62,8 +62,8 @@ class Partial:
         self._spoiled = False
         self._unnoted: dict[int, bytes] = {}
         self._noting: asyncio.TimerHandle | None = None
-        self._finishing: asyncio.Task[Held] | None = None
-        self._held: Held | None = None
+        self._finishing: asyncio.Task[BlobHandle] | None = None
+        self._held: BlobHandle | None = None
         self._complete = False
         self._reserved: set[int] | None = None
         if by_window:
@@ -191,7 +191,7 @@ class Partial:
         return self._staged.path
 
     @property
-    def file(self) -> Held:
+    def file(self) -> BlobHandle:
         """The open file, for as long as the fetch lives; `share` it to keep it for longer."""
         return self._file
 
@@ -245,7 +245,7 @@ class Partial:
         self._complete = True
         self._stop_noting()
 
-    async def finish(self) -> Held:
+    async def finish(self) -> BlobHandle:
         """Make it a complete blob of the store, once it is verified. Raises StoreFull."""
         self._finishing = asyncio.create_task(self._staged.finish(self.pieces.sums()))
         self._held = await asyncio.shield(self._finishing)

@@ -15,12 +15,12 @@ ORIGINS = ("upstream", "peer", "disk")
 class Pieces:
     """The pieces of one blob. A piece is *ready* when its bytes are in the file and its SHA-1 is known."""
 
-    def __init__(self, cut: Geometry) -> None:
-        self.cut = cut
-        self._ready = bytearray(cut.pieces)
-        self._origin = bytearray(cut.pieces)
-        self._sums = bytearray(cut.pieces * HASH_LENGTH)
-        self._missing = [window.pieces for window in cut.windows]
+    def __init__(self, layout: Geometry) -> None:
+        self.layout = layout
+        self._ready = bytearray(layout.pieces)
+        self._origin = bytearray(layout.pieces)
+        self._sums = bytearray(layout.pieces * HASH_LENGTH)
+        self._missing = [window.pieces for window in layout.windows]
         self._waiting: dict[int, list[asyncio.Future[None]]] = {}
         self._failure: BaseException | None = None
         self.have = 0
@@ -56,7 +56,7 @@ class Pieces:
         for future in self._waiting.pop(piece, ()):
             if not future.done():
                 future.set_result(None)
-        window = self.cut.window_at(piece * self.cut.piece_length).index
+        window = self.layout.window_at(piece * self.layout.piece_length).index
         self._missing[window] -= 1
         if not self._missing[window]:
             self.have |= 1 << window
@@ -65,13 +65,13 @@ class Pieces:
 
     def forget(self) -> Pieces:
         """Nothing is ready any more; returns what was. Whoever waits goes on waiting."""
-        old = Pieces(self.cut)
-        old._ready, self._ready = self._ready, bytearray(self.cut.pieces)
-        old._origin, self._origin = self._origin, bytearray(self.cut.pieces)
+        old = Pieces(self.layout)
+        old._ready, self._ready = self._ready, bytearray(self.layout.pieces)
+        old._origin, self._origin = self._origin, bytearray(self.layout.pieces)
         old._sums, self._sums = self._sums, bytearray(len(self._sums))
         old.have, self.have = self.have, 0
         old.count, self.count = self.count, 0
-        self._missing = [window.pieces for window in self.cut.windows]
+        self._missing = [window.pieces for window in self.layout.windows]
         return old
 
     def missing(self, window: Window) -> Iterable[int]:
@@ -85,7 +85,7 @@ class Pieces:
     def run(self, piece: int, limit: int) -> int:
         """How many pieces from *piece* on, at most *limit*, are ready and of one origin."""
         end, origin = piece, self._origin[piece]
-        stop = min(piece + limit, self.cut.pieces)
+        stop = min(piece + limit, self.layout.pieces)
         while end < stop and self._ready[end] and self._origin[end] == origin:
             end += 1
         return end - piece

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from swarm.blob.geometry import Geometry, Window
 from swarm.fetch.pieces import Pieces
-from swarm.storage.held import Held
+from swarm.storage.held import BlobHandle
 from swarm.storage.staged import Staged
 
 
@@ -28,7 +28,7 @@ class Place(Protocol):
         """The file, for writing."""
 
     @property
-    def file(self) -> Held:
+    def file(self) -> BlobHandle:
         """The file, for reading."""
 
     @property

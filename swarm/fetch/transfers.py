@@ -30,7 +30,7 @@ from swarm.metrics import SwarmMetrics
 from swarm.peer.lane.lane import Lane
 from swarm.peer.peers import PeerAddress, successors
 from swarm.peer.session import Torrent
-from swarm.peer.sole_seed import LoneHolder
+from swarm.peer.sole_seed import SoleSeed
 
 MOST_DIALLED = 2
 """Peers that a window's torrent dials, the next ones on a ring: everybody has twice as many connections."""
@@ -109,7 +109,7 @@ class Transfers:
         self._whole = WholeTorrent(
             digest, place, self._docking, hashes, host.peers, self._left, spawn, lane=lane.port > 0
         )
-        self._from_sole = LoneHolder(self._add_sole, session.retire, session.remove)
+        self._from_sole = SoleSeed(self._add_sole, session.retire, session.remove)
         self._sole_leaving: asyncio.Task[None] | None = None
 
     # -- what is known ----------------------------------------------------------------------------

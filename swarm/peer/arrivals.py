@@ -18,7 +18,7 @@ from swarm.blob.digest import Digest
 from swarm.blob.errors import SessionError
 from swarm.blob.geometry import Geometry
 from swarm.peer.session import Torrent
-from swarm.storage.held import Held
+from swarm.storage.held import BlobHandle
 from swarm.storage.staged import Staged
 
 log = logging.getLogger("shoal.swarm")
@@ -44,9 +44,9 @@ class Arrivals:
     def __init__(
         self,
         digest: Digest,
-        cut: Geometry,
+        layout: Geometry,
         staged: Staged,
-        file: Held,
+        file: BlobHandle,
         pool: ThreadPoolExecutor,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         *,
@@ -57,7 +57,7 @@ class Arrivals:
         late: Callable[[], None],
     ) -> None:
         self._digest = digest
-        self._cut = cut
+        self._layout = layout
         self._staged = staged
         self._file = file
         self._pool = pool
@@ -126,7 +126,7 @@ class Arrivals:
             else:
                 right = hashlib.sha1(data, usedforsecurity=False).digest() == sha1
                 if right:
-                    await self._staged.write(data, self._cut.piece_span(piece)[0])
+                    await self._staged.write(data, self._layout.piece_span(piece)[0])
             if generation != self._generation() or torrent.removed:
                 return
             if right:
@@ -135,7 +135,7 @@ class Arrivals:
             await asyncio.sleep(0.1 * 2 ** min(attempt, 5))
 
     async def _are_right(self, pieces: Sequence[int], expected: Sequence[bytes | None]) -> list[bool]:
-        spans = [self._cut.piece_span(piece) for piece in pieces]
+        spans = [self._layout.piece_span(piece) for piece in pieces]
         return await asyncio.get_running_loop().run_in_executor(self._pool, _check, self._file.fd, spans, expected)
 
 

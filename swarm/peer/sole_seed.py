@@ -15,7 +15,7 @@ FIRST = 6
 """libtorrent's priority of the window that was claimed first; of later ones one less each, 1 at least."""
 
 
-class LoneHolder:
+class SoleSeed:
     """See the module. *add* adds the torrent, these pieces wanted; *retire* waits until nothing is left to write, and
     *remove* is for when nothing can be."""
 

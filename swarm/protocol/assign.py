@@ -27,7 +27,7 @@ ASKED = 16
 """Participants who are asked how many other boards they fill: all ask for the layers of an image at about one time."""
 
 TURNS = 16
-"""Claims that may be out at once on the windows of a lone holder: two for each of eight agents."""
+"""Claims that may be out at once on the windows of a sole seed: two for each of eight agents."""
 
 
 @dataclass(slots=True)
@@ -53,7 +53,7 @@ class Assignment:
         """Windows that nobody in *zone* holds and nobody brings in, in order."""
         if scene.layout is None:
             return [] if 0 in self.leases.out else [0]
-        held = self.available.elsewhere(scene.lone) if scene.lone else self.available.within(zone)
+        held = self.available.elsewhere(scene.sole) if scene.sole else self.available.within(zone)
         missing = (1 << scene.count) - 1 & ~held
         for window in self.leases.out:
             missing &= ~(1 << window)
@@ -80,8 +80,8 @@ class Assignment:
         Three layers at eight claims each are 24 windows that come slowly instead of eight that come fast, and until the
         first is there nobody has anything to trade.
         """
-        beside = min((self.who.everybody[agent].beside for agent in islice(self.who.able, ASKED)), default=0)
-        return min(self.most, max(FEWEST_CLAIMS, -(-self.most // (1 + beside))))
+        concurrent = min((self.who.everybody[agent].concurrent for agent in islice(self.who.able, ASKED)), default=0)
+        return min(self.most, max(FEWEST_CLAIMS, -(-self.most // (1 + concurrent))))
 
     def assign(
         self, now: float, scene: Scene, zones: Mapping[str, str] | None, near: Callable[[str], bool] | None
@@ -93,8 +93,8 @@ class Assignment:
         """
         zone_of = zones.__getitem__ if zones is not None else _nowhere
         every = set(zones.values()) if zones is not None else {""}
-        most = TURNS if scene.lone else self.most * len(every)
-        shared = most if scene.lone else self.share * len(every)
+        most = TURNS if scene.sole else self.most * len(every)
+        shared = most if scene.sole else self.share * len(every)
         out = self.leases.out
         changed: set[str] = set()
         if len(out) >= most and not (changed := self._make_room(now, scene)):
@@ -147,15 +147,15 @@ class Assignment:
         queue = []
         for rank, agent in enumerate(able):
             who = self.who.everybody[agent]
-            if own[agent] < (who.turns if scene.lone else who.want):
-                far = near is not None and not scene.lone and not who.only_preferred and not near(agent)
+            if own[agent] < (who.turns if scene.sole else who.want):
+                far = near is not None and not scene.sole and not who.only_preferred and not near(agent)
                 queue.append((far, own[agent], who.brought, rank, agent))
         heapq.heapify(queue)
         return queue
 
     def _asking(self, scene: Scene, *, shared: bool) -> Collection[str]:
         """Who would take a claim, trusted or not; *shared*: not only readers of ranges may."""
-        if scene.lone:
+        if scene.sole:
             return self.who.turning
         # After a rejection it matters who else would take a window.
         return self.who.able if shared or self.evidence.contested else self.who.reading
@@ -163,8 +163,8 @@ class Assignment:
     def _takers(self, scene: Scene, asking: Collection[str]) -> list[str]:
         """Who of those *asking* may get a claim, first come first."""
         able = self.who.trusted(asking)
-        if scene.lone:
-            return [agent for agent in able if agent != scene.lone]
+        if scene.sole:
+            return [agent for agent in able if agent != scene.sole]
         if not self.evidence.contested or scene.layout is None:
             return able
         whole = [agent for agent in able if not self.who.everybody[agent].only_preferred]
@@ -174,11 +174,11 @@ class Assignment:
         return [self._sole, *readers] if self._sole else able
 
     def _limit(self, agent: str, who: Participant, scene: Scene, held: Mapping[str, int], *, rival: bool) -> int:
-        """Claims that *agent* may hold at once: of upstream, or of the lone holder.
+        """Claims that *agent* may hold at once: of upstream, or of the sole seed.
 
         Who has delivered nothing yet gets one claim, with all of its member's agents, while others would take some.
         """
-        if scene.lone:
+        if scene.sole:
             return who.turns
         if not rival or not self._new(agent):
             return who.want
@@ -195,7 +195,7 @@ class Assignment:
         Those who hold several give one up, or hold one for long without having brought anything in yet. It happens
         once per lease, so that a slow line is not torn apart.
         """
-        if scene.lone or now - self._yielded < LEASE:
+        if scene.sole or now - self._yielded < LEASE:
             return set()
         member = self.evidence.member
         held = Counter(member(claim.agent) for claim in self.leases.out.values())

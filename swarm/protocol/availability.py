@@ -20,7 +20,7 @@ class Availability:
     zone_of: Callable[[str], str] | None = None
     holders: set[str] = field(default_factory=set)
     """Agents that hold the whole blob."""
-    deaf: set[str] = field(default_factory=set)
+    unresponsive: set[str] = field(default_factory=set)
     """Holders that deliver to nobody: most who fetch have said so, and they have not spoken since."""
     stalled: set[str] = field(default_factory=set)
     """Participants that cannot get something which is published."""
@@ -50,7 +50,7 @@ class Availability:
     def gain(self, agent: str, windows: int) -> None:
         """*agent* holds these windows too: within a generation it only grows, since polls overtake publications."""
         who = self.who.get(agent)
-        if who is not None and agent not in self.deaf:
+        if who is not None and agent not in self.unresponsive:
             self.have(agent, who.have | windows)
 
     def lose(self, agent: str) -> None:
@@ -77,7 +77,7 @@ class Availability:
     def restart(self) -> None:
         """Another generation: nothing is published, and nobody holds anything."""
         self.holders.clear()
-        self.deaf.clear()
+        self.unresponsive.clear()
         self.stalled.clear()
         self._holding.clear()
         self.published = self.held = 0
@@ -104,9 +104,9 @@ class Availability:
         if not who.only_preferred:
             yield from bits(lacking)
 
-    def elsewhere(self, lone: str) -> int:
-        """Bit w is set if somebody holds window w who is not *lone*."""
-        who = self.who.get(lone)
+    def elsewhere(self, sole: str) -> int:
+        """Bit w is set if somebody holds window w who is not *sole*."""
+        who = self.who.get(sole)
         if who is None or not who.have:
             return self.held
         held = self.held
@@ -118,7 +118,7 @@ class Availability:
     def within(self, zone: str) -> int:
         """Bit w is set if somebody in *zone* holds window w; the zone does not matter if all zones share a copy."""
         if self.zone_of is None:
-            return self.held if self.holders <= self.deaf else self.published
+            return self.held if self.holders <= self.unresponsive else self.published
         if self.whole_in(zone):
             return self.published
         held = 0
@@ -136,7 +136,7 @@ class Availability:
 
         Window by window, as for a few that stall, a blob took ten times as long as from upstream.
         """
-        if not self.stalled or self.holders <= self.deaf:
+        if not self.stalled or self.holders <= self.unresponsive:
             return
         seekers = [
             who for agent, who in self.who.everybody.items() if agent not in self.holders and (who.want or who.turns)
@@ -145,7 +145,7 @@ class Availability:
         for who in seekers:
             held |= who.have
         if 2 * sum(_in_vain(who, held) for who in seekers) > len(seekers):
-            self.deaf |= self.holders
+            self.unresponsive |= self.holders
             for agent in self.holders & self.who.everybody.keys():
                 self.have(agent, 0)
 

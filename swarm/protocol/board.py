@@ -9,7 +9,7 @@ and a publisher that left before anybody had fetched its window. What is sealed 
 another contradicts it; what two members vouch for is final.
 
 Where one agent alone holds a sealed blob that others fetch whole, it is to them what upstream is on a cold start:
-claims are on windows to fetch from it (`Board.lone`), so that it sends each byte about once. Without that it was asked
+claims are on windows to fetch from it (`Board.sole`), so that it sends each byte about once. Without that it was asked
 for everything by everybody, and sent 1.7 copies.
 """
 
@@ -33,8 +33,8 @@ __all__ = ["MAX_CLAIMS", "MAX_GENERATIONS", "Blame", "Board", "Failure", "Outcom
 MAX_GENERATIONS = 3
 """How often a board is begun again after a wrong digest before its agents are sent upstream alone."""
 
-LONE_AGAIN = 30.0
-"""Seconds for which everybody fetches from a lone holder as they like, after one claim on its windows failed."""
+SOLE_AGAIN = 30.0
+"""Seconds for which everybody fetches from a sole seed as they like, after one claim on its windows failed."""
 
 HASH = 20
 """Bytes of a piece hash."""
@@ -92,16 +92,16 @@ class Board(Standing):
         generation: int | None = None,
         stalled: Collection[int] = (),
         turns: int = 0,
-        beside: int = 0,
+        concurrent: int = 0,
     ) -> Outcome:
         """Take part, or say that one still does. *have* counts only for the current generation."""
         who = self._join(agent, now)
         who.want = max(0, want)
         who.turns = max(0, turns)
-        who.beside = max(0, beside)
+        who.concurrent = max(0, concurrent)
         who.only_preferred = only_preferred
         self.who.sort(agent)
-        if self.lone and not turns:
+        if self.sole and not turns:
             self._revoke(agent)
         who.prefer = tuple(prefer)
         bringing = want > 0 or turns > 0 or bool(have) or bool(self.leases.of(agent))
@@ -149,10 +149,10 @@ class Board(Standing):
         """
         if generation != self.generation or self.poisoned:
             return self._refused()
-        cut = geometry(size)
-        if not 0 <= window < len(cut.windows):
+        layout = geometry(size)
+        if not 0 <= window < len(layout.windows):
             raise BadHashes(f"no window {window} in a blob of {size} bytes")
-        check_hashes(hashes, cut.windows[window].pieces)
+        check_hashes(hashes, layout.windows[window].pieces)
         known = self.windows.get(window)
         if (self.size is not None and size != self.size) or (known is not None and known.hashes != hashes):
             asked = window in self.leases.of(agent)
@@ -167,7 +167,7 @@ class Board(Standing):
         who = self._join(agent, now)
         if known is None:
             self._publish(window, hashes, agent)
-        if known is None or self.lone:
+        if known is None or self.sole:
             who.brought += 1
         self.leases.finish(agent, window, now, self._scene(), first=known is None)
         self.available.arrive(window)
@@ -203,8 +203,8 @@ class Board(Standing):
         """Give claims back. After a failure the agent gets no claim on this board for a while."""
         self.leases.give_back(agent, windows)
         if self.who.get(agent) is not None and failure is not Failure.HANDED_OVER:
-            if self.lone:
-                self._lone_failed(now)
+            if self.sole:
+                self._sole_failed(now)
             else:
                 self.leases.fail(agent, now, failure, retry_after or 0.0)
         return self._done()
@@ -224,9 +224,9 @@ class Board(Standing):
 
     def seal_whole(self, agent: str, size: int, hashes: bytes) -> Outcome:
         """*agent* holds the whole blob, sha256 checked; *hashes* of all its pieces. Raises BadHashes."""
-        cut = geometry(size)
-        check_hashes(hashes, cut.pieces)
-        told = {w.index: hashes[HASH * w.first_piece : HASH * (w.last_piece + 1)] for w in cut.windows}
+        layout = geometry(size)
+        check_hashes(hashes, layout.pieces)
+        told = {w.index: hashes[HASH * w.first_piece : HASH * (w.last_piece + 1)] for w in layout.windows}
         others = any(who.want > 0 and not who.refused for other, who in self.who.everybody.items() if other != agent)
         if others and (self.evidence.was_rejected(agent, told) or self.evidence.member(agent) in self.evidence.unfit):
             return self._refused()
@@ -280,8 +280,8 @@ class Board(Standing):
         """
         if self.sealed:
             self.available.doubt_holders()
-        if self.lone and self.leases.overdue(now):
-            self._lone_failed(now)
+        if self.sole and self.leases.overdue(now):
+            self._sole_failed(now)
         else:
             self._outcome.changed |= self.leases.expire(now)
         self.who.unbar(now)
@@ -330,14 +330,14 @@ class Board(Standing):
         """Let *agent* hold more or less: who waits for a window that only one held must hear that it is there."""
         if self.who.get(agent) is None:
             return
-        watched = self.lone or self.orphaned
+        watched = self.sole or self.orphaned
         before = self.elsewhere if watched else 0
         change()
         if watched and self.elsewhere != before:
             self.version += 1
 
     def _hold_whole(self, agent: str) -> None:
-        self.available.deaf.discard(agent)
+        self.available.unresponsive.discard(agent)
         if not self.holders or (self._trust.zone_of is not None and agent not in self.holders):
             self.version += 1  # whoever found nobody to fetch from must hear of it
         self.holders.add(agent)
@@ -394,29 +394,29 @@ class Board(Standing):
         self._revoke(agent)
         self._outcome.changed.add(agent)
 
-    def _lone_failed(self, now: float) -> None:
-        """The lone holder did not deliver: everybody fetches from it as they like, or nobody believes it at all."""
-        self._lone_at = now + LONE_AGAIN
-        if not self.evidence.confirmed and not self._proven(self.lone):
-            self.evidence.unfit.add(self.evidence.member(self.lone))
+    def _sole_failed(self, now: float) -> None:
+        """The sole seed did not deliver: everybody fetches from it as they like, or nobody believes it at all."""
+        self._sole_at = now + SOLE_AGAIN
+        if not self.evidence.confirmed and not self._proven(self.sole):
+            self.evidence.unfit.add(self.evidence.member(self.sole))
             self._begin_again("")
 
     def _look_at_holders(self, now: float) -> None:
-        """Bring `lone` and `orphaned` up to date: claims end where they mean another thing from now on."""
-        delivering = self.holders - self.available.deaf
+        """Bring `sole` and `orphaned` up to date: claims end where they mean another thing from now on."""
+        delivering = self.holders - self.available.unresponsive
         orphaned = self.sealed and self._trust.zone_of is None and not delivering
         if orphaned != self.orphaned:
             self.orphaned = orphaned
             self.version += 1
-        lone = ""
+        sole = ""
         single = self.sealed and len(self.holders) == 1 and bool(delivering) and self._trust.zone_of is None
-        if single and not self.available.stalled and now >= self._lone_at:
+        if single and not self.available.stalled and now >= self._sole_at:
             (holder,) = self.holders
             # From the first who seeks it on: to change over when the second comes costs it seconds (it would leave the
             # holder, and libtorrent waits before it dials the same peer again).
             sought = len(self.who.turning) > (holder in self.who.turning)
-            lone = holder if sought and self.window_count > 1 else ""
-        if lone != self.lone:
-            self.lone = lone
+            sole = holder if sought and self.window_count > 1 else ""
+        if sole != self.sole:
+            self.sole = sole
             self.version += 1
             self._outcome.changed |= self.leases.clear()

@@ -17,7 +17,7 @@ LEASE = 5.0
 """Seconds that a claim lives without progress (promise P2)."""
 
 TRIAL = 1.5
-"""The same for a claim on a window of a lone holder whose word nobody has confirmed yet."""
+"""The same for a claim on a window of a sole seed whose word nobody has confirmed yet."""
 
 LONGEST_WAIT = 60.0
 """Seconds without a byte from upstream that are believed, whatever an agent says of its timeout."""
@@ -65,10 +65,10 @@ class Scene:
 
     layout: Geometry | None
     """Windows and pieces; None while the size is unknown."""
-    lone: str = ""
+    sole: str = ""
     """The only holder: claims are on windows to fetch from it."""
     trial: bool = False
-    """Nobody has confirmed what the lone holder says."""
+    """Nobody has confirmed what the sole seed says."""
 
     @property
     def count(self) -> int:
@@ -102,7 +102,7 @@ class Leases:
 
     def grant(self, agent: str, window: int, now: float, scene: Scene) -> None:
         """*agent* is to bring *window* in."""
-        self.out[window] = Claim(agent, now, now + (TRIAL if scene.lone and scene.trial else LEASE))
+        self.out[window] = Claim(agent, now, now + (TRIAL if scene.sole and scene.trial else LEASE))
 
     def finish(self, agent: str, window: int, now: float, scene: Scene, *, first: bool) -> None:
         """*agent* published *window*, *first* of all: whoever else was bringing it in gets it from a peer now."""
@@ -193,7 +193,7 @@ class Leases:
     def _renew(self, claim: Claim, window: int, now: float, scene: Scene) -> None:
         """Let the lease of *claim* go on, unless somebody else would have the window much sooner, or it is too old."""
         oldest = claim.since + LONGEST_WAIT + scene.length(window) / SLOWEST
-        if not scene.lone and self._lags(claim, now):
+        if not scene.sole and self._lags(claim, now):
             claim.deadline = now
         else:
             claim.deadline = max(claim.deadline, min(now + LEASE, oldest))
@@ -208,8 +208,8 @@ class Leases:
         return bool(paces) and claim.pace(now) * LAGGING < median(paces)
 
     def _delivers(self, agent: str, now: float, scene: Scene) -> None:
-        """The lone holder sends *agent* one window after the other: while one comes, the next has not failed."""
-        if scene.lone:
+        """The sole seed sends *agent* one window after the other: while one comes, the next has not failed."""
+        if scene.sole:
             for claim in self.out.values():
                 if claim.agent == agent:
                     claim.deadline = now + LEASE

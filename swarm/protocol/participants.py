@@ -37,8 +37,8 @@ class Participant:
     only_preferred: bool = False
     """True: it wants claims on those only (a reader of ranges)."""
     turns: int = 0
-    """Claims that it would hold at once on windows of a lone holder."""
-    beside: int = 0
+    """Claims that it would hold at once on windows of a sole seed."""
+    concurrent: int = 0
     """Other blobs that it has enter the cluster at the same time."""
     have: int = 0
     """Bit w is set if it holds window w of the current generation."""
@@ -68,7 +68,7 @@ class Participants:
     reading: dict[str, None] = field(default_factory=dict)
     """Those of them who read ranges."""
     turning: dict[str, None] = field(default_factory=dict)
-    """Who would take a claim of a lone holder."""
+    """Who would take a claim of a sole seed."""
     hopeful: dict[str, None] = field(default_factory=dict)
     """Who may yet bring something in, if it is trusted."""
     barred: set[str] = field(default_factory=set)

@@ -53,7 +53,7 @@ class View:
     """False: whoever waits for this blob waits in vain."""
     poisoned: bool
     """True: too many wrong copies; go upstream alone."""
-    lone: str = ""
+    sole: str = ""
     """The only holder of the blob, if *claims* are on windows to fetch from it."""
     available: int | None = None
     """Bit w is set if somebody else holds window w. None: whatever is published is there."""
@@ -70,7 +70,7 @@ class Standing:
         self.sealed = False
         self.poisoned = False
         self.windows: dict[int, Published] = {}
-        self.lone = ""
+        self.sole = ""
         """The only holder of this sealed blob, while claims are on windows to fetch from it."""
         self.orphaned = False
         """Sealed, but nobody who delivers holds it whole: its windows come from upstream again, or from each other."""
@@ -81,8 +81,8 @@ class Standing:
         self.tasks = Assignment(self.who, self.available, self.evidence, self.leases, max_claims, trust.proven)
         self._trust = trust
         self._layout: Geometry | None = None
-        self._lone_at = 0.0
-        """No lone holder before."""
+        self._sole_at = 0.0
+        """No sole seed before."""
         self._outcasts: set[str] = set()
         """Members whose word against this board counts for themselves alone: they go upstream by themselves."""
 
@@ -156,14 +156,14 @@ class Standing:
             claims=self.claims_of(agent),
             hope=self.hope(),
             poisoned=self.alone(agent),
-            lone=self.lone if self.has_turn(agent) else "",
+            sole=self.sole if self.has_turn(agent) else "",
             available=self.available_for(agent),
         )
 
     def has_turn(self, agent: str) -> bool:
-        """Whether *agent* is to fetch from the lone holder by claims."""
+        """Whether *agent* is to fetch from the sole seed by claims."""
         who = self.who.get(agent)
-        return bool(self.lone) and agent != self.lone and who is not None and who.turns > 0
+        return bool(self.sole) and agent != self.sole and who is not None and who.turns > 0
 
     def sealed_for(self, agent: str) -> bool:
         """Whether *agent* is to fetch the blob whole, from whom it likes."""
@@ -175,8 +175,8 @@ class Standing:
 
     @property
     def elsewhere(self) -> int:
-        """Bit w is set if somebody holds window w who is not the lone holder."""
-        return self.available.elsewhere(self.lone)
+        """Bit w is set if somebody holds window w who is not the sole seed."""
+        return self.available.elsewhere(self.sole)
 
     def alone(self, agent: str) -> bool:
         """Whether *agent* is to go upstream by itself: the board is poisoned, or nobody waits for this agent's word.
@@ -208,7 +208,7 @@ class Standing:
     # -- for those who write it ------------------------------------------------------------------
 
     def _scene(self) -> Scene:
-        return Scene(self._layout, self.lone, trial=not self.evidence.confirmed and not self._proven(self.lone))
+        return Scene(self._layout, self.sole, trial=not self.evidence.confirmed and not self._proven(self.sole))
 
     def _proven(self, agent: str) -> bool:
         return self._trust.proven is None or self._trust.proven(agent)

@@ -75,7 +75,7 @@ class Problem(Wire, frozen=True, kw_only=True):
     message: Annotated[str, Meta(max_length=65_536)]
 
 
-class Held(Wire, frozen=True, kw_only=True):
+class CompleteBlob(Wire, frozen=True, kw_only=True):
     """A complete blob that an agent offers."""
 
     digest: Text
@@ -99,7 +99,7 @@ class Image(Wire, frozen=True, kw_only=True):
     name: Text
     """registry/repository."""
     manifest: Text
-    blobs: Annotated[tuple[Held, ...], Meta(max_length=MAX_PARTS)]
+    blobs: Annotated[tuple[CompleteBlob, ...], Meta(max_length=MAX_PARTS)]
     """Config and layers, as the manifest says (OCI image-spec, manifest.md)."""
     index: Text = ""
     """The index through which it was found; "" if there was none."""
@@ -121,7 +121,7 @@ class AgentPoll(Me, frozen=True, kw_only=True):
     """
 
     full: bool = False
-    add: Annotated[tuple[Held, ...], Meta(max_length=MAX_HELD)] = ()
+    add: Annotated[tuple[CompleteBlob, ...], Meta(max_length=MAX_HELD)] = ()
     remove: Annotated[tuple[Text, ...], Meta(max_length=MAX_HELD)] = ()
     names: Annotated[tuple[Name, ...], Meta(max_length=MAX_NAMES)] = ()
     images: Annotated[tuple[Image, ...], Meta(max_length=MAX_IMAGES)] = ()
@@ -192,8 +192,8 @@ class BoardPoll(Me, frozen=True, kw_only=True):
     stalled: Windows = ()
     """Published windows that no peer delivers: please let me bring them in."""
     turns: int = 0
-    """Windows that it would fetch at once from a lone holder, by claim. 0: it has the blob, or reads ranges of it."""
-    beside: int = 0
+    """Windows that it would fetch at once from a sole seed, by claim. 0: it has the blob, or reads ranges of it."""
+    concurrent: int = 0
     """How many other blobs it has enter the cluster at the same time: they share upstream."""
 
 
@@ -229,9 +229,9 @@ class BoardAnswer(Wire, frozen=True, kw_only=True):
     """For some published windows that the asker lacks, most urgent first: who holds them, best first.
     A window that is missing here has no holder with room to spare at the moment. Told to who has a lane itself."""
     peers: tuple[Peer, ...] = ()
-    lone: Peer | None = None
+    sole: Peer | None = None
     """The only agent that holds the blob: *claims* are on windows to fetch from it, and *peers* are the others."""
-    spread: Bitmap | None = None
+    available: Bitmap | None = None
     """Bitmap of the windows that *peers* hold, where not all that are published do; None: they do."""
 
 

@@ -32,7 +32,7 @@ class BlobRecord:
     linger: Staged | None = None
     """Still has its staging name."""
     checking: asyncio.Task[bool] | None = None
-    hurried: bool = False
+    urgent: bool = False
     """Somebody waits for the check."""
 
     @property

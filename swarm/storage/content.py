@@ -25,7 +25,7 @@ from swarm.storage.disk import read_sums
 from swarm.storage.errnos import is_scarcity
 from swarm.storage.hashcache import HashCache
 from swarm.storage.hashing import Hasher
-from swarm.storage.held import Held, OpenFile
+from swarm.storage.held import BlobHandle, OpenFile
 from swarm.storage.proof import Proof
 from swarm.storage.sidecar import Meta, Stamp, stamp_of
 from swarm.storage.watch import Watch
@@ -126,7 +126,7 @@ class Content:
         file = self._files.get(digest)
         return file.stamp.size if file else None
 
-    def get(self, digest: Digest) -> Held | None:
+    def get(self, digest: Digest) -> BlobHandle | None:
         """The blob if its sha256 is known to match, and its file is as it was then; else None."""
         entry = self._files.get(digest)
         if entry is None or entry.hashes is None or self._closing:
@@ -156,9 +156,9 @@ class Content:
         if entry.proof is None:
             unproven = partial(self._unproven, digest, entry)
             entry.proof = Proof(digest, stamp.size, entry.hashes, self._hasher, unproven)
-        return Held(digest, stamp.size, path, entry.hashes, "containerd", file, entry.proof)
+        return BlobHandle(digest, stamp.size, path, entry.hashes, "containerd", file, entry.proof)
 
-    async def get_checked(self, digest: Digest) -> Held | None:
+    async def get_checked(self, digest: Digest) -> BlobHandle | None:
         """The blob, after its sha256 was computed if it was not known. None: not here, or wrong."""
         if await self._verified(digest, idle=False):
             return self.get(digest)

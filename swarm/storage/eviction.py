@@ -91,14 +91,15 @@ class Eviction:
         part = self._books.staged.get(digest) or self._books.partials.get(digest)
         if part is None:
             return 0
-        cut = geometry(part.size)
-        stop = min(offset + length, cut.size)
+        layout = geometry(part.size)
+        stop = min(offset + length, layout.size)
         # Whole pieces only; the last one may end short.
-        first, last = -(-offset // cut.piece_length), cut.pieces if stop == cut.size else stop // cut.piece_length
+        first = -(-offset // layout.piece_length)
+        last = layout.pieces if stop == layout.size else stop // layout.piece_length
         gone = [piece for piece in range(first, last) if piece in part.pieces]
         for piece in gone:
             del part.pieces[piece]
-        spans = [cut.piece_span(piece) for piece in gone]
+        spans = [layout.piece_span(piece) for piece in gone]
         if isinstance(part, PartialRecord):
             before = part.allocated
             await self._workers.to_end(self.thin(part, spans))

@@ -48,14 +48,14 @@ def chunks(
         offset += count
 
 
-def sums(fd: int, cut: Geometry, stop: threading.Event | None = None) -> Sums:
+def sums(fd: int, layout: Geometry, stop: threading.Event | None = None) -> Sums:
     """Both kinds of hashes of a whole blob in one pass over *fd*. Blocks; raises ShortFile, Stopped."""
     whole = hashlib.sha256()
     pieces = bytearray()
-    buffer = memoryview(bytearray(min(CHUNK, max(cut.size, 1))))
-    for piece in range(cut.pieces):
+    buffer = memoryview(bytearray(min(CHUNK, max(layout.size, 1))))
+    for piece in range(layout.pieces):
         sha1 = hashlib.sha1(usedforsecurity=False)
-        for chunk in chunks(fd, *cut.piece_span(piece), buffer, stop):
+        for chunk in chunks(fd, *layout.piece_span(piece), buffer, stop):
             sha1.update(chunk)
             whole.update(chunk)
         pieces += sha1.digest()
@@ -71,17 +71,17 @@ def digest_of(fd: int, size: int, stop: threading.Event | None = None) -> Digest
 
 
 def piece_hashes(
-    fd: int, cut: Geometry, pieces: Iterable[int], stop: threading.Event | None = None
+    fd: int, layout: Geometry, pieces: Iterable[int], stop: threading.Event | None = None
 ) -> dict[int, bytes]:
     """SHA-1 of each of *pieces* as it lies in *fd*; pieces past the file's end are left out.
 
     Blocks; raises Stopped.
     """
     found: dict[int, bytes] = {}
-    buffer = memoryview(bytearray(min(CHUNK, cut.piece_length)))
+    buffer = memoryview(bytearray(min(CHUNK, layout.piece_length)))
     for piece in pieces:
         with contextlib.suppress(ShortFile):
-            found[piece] = piece_hash(chunks(fd, *cut.piece_span(piece), buffer, stop))
+            found[piece] = piece_hash(chunks(fd, *layout.piece_span(piece), buffer, stop))
     return found
 
 

@@ -44,7 +44,7 @@ class OpenFile:
             self._close(fd)
 
 
-class Held:
+class BlobHandle:
     """A blob's file, open for reading and safe from eviction until `close`, or the end of `with`.
 
     *size* in bytes of the whole blob. *hashes*: 20 bytes per piece, None if they are not known. *proof*: of a
@@ -120,11 +120,11 @@ class Held:
             with self.share() as reader:  # a thread reads: the descriptor stays open until it has ended
                 await self._proof.make(reader.fd, start, stop)
 
-    def share(self) -> Held:
+    def share(self) -> BlobHandle:
         """Another Held of the same file, for another user. Raises ValueError after close."""
         if not self._open:
             raise ValueError(f"closed: {self.digest}")
-        return Held(self.digest, self.size, self.path, self.hashes, self.origin, self._file, self._proof)
+        return BlobHandle(self.digest, self.size, self.path, self.hashes, self.origin, self._file, self._proof)
 
     def close(self) -> None:
         """This user is done. May be called again."""

@@ -42,7 +42,7 @@ class Recheck:
         """Not served any more until it was read again, which begins in the background."""
         blob.suspect = True
         if blob.checking is None:
-            self._begin(blob, hurried=False)
+            self._begin(blob, urgent=False)
 
     def unproven(self, blob: BlobRecord, why: str) -> None:
         """It failed while it was read: given up."""
@@ -51,18 +51,18 @@ class Recheck:
 
     async def now(self, blob: BlobRecord) -> bool:
         """Read the blob again before all others: is it right?"""
-        if blob.checking is None or not blob.hurried:
+        if blob.checking is None or not blob.urgent:
             if blob.checking:
                 blob.checking.cancel()  # it waits its turn among the others in the background
-            self._begin(blob, hurried=True)
+            self._begin(blob, urgent=True)
         task = blob.checking
         assert task is not None
         await asyncio.wait([task])
         return not task.cancelled() and task.result()
 
-    def _begin(self, blob: BlobRecord, *, hurried: bool) -> None:
-        task = self._workers.spawn(self._read(blob, idle=not hurried))
-        blob.checking, blob.hurried = task, hurried
+    def _begin(self, blob: BlobRecord, *, urgent: bool) -> None:
+        task = self._workers.spawn(self._read(blob, idle=not urgent))
+        blob.checking, blob.urgent = task, urgent
         task.add_done_callback(partial(_checked, blob))
 
     async def _read(self, blob: BlobRecord, idle: bool) -> bool:

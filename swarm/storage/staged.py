@@ -13,14 +13,14 @@ from swarm.blob.digest import Digest
 from swarm.blob.geometry import Geometry, geometry
 from swarm.storage import disk
 from swarm.storage.errnos import translate
-from swarm.storage.held import Held, OpenFile
+from swarm.storage.held import BlobHandle, OpenFile
 from swarm.storage.sidecar import HEADER, RECORD, Stamp, log_records, log_removals, stamp_of
 
 
 class Shelf(Protocol):
     """What a Staged asks of the store."""
 
-    async def finish(self, staged: Staged, hashes: bytes) -> Held:
+    async def finish(self, staged: Staged, hashes: bytes) -> BlobHandle:
         """Make it a complete blob."""
 
     async def abandon(self, staged: Staged, keep: bool) -> None:
@@ -104,11 +104,11 @@ class Staged:
             raise ValueError(f"closed: {self.digest}")
         return self._file.fd
 
-    def share(self) -> Held:
+    def share(self) -> BlobHandle:
         """The file for one more reader: open until the reader closes it, even after the end."""
         if self._file is None:
             raise ValueError(f"closed: {self.digest}")
-        return Held(self.digest, self.size, self.path, None, "disk", self._file)
+        return BlobHandle(self.digest, self.size, self.path, None, "disk", self._file)
 
     def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Write all of *data* at *offset*. Blocks: for threads. Raises StoreFull, OSError."""
@@ -143,7 +143,7 @@ class Staged:
         for window in self.geometry.windows_of(start, stop):
             self.used[window.index] = now
 
-    async def finish(self, hashes: bytes) -> Held:
+    async def finish(self, hashes: bytes) -> BlobHandle:
         """All bytes are there and match the digest: make it a complete blob, readable at once and after a crash.
 
         *hashes*: 20 bytes per piece. Cancelled: it is finished all the same. Raises BadHashes; StoreFull

@@ -25,7 +25,7 @@ from swarm.storage.errnos import is_scarcity
 from swarm.storage.evict import blocks, cost, sidecars
 from swarm.storage.eviction import Eviction
 from swarm.storage.hashing import Hasher
-from swarm.storage.held import Held, OpenFile
+from swarm.storage.held import BlobHandle, OpenFile
 from swarm.storage.memory import Memory
 from swarm.storage.proof import LASTS, Proof
 from swarm.storage.recheck import Recheck
@@ -136,7 +136,7 @@ class Store:
 
     # -- complete blobs --------------------------------------------------------------------------
 
-    def get(self, digest: Digest) -> Held | None:
+    def get(self, digest: Digest) -> BlobHandle | None:
         """The complete blob, safe from eviction until the Held is closed. None: not here, or in doubt."""
         blob = self._books.blobs.get(digest)
         if blob is None or self._closing:
@@ -171,9 +171,9 @@ class Store:
         self._use(blob)
         if blob.proof is None:
             blob.proof = Proof(digest, stamp.size, blob.hashes, self.hasher, partial(self._recheck.unproven, blob))
-        return Held(digest, stamp.size, path, blob.hashes, "disk", file, blob.proof)
+        return BlobHandle(digest, stamp.size, path, blob.hashes, "disk", file, blob.proof)
 
-    async def get_checked(self, digest: Digest) -> Held | None:
+    async def get_checked(self, digest: Digest) -> BlobHandle | None:
         """Like `get`, but waits until a blob in doubt was read again."""
         held = self.get(digest)
         blob = self._books.blobs.get(digest)
@@ -282,7 +282,7 @@ class Store:
             staged, max(staged.promised, blocks(min(promised, staged.size)) + sidecars(staged.size))
         )
 
-    async def finish(self, staged: Staged, hashes: bytes) -> Held:
+    async def finish(self, staged: Staged, hashes: bytes) -> BlobHandle:
         """See Staged.finish."""
         check_hashes(hashes, staged.geometry.pieces)
         if staged.done or staged.file is None:
@@ -293,7 +293,7 @@ class Store:
         file.enter()
         try:
             await self._workers.to_end(self._finish(staged, file, hashes))
-            return Held(staged.digest, staged.size, self._layout.blob(staged.digest), hashes, "disk", file)
+            return BlobHandle(staged.digest, staged.size, self._layout.blob(staged.digest), hashes, "disk", file)
         finally:
             file.leave()
 

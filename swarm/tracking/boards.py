@@ -133,7 +133,7 @@ class LocalBoard:
                 generation=message.generation if same else None,
                 stalled=message.stalled,
                 turns=message.turns,
-                beside=message.beside,
+                concurrent=message.concurrent,
             )
             answer = self._answer(message.since if same else 0, message.generation if same else None)
             new = not same or answer.version > message.since or answer.claims != message.claims

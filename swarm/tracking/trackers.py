@@ -49,7 +49,7 @@ _RETRY_FIRST, _RETRY_LONGEST = 0.1, 2.0
 class Holdings(Protocol):
     """What the agent tells its trackers about itself."""
 
-    def held_blobs(self) -> Iterable[wire.Held]:
+    def held_blobs(self) -> Iterable[wire.CompleteBlob]:
         """All complete blobs."""
 
     def known_names(self) -> Iterable[wire.Name]:
@@ -284,7 +284,8 @@ class Trackers:
             add = tuple(islice(held, wire.MAX_HELD))
             remove: tuple[str, ...] = ()
         else:
-            add = tuple(wire.Held(digest=d, size=s) for d, s in changes.items() if s is not None and s <= wire.MAX_SIZE)
+            here = {d: s for d, s in changes.items() if s is not None and s <= wire.MAX_SIZE}
+            add = tuple(wire.CompleteBlob(digest=d, size=s) for d, s in here.items())
             remove = tuple(d for d, s in changes.items() if s is None)
         stats = self._holdings.stats()
         told = self._images.all() if full else tuple(islice(images.values(), wire.MAX_IMAGES))

@@ -90,7 +90,7 @@ class Begun:
 
 async def download_window(
     source: Source,
-    cut: Geometry,
+    layout: Geometry,
     window: Window,
     staged: Staged,
     pool: Executor,
@@ -119,10 +119,10 @@ async def download_window(
         try:
             if first is not None:
                 body, first = first, None
-                await take(body, cut, (piece, window.last_piece), staged, pool, counted, on_piece, begun)
+                await take(body, layout, (piece, window.last_piece), staged, pool, counted, on_piece, begun)
             else:
-                async with source.open(piece * cut.piece_length + begun.length(piece), window.end) as body:
-                    await take(body, cut, (piece, window.last_piece), staged, pool, counted, on_piece, begun)
+                async with source.open(piece * layout.piece_length + begun.length(piece), window.end) as body:
+                    await take(body, layout, (piece, window.last_piece), staged, pool, counted, on_piece, begun)
         except SourceSilent:
             raise
         except SourceBroken:
@@ -134,7 +134,7 @@ async def download_window(
 
 async def take(
     body: Body,
-    cut: Geometry,
+    layout: Geometry,
     pieces: tuple[int, int],
     staged: Staged,
     pool: Executor,
@@ -143,12 +143,12 @@ async def take(
     begun: Begun,
 ) -> None:
     """Read *pieces*, first and last, out of *body*: see `download_window`."""
-    if body.total != cut.size:
-        raise SizeChanged(f"{body.total} bytes upstream, {cut.size} on the board")
+    if body.total != layout.size:
+        raise SizeChanged(f"{body.total} bytes upstream, {layout.size} on the board")
     piece, last = pieces
-    writer = _Writer(staged, pool, cut, piece, on_piece)
+    writer = _Writer(staged, pool, layout, piece, on_piece)
     try:
-        async with contextlib.aclosing(_in_pieces(body, cut, piece, last, on_bytes, begun)) as found:
+        async with contextlib.aclosing(_in_pieces(body, layout, piece, last, on_bytes, begun)) as found:
             async for chunks in found:
                 await writer.put(chunks)
         await writer.end()
@@ -162,17 +162,17 @@ class _Writer:
     """Gives pieces to a thread as they become complete: several at once on a fast network, one by one on a slow one."""
 
     def __init__(
-        self, staged: Staged, pool: Executor, cut: Geometry, piece: int, on_piece: Callable[[int, bytes], None]
+        self, staged: Staged, pool: Executor, layout: Geometry, piece: int, on_piece: Callable[[int, bytes], None]
     ) -> None:
         self.next = piece
         """The first piece that the thread was not given."""
-        self._staged, self._pool, self._cut, self._on_piece = staged, pool, cut, on_piece
+        self._staged, self._pool, self._layout, self._on_piece = staged, pool, layout, on_piece
         self._loop = asyncio.get_running_loop()
         self._batch: list[list[memoryview]] = []
         self._job: asyncio.Future[list[bytes]] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._given_at = 0.0
-        self._most = max(1, MOST_WAITING // cut.piece_length)
+        self._most = max(1, MOST_WAITING // layout.piece_length)
 
     async def put(self, chunks: list[memoryview]) -> None:
         """The next piece. Waits while too many do. Raises StoreFull, OSError."""
@@ -216,7 +216,7 @@ class _Writer:
         self.next += len(pieces)
         self._given_at = self._loop.time()
         file = self._staged.share()  # the thread must not write to a descriptor that was closed meanwhile
-        offset = first * self._cut.piece_length
+        offset = first * self._layout.piece_length
         job = self._job = self._loop.run_in_executor(self._pool, write_pieces, file.fd, pieces, offset)
         job.add_done_callback(lambda _: file.close())
         job.add_done_callback(partial(self._written, first))
@@ -232,16 +232,16 @@ class _Writer:
 
 
 async def _in_pieces(
-    body: Body, cut: Geometry, piece: int, last: int, on_bytes: Callable[[int], None], begun: Begun
+    body: Body, layout: Geometry, piece: int, last: int, on_bytes: Callable[[int], None], begun: Begun
 ) -> AsyncGenerator[list[memoryview], None]:
     """The chunks of *body* grouped into pieces, from *piece* to *last*; not copied."""
     chunks = begun.take(piece)
     have = sum(map(len, chunks))
-    skip = piece * cut.piece_length + have - body.offset
+    skip = piece * layout.piece_length + have - body.offset
     if skip < 0:
         begun.keep(piece, chunks)
         raise SourceBroken("upstream began past the offset that it was asked for")
-    need = cut.piece_span(piece)[1] - have
+    need = layout.piece_span(piece)[1] - have
     try:
         async for received in body.chunks():
             chunk = memoryview(received)
@@ -263,6 +263,6 @@ async def _in_pieces(
                 yield whole
                 if piece > last:
                     return
-                need = cut.piece_span(piece)[1]
+                need = layout.piece_span(piece)[1]
     finally:
         begun.keep(piece, chunks)

@@ -51,7 +51,7 @@ async def sent(agents: list[Agent], total: int) -> dict[str, float]:
 
 
 async def test_each_byte_leaves_a_lone_holder_once(five: Cluster, origin: Registry, upstream: Counter) -> None:
-    blob = origin.plant("e2e/lone", 64 * MIB, 1700)
+    blob = origin.plant("e2e/sole", 64 * MIB, 1700)
     holder, others = await held_by_one(five, blob, upstream.host)
     await upstream.reset()
     assert_right(await five.pull(blob, upstream.host, others), blob)
@@ -62,7 +62,7 @@ async def test_each_byte_leaves_a_lone_holder_once(five: Cluster, origin: Regist
 
 
 async def test_who_may_not_go_upstream_takes_turns_too(five: Cluster, origin: Registry, upstream: Counter) -> None:
-    blob = origin.plant("e2e/lone-down", 24 * MIB, 1701)
+    blob = origin.plant("e2e/sole-down", 24 * MIB, 1701)
     _, others = await held_by_one(five, blob, upstream.host)
     await upstream.process.kill()
     assert_right(await five.pull(blob, upstream.host, others), blob)
@@ -72,7 +72,7 @@ async def test_who_may_not_go_upstream_takes_turns_too(five: Cluster, origin: Re
 async def test_a_lone_holder_that_is_gone_in_mid_pull_is_replaced_by_upstream(
     how: signal.Signals, five: Cluster, origin: Registry, upstream: Counter
 ) -> None:
-    blob = origin.plant(f"e2e/lone-{how.name.lower()}", 192 * MIB, 1702)
+    blob = origin.plant(f"e2e/sole-{how.name.lower()}", 192 * MIB, 1702)
     holder, others = await held_by_one(five, blob, upstream.host)
     await upstream.reset()
     pulls = [asyncio.create_task(agent.blob(blob, upstream.host)) for agent in others]
@@ -91,7 +91,7 @@ async def test_a_lone_holder_that_is_gone_in_mid_pull_is_replaced_by_upstream(
 async def test_an_agent_that_dies_with_its_turn_keeps_nobody(
     five: Cluster, origin: Registry, upstream: Counter
 ) -> None:
-    blob = origin.plant("e2e/lone-claimant", 192 * MIB, 1704)
+    blob = origin.plant("e2e/sole-claimant", 192 * MIB, 1704)
     _, others = await held_by_one(five, blob, upstream.host)
     await upstream.reset()
     victim, *rest = others

@@ -20,7 +20,7 @@ from tests.parts.blobserver import BlobServer, blob_server
 from tests.parts.cluster import Agent, Cluster, cluster
 from tests.parts.counter import Counter, Rule
 from tests.parts.fetch import Fetched, fetch
-from tests.parts.front import agent as lone_agent
+from tests.parts.front import agent as sole_agent
 from tests.parts.registry import Registry
 from tests.parts.storing import fill, small_file_system
 
@@ -218,7 +218,7 @@ async def test_disk_full(server: BlobServer, small_disk: Path, monkeypatch: pyte
     monkeypatch.setattr("swarm.node.Store", partial(Store, reserve_free=0))
     url, _ = server.add(6 * MIB, 970)
     content = held(server, url)
-    async with lone_agent(small_disk) as running:
+    async with sole_agent(small_disk) as running:
 
         async def ask(start: int) -> bool:
             status, _, body = await running.ask(f"/blobs/{url}", headers={"Range": f"bytes={start}-{start + STEP - 1}"})

@@ -269,11 +269,11 @@ async def test_the_metrics_of_bad_luck_move(
     origin: Registry, upstream: Counter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A holder that nobody can reach; a file that is behind libtorrent's word."""
-    monkeypatch.setattr(stalls, "STALL", 1.0)  # shorter than the trial of a lone holder that nobody has confirmed
+    monkeypatch.setattr(stalls, "STALL", 1.0)  # shorter than the trial of a sole seed that nobody has confirmed
     blob = origin.plant("metrics/luck", 4 * MIB, 979)
     path = f"/v2/{blob.repository}/blobs/{blob.digest}?ns={upstream.host}"
-    content, cut = await fetched(origin, blob), geometry(blob.size)
-    spans = [cut.piece_span(piece) for piece in range(cut.pieces)]
+    content, layout = await fetched(origin, blob), geometry(blob.size)
+    spans = [layout.piece_span(piece) for piece in range(layout.pieces)]
     hashes = b"".join(hashlib.sha1(content[offset : offset + length]).digest() for offset, length in spans)
     check, behind = arrivals._check, [True]
 

@@ -78,7 +78,7 @@ class NotedSession:
 class Nobody:
     """An agent that holds no blob."""
 
-    def held_blobs(self) -> Iterable[wire.Held]:
+    def held_blobs(self) -> Iterable[wire.CompleteBlob]:
         return ()
 
     def known_names(self) -> Iterable[wire.Name]:

@@ -72,7 +72,7 @@ class Liar:
                 print("told quarantined", flush=True)
 
     async def _take_part(self) -> None:
-        cut = geometry(self.size)
+        layout = geometry(self.size)
         claims: tuple[int, ...] = ()
         since, incarnation, generation, wait = 0, "", 0, 0.0
         while True:
@@ -96,21 +96,21 @@ class Liar:
             claims = answer.claims
             for index in answer.claims:
                 if index not in self.published:
-                    await self._publish(cut.windows[index], incarnation, generation)
+                    await self._publish(layout.windows[index], incarnation, generation)
             if answer.claims:
                 since, wait = 0, 0.0
                 claims = ()
 
     async def _publish(self, window: Window, incarnation: str, generation: int) -> None:
-        cut = geometry(self.size)
+        layout = geometry(self.size)
         hashes = b""
         with self.path.open("rb") as file:
             for piece in window.span:
-                offset, length = cut.piece_span(piece)
+                offset, length = layout.piece_span(piece)
                 file.seek(offset)
                 hashes += hashlib.sha1(file.read(length), usedforsecurity=False).digest()
         span = window.span
-        info = window_info(self.digest, cut, window, hashes)
+        info = window_info(self.digest, layout, window, hashes)
         self.torrents.append(await self.session.add(info, path=self.path, have=span, wanted=span, on_piece=_ignore))
         self.published.add(window.index)
         self.have |= 1 << window.index
@@ -124,7 +124,7 @@ class Liar:
             hashes=hashes,
         )
         await self._say("publish", message, wire.BoardAnswer)
-        print(f"published {window.index} of {len(cut.windows)}", flush=True)
+        print(f"published {window.index} of {len(layout.windows)}", flush=True)
 
 
 def _ignore(_piece: int) -> None:

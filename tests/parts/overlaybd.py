@@ -64,15 +64,15 @@ def data_reads(size: int, count: int, seed: int, *, reach: int) -> list[tuple[in
 
 def touched(size: int, reads: Iterable[tuple[int, int]]) -> tuple[int, int, int]:
     """Bytes that *reads* name (each counted once), bytes of the pieces and of the windows that they touch."""
-    cut = geometry(size)
+    layout = geometry(size)
     reads = list(reads)
-    pieces = {p for a, b in reads for p in range(a // cut.piece_length, (b - 1) // cut.piece_length + 1)}
-    windows = {w for a, b in reads for w in cut.windows_of(a, b)}
+    pieces = {p for a, b in reads for p in range(a // layout.piece_length, (b - 1) // layout.piece_length + 1)}
+    windows = {w for a, b in reads for w in layout.windows_of(a, b)}
     named, end = 0, 0
     for start, stop in sorted(reads):
         named += max(0, stop - max(start, end))
         end = max(end, stop)
-    return named, sum(cut.piece_span(p)[1] for p in pieces), sum(w.length for w in windows)
+    return named, sum(layout.piece_span(p)[1] for p in pieces), sum(w.length for w in windows)
 
 
 async def play(agent: str, layers: Sequence[Layer], reads: Sequence[Sequence[tuple[int, int]]]) -> Played:

@@ -22,8 +22,8 @@ from tests.parts.data import digest_of
 @lru_cache(maxsize=64)
 def hashes_of(data: bytes) -> bytes:
     """20 bytes per piece."""
-    cut = geometry(len(data))
-    spans = map(cut.piece_span, range(cut.pieces))
+    layout = geometry(len(data))
+    spans = map(layout.piece_span, range(layout.pieces))
     return b"".join(hashlib.sha1(data[offset : offset + length]).digest() for offset, length in spans)
 
 

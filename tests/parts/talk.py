@@ -85,7 +85,8 @@ class Talker:
 
     async def hello(self, **held: int) -> wire.AgentAnswer:
         """The first poll: everything that it holds, by the text of `digest_of` and size."""
-        return await self.poll(full=True, add=tuple(wire.Held(digest=digest_of(t), size=s) for t, s in held.items()))
+        said = tuple(wire.CompleteBlob(digest=digest_of(text), size=size) for text, size in held.items())
+        return await self.poll(full=True, add=said)
 
     async def board(self, digest: str, **said: Any) -> wire.BoardAnswer:
         """Take part in a board, knowing of it what the last answer said."""

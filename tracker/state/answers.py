@@ -66,7 +66,7 @@ class Answers:
         # Sealed means: fetch it whole from peers. Where a zone still brings its own copy in, there are none.
         entering = self._settings.copy_per_zone and not board.has(agent.zone) and board.can_bring(agent.zone)
         swarm.serial += 1
-        lone = self._agents.get(board.lone) if board.has_turn(agent.key) else None
+        sole = self._agents.get(board.sole) if board.has_turn(agent.key) else None
         elsewhere = board.available_for(agent.key)
         return Raw(
             incarnation=swarm.incarnation,
@@ -82,9 +82,9 @@ class Answers:
             copies=len(board.holders),
             # Only who fetches windows over HTTP needs to know; to thousands of others it is a third of the answer.
             holders=self._holders(swarm, agent) if news and agent.peer.lane else {},
-            peers=self._peers(swarm, agent, but=lone.key if lone is not None else ""),
-            lone=lone.peer if lone is not None else None,
-            spread=None if elsewhere is None else wire.bitmap(elsewhere),
+            peers=self._peers(swarm, agent, but=sole.key if sole is not None else ""),
+            sole=sole.peer if sole is not None else None,
+            available=None if elsewhere is None else wire.bitmap(elsewhere),
         )
 
     def seeds(self, swarm: Swarm) -> tuple[wire.Peer, ...]:
@@ -120,17 +120,17 @@ class Answers:
         if not turn:
             walled = self._walled(swarm, agent)
             whole = swarm.pool.pick_holders(agent.key, agent.zone, NAMED, self._chance, walled=walled)
-        lone = board.lone if turn else ""
+        sole = board.sole if turn else ""
         known = self._agents.by_key.get
 
         def may(key: str) -> bool:
             other = known(key)
-            return other is not None and key != lone and not self._apart(swarm.digest, agent.member, other.member)
+            return other is not None and key != sole and not self._apart(swarm.digest, agent.member, other.member)
 
         asking = Asking(agent.key, agent.zone, board.available.missing(agent.key), tuple(filter(may, whole)))
         holds = board.available.holds
         named = swarm.offers.name(
-            asking, self._now(), lambda key, window: key != lone and holds(key, window), self._agents.zone_of
+            asking, self._now(), lambda key, window: key != sole and holds(key, window), self._agents.zone_of
         )
         return {
             window: peers

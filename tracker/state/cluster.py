@@ -209,7 +209,7 @@ class Cluster:
                 generation=poll.generation if same else None,
                 stalled=poll.stalled[:1024],
                 turns=min(poll.turns, 64) if trusted else 0,
-                beside=min(poll.beside, 64),
+                concurrent=min(poll.concurrent, 64),
             )
         )
         if moved and trusted and size is not None:

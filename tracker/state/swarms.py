@@ -78,8 +78,8 @@ class Raw(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     copies: int = 0
     holders: dict[int, tuple[wire.Peer, ...]] = {}
     peers: tuple[wire.Peer, ...] = ()
-    lone: wire.Peer | None = None
-    spread: bytes | None = None
+    sole: wire.Peer | None = None
+    available: bytes | None = None
 
 
 @dataclass(eq=False, slots=True)

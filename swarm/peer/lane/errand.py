@@ -38,7 +38,7 @@ class Errand:
     def __init__(
         self,
         digest: Digest,
-        cut: Geometry,
+        layout: Geometry,
         fd: int,
         first: int,
         last: int,
@@ -59,7 +59,7 @@ class Errand:
         self.on_piece, self.on_wrong = on_piece, on_wrong
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when no thread works on it any more. Raises Unserved, Cancelled, StoreFull, Unwritable."""
-        self.intake = Intake(cut, fd, first, last, expected=expected.get, on_piece=self._piece)
+        self.intake = Intake(layout, fd, first, last, expected=expected.get, on_piece=self._piece)
         self.tell: Callable[[Callable[[], object]], None] = lambda _call: None
         """How to reach the event loop: set by who takes the errand."""
         self.useless: dict[Address, Left] = {}

@@ -22,7 +22,7 @@ class Intake:
 
     def __init__(
         self,
-        cut: Geometry,
+        layout: Geometry,
         fd: int,
         first: int,
         last: int,
@@ -31,13 +31,13 @@ class Intake:
         on_piece: Callable[[int, bytes], None],
     ) -> None:
         """*expected*: SHA-1 of a piece; None: any. *on_piece*(piece, sha1): it is in the file, and as expected."""
-        self.at = first * cut.piece_length
+        self.at = first * layout.piece_length
         """Offset in the blob of the next byte."""
-        self.stop = min((last + 1) * cut.piece_length, cut.size)
+        self.stop = min((last + 1) * layout.piece_length, layout.size)
         """Offset after the last byte."""
-        self._cut, self._fd, self._expected, self._on_piece = cut, fd, expected, on_piece
+        self._layout, self._fd, self._expected, self._on_piece = layout, fd, expected, on_piece
         self._piece = first
-        self._end = cut.piece_span(first)[0] + cut.piece_span(first)[1]
+        self._end = layout.piece_span(first)[0] + layout.piece_span(first)[1]
         self._sha1 = hashlib.sha1(usedforsecurity=False)
 
     @property
@@ -48,7 +48,7 @@ class Intake:
     @property
     def begun(self) -> bool:
         """Whether a piece is half here."""
-        return self.at > self._piece * self._cut.piece_length
+        return self.at > self._piece * self._layout.piece_length
 
     @property
     def room(self) -> int:
@@ -77,13 +77,13 @@ class Intake:
         self._piece += 1
         self._sha1 = hashlib.sha1(usedforsecurity=False)
         if not self.done:
-            offset, length = self._cut.piece_span(self._piece)
+            offset, length = self._layout.piece_span(self._piece)
             self._end = offset + length
         return None
 
     def again(self) -> None:
         """Begin the piece under way again: nothing of it counts."""
-        self.at = self._piece * self._cut.piece_length
+        self.at = self._piece * self._layout.piece_length
         self._sha1 = hashlib.sha1(usedforsecurity=False)
 
 

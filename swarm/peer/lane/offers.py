@@ -25,18 +25,18 @@ class Offer:
     def __init__(
         self,
         digest: Digest,
-        cut: Geometry,
+        layout: Geometry,
         fd: int,
         pieces: Collection[int] | None,
         release: Callable[[], None] = lambda: None,
     ) -> None:
         """*fd* is duplicated. *pieces*: None: all of them."""
         self.digest = digest
-        self.cut = cut
+        self.layout = layout
         self.fd = os.dup(fd)
         self.lost = False
         """The file was found wrong: nothing of it is sent any more."""
-        self._ready = bytearray(b"\1" * cut.pieces if pieces is None else cut.pieces)
+        self._ready = bytearray(b"\1" * layout.pieces if pieces is None else layout.pieces)
         for piece in pieces or ():
             self._ready[piece] = 1
         self._release = release
@@ -50,19 +50,19 @@ class Offer:
 
     def drop(self, pieces: Iterable[int] | None = None) -> None:
         """These (None: all) are in the file no more, or in doubt."""
-        for piece in range(self.cut.pieces) if pieces is None else pieces:
+        for piece in range(self.layout.pieces) if pieces is None else pieces:
             self._ready[piece] = 0
 
     def ready(self, start: int, stop: int) -> int:
         """How far the bytes from *start* on are there, at most to *stop*."""
-        length = self.cut.piece_length
+        length = self.layout.piece_length
         gap = self._ready.find(0, start // length, -(-stop // length))
         return stop if gap < 0 else max(start, gap * length)
 
     def bitmap(self) -> bytes:
         """The pieces that are here: little-endian, bit p of the integer is piece p."""
         digits = bytes(self._ready[::-1]).translate(_DIGITS) or b"0"
-        return int(digits, 2).to_bytes((self.cut.pieces + 7) // 8, "little")
+        return int(digits, 2).to_bytes((self.layout.pieces + 7) // 8, "little")
 
     def enter(self) -> bool:
         """One more user; False: it is closed already."""

@@ -193,7 +193,7 @@ class Serving:
         if offer is None:
             self._refuse(404, b"", now, why="unknown")
             return
-        size = offer.cut.size
+        size = offer.layout.size
         start, stop = asked.start or 0, size if asked.stop is None else min(asked.stop, size)
         if asked.method == "HEAD":
             self._out = message.answer(200, size)

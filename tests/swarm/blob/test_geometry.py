@@ -14,22 +14,22 @@ sizes = st.one_of(st.integers(0, 20 * 1024**2), st.integers(0, 100 * GIB))
 
 @given(sizes)
 def test_windows_cover_every_byte_once_and_in_order(size: int) -> None:
-    cut = geometry(size)
+    layout = geometry(size)
     offset = piece = 0
-    for index, window in enumerate(cut.windows):
+    for index, window in enumerate(layout.windows):
         assert (window.index, window.offset, window.first_piece) == (index, offset, piece)
         assert window.length > 0
         offset, piece = window.end, window.last_piece + 1
-    assert (offset, piece) == (size, cut.pieces)
-    assert len(cut.windows) <= MAX_WINDOWS + 64  # the lead, and the shorter ones at the end
+    assert (offset, piece) == (size, layout.pieces)
+    assert len(layout.windows) <= MAX_WINDOWS + 64  # the lead, and the shorter ones at the end
 
 
 @given(sizes)
 def test_windows_begin_where_pieces_begin(size: int) -> None:
-    cut = geometry(size)
-    assert all(window.offset == window.first_piece * cut.piece_length for window in cut.windows)
-    if cut.pieces:
-        assert sum(cut.piece_span(cut.pieces - 1)) == size
+    layout = geometry(size)
+    assert all(window.offset == window.first_piece * layout.piece_length for window in layout.windows)
+    if layout.pieces:
+        assert sum(layout.piece_span(layout.pieces - 1)) == size
 
 
 @given(st.integers(1, 100 * GIB))
@@ -58,16 +58,16 @@ def test_a_byte_is_in_the_window_that_is_found_for_it(size: int, data: st.DataOb
     ],
 )
 def test_sizes_that_people_ask_about(size: int, pieces: int, windows: int) -> None:
-    cut = geometry(size)
-    assert (cut.pieces, len(cut.windows)) == (pieces, windows)
+    layout = geometry(size)
+    assert (layout.pieces, len(layout.windows)) == (pieces, windows)
 
 
 def test_windows_of_a_range() -> None:
-    cut = geometry(20 * 1024**2)
-    assert [w.index for w in cut.windows_of(0, 1)] == [0]
-    assert [w.index for w in cut.windows_of(FIRST_WINDOW - 1, FIRST_WINDOW + 1)] == [0, 1]
-    assert cut.windows_of(5, 5) == ()
-    assert cut.windows_of(0, cut.size) == cut.windows
+    layout = geometry(20 * 1024**2)
+    assert [w.index for w in layout.windows_of(0, 1)] == [0]
+    assert [w.index for w in layout.windows_of(FIRST_WINDOW - 1, FIRST_WINDOW + 1)] == [0, 1]
+    assert layout.windows_of(5, 5) == ()
+    assert layout.windows_of(0, layout.size) == layout.windows
 
 
 def test_nonsense_is_refused() -> None:

@@ -156,10 +156,10 @@ def test_no_hope_is_told_last() -> None:
 
 def test_who_turned_to_all_peers_takes_no_claims_on_a_sole_seed() -> None:
     board = Board()
-    lone = wire.Peer(ip="10.0.0.9", port=1)
-    assert ClaimsChanged(frozenset({1}), sole=True) in board.hear(answer(1, 3, 0, lone=lone, claims=(1,)))
+    sole = wire.Peer(ip="10.0.0.9", port=1)
+    assert ClaimsChanged(frozenset({1}), sole=True) in board.hear(answer(1, 3, 0, sole=sole, claims=(1,)))
     board.news.prefer_all_peers()
-    events = board.hear(answer(2, 3, lone=lone, claims=(1,)))
+    events = board.hear(answer(2, 3, sole=sole, claims=(1,)))
     assert ModeChanged(sealed=True, sole=None, available=None) in events
     assert ClaimsChanged(frozenset(), sole=False) in events
 

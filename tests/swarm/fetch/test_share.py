@@ -35,7 +35,7 @@ async def test_an_agent_says_what_else_it_has_enter_the_cluster(
 
         def beside(blob: Blob) -> list[int]:
             board = board_of(blob)
-            return [who.beside for who in board.participants.values()] if board is not None else []
+            return [who.concurrent for who in board.participants.values()] if board is not None else []
 
         async def pull(blob: Blob) -> bool:
             body = (await one.ask(f"/v2/{blob.repository}/blobs/{blob.digest}?ns={upstream.host}"))[2]

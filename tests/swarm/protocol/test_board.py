@@ -14,7 +14,7 @@ from swarm.blob.errors import BadHashes
 from swarm.blob.geometry import MIB, geometry
 from swarm.protocol.assign import MAX_CLAIMS
 from swarm.protocol.blame import RESTARTS
-from swarm.protocol.board import LONE_AGAIN, MAX_GENERATIONS, Board
+from swarm.protocol.board import MAX_GENERATIONS, SOLE_AGAIN, Board
 from swarm.protocol.leases import LEASE, LONGEST_WAIT, PATIENCE, SLOWEST, TRIAL
 from swarm.protocol.participants import SILENCE, Failure
 from swarm.protocol.standing import NOBODY_ELSE, Trust
@@ -91,23 +91,23 @@ def test_a_range_reader_claims_nothing_but_what_it_prefers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("beside", "claims"),
+    ("concurrent", "claims"),
     [((0, 0), 8), ((1, 1), 4), ((2, 2), 3), ((3, 3), 2), ((40, 40), 2), ((2, 0), 8)],
 )
-def test_boards_that_fill_at_the_same_time_share_the_claims_of_one(beside: tuple[int, ...], claims: int) -> None:
+def test_boards_that_fill_at_the_same_time_share_the_claims_of_one(concurrent: tuple[int, ...], claims: int) -> None:
     """An agent that has nothing else to bring in takes what it can get."""
     board = Board(DIGEST)
-    for agent, others in zip("ab", beside, strict=True):
-        board.join(agent, 0.0, want=8, size=20 * MIB, beside=others)
+    for agent, others in zip("ab", concurrent, strict=True):
+        board.join(agent, 0.0, want=8, size=20 * MIB, concurrent=others)
     board.assign(0.0)
     assert len(board.claims) == claims
 
 
 def test_a_reader_of_ranges_does_not_wait_for_its_share() -> None:
     board = Board(DIGEST)
-    board.join("a", 0.0, want=8, size=20 * MIB, beside=3)
+    board.join("a", 0.0, want=8, size=20 * MIB, concurrent=3)
     board.assign(0.0)
-    board.join("reader", 0.0, want=4, prefer=(9, 10), only_preferred=True, beside=3)
+    board.join("reader", 0.0, want=4, prefer=(9, 10), only_preferred=True, concurrent=3)
     board.assign(0.0)
     assert (len(board.claims_of("a")), board.claims_of("reader")) == (2, (9, 10))
 
@@ -706,10 +706,10 @@ def test_a_lone_holder_whom_nobody_vouches_for_is_soon_believed_no_more() -> Non
     board.seal_whole("liar", SIZE, b"".join(hashes_of(w, "liar") for w in range(4)))
     board.join("a", 0.0, want=4, turns=2)
     board.assign(0.0)
-    assert board.lone == "liar"
+    assert board.sole == "liar"
     board.join("a", TRIAL, want=4, turns=2)
     board.assign(TRIAL)
-    assert (board.sealed, board.lone, board.size) == (False, "", None)
+    assert (board.sealed, board.sole, board.size) == (False, "", None)
     board.join("a", TRIAL, want=4, turns=2, size=SIZE)
     board.assign(TRIAL)
     assert board.claims_of("a") == (0, 1, 2, 3)
@@ -791,7 +791,7 @@ agents = st.sampled_from(AGENTS)
 windows = st.integers(0, len(CUT.windows) - 1)
 
 
-# -- a lone holder -------------------------------------------------------------------------------------
+# -- a sole seed -------------------------------------------------------------------------------------
 
 
 def sought(*seekers: str, turns: int = 2, trust: Trust = NOBODY_ELSE) -> Board:
@@ -807,10 +807,10 @@ def sought(*seekers: str, turns: int = 2, trust: Trust = NOBODY_ELSE) -> Board:
 
 def test_windows_of_a_lone_holder_are_fetched_by_one_agent_each() -> None:
     board = sought("a", "b")
-    assert board.lone == "seed"
+    assert board.sole == "seed"
     assert (board.claims_of("a"), board.claims_of("b")) == ((0, 2), (1, 3))
-    assert (board.view("a").lone, board.view("a").available) == ("seed", 0)
-    assert board.view("seed").lone == ""
+    assert (board.view("a").sole, board.view("a").available) == ("seed", 0)
+    assert board.view("seed").sole == ""
 
 
 def test_what_one_agent_fetched_from_a_lone_holder_the_others_are_told_of() -> None:
@@ -827,7 +827,7 @@ def test_what_one_agent_fetched_from_a_lone_holder_the_others_are_told_of() -> N
 def test_what_the_lone_holder_itself_says_that_it_holds_is_not_spread() -> None:
     board = sought("a", "b")
     board.join("seed", 1.0, have=0b1111, generation=board.generation)
-    assert (board.lone, board.elsewhere) == ("seed", 0)
+    assert (board.sole, board.elsewhere) == ("seed", 0)
     board.join("a", 1.0, have=0b10, generation=board.generation, turns=2)
     assert board.elsewhere == 0b10
 
@@ -837,21 +837,21 @@ def test_a_window_that_waits_its_turn_behind_another_of_the_same_agent_is_no_sta
     board = sought("a", "b")
     board.progress("a", 4.0, {0: 70_000})
     board.assign(6.0)
-    assert (board.lone, board.claims_of("a")) == ("", ()), "of b nothing has come"
+    assert (board.sole, board.claims_of("a")) == ("", ()), "of b nothing has come"
 
     board = sought("a")
     board.progress("a", 4.0, {0: 70_000})
     board.assign(6.0)
     publish(board, "a", 8.0, 0)
     board.assign(12.0)
-    assert (board.lone, board.claims_of("a")) == ("seed", (1, 2))
+    assert (board.sole, board.claims_of("a")) == ("seed", (1, 2))
     board.assign(13.5)
-    assert board.lone == ""
+    assert board.sole == ""
 
 
 def test_the_first_who_seeks_it_takes_turns_already() -> None:
     board = sought("a")
-    assert (board.lone, board.claims_of("a")) == ("seed", (0, 1))
+    assert (board.sole, board.claims_of("a")) == ("seed", (0, 1))
     board.join("b", 1.0, turns=2)
     board.assign(1.0)
     assert board.claims_of("b") == (2, 3)
@@ -861,7 +861,7 @@ def test_a_reader_of_ranges_asks_the_lone_holder_as_it_likes() -> None:
     board = sought("a", "b")
     board.join("c", 1.0, want=4, only_preferred=True, prefer=(3,))
     board.assign(1.0)
-    assert (board.claims_of("c"), board.view("c").lone) == ((), "")
+    assert (board.claims_of("c"), board.view("c").sole) == ((), "")
     board.join("a", 1.0, want=4)
     assert board.claims_of("a") == ()
 
@@ -885,7 +885,7 @@ def test_nobody_is_lone_any_more(end: str) -> None:
         board.join("a", now, want=4)
         board.leave("b")
     changed = board.assign(now).changed | ({"a"} if end == "no seeker" else set())
-    assert (board.lone, board.view("a").lone) == ("", "")
+    assert (board.sole, board.view("a").sole) == ("", "")
     assert board.version > version
     if end == "gone":
         assert board.claims.keys() == {0, 1, 2, 3}, "they come from upstream"
@@ -902,9 +902,9 @@ def test_after_a_claim_on_its_windows_failed_nobody_is_lone_for_a_while(end: str
     if end == "failure":
         board.release("a", LEASE, [0], Failure.BROKEN)
     board.assign(LEASE)
-    for now, lone in ((LEASE + LONE_AGAIN - 0.1, ""), (LEASE + LONE_AGAIN, "seed")):
+    for now, sole in ((LEASE + SOLE_AGAIN - 0.1, ""), (LEASE + SOLE_AGAIN, "seed")):
         board.assign(now)
-        assert board.lone == lone
+        assert board.sole == sole
 
 
 def test_turns_that_are_handed_over_are_no_failure() -> None:
@@ -913,7 +913,7 @@ def test_turns_that_are_handed_over_are_no_failure() -> None:
     board.leave("a")
     board.join("c", 1.0, turns=2)
     board.assign(1.0)
-    assert (board.lone, board.claims_of("c")) == ("seed", (0, 2))
+    assert (board.sole, board.claims_of("c")) == ("seed", (0, 2))
 
 
 def test_holders_that_deliver_to_nobody_do_not_keep_a_blob_from_coming_from_upstream() -> None:
@@ -941,7 +941,7 @@ def test_holders_that_deliver_to_nobody_do_not_keep_a_blob_from_coming_from_upst
 
 def test_where_each_zone_has_its_copy_nobody_is_lone() -> None:
     board = sought("a", "b", trust=Trust(zone_of=lambda _agent: ""))
-    assert board.lone == ""
+    assert board.sole == ""
 
 
 class Boards(RuleBasedStateMachine):
@@ -966,8 +966,8 @@ class Boards(RuleBasedStateMachine):
                 assert {a for a in (before.get(window), after.get(window)) if a} <= changed | gone
         for window in after.keys() - before.keys():
             who = self.board.participants[after[window]]
-            if self.board.lone:
-                assert self.board.holders == {self.board.lone} != {after[window]}
+            if self.board.sole:
+                assert self.board.holders == {self.board.sole} != {after[window]}
                 assert who.turns > 0
                 assert not self.board.elsewhere >> window & 1
                 continue

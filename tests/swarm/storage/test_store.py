@@ -376,15 +376,15 @@ async def test_cold_windows_of_a_partial_blob_go_before_warm_ones(tmp_path: Path
     size = 16 * MIB
     data = blob(size, 1)
     digest = parse(digest_of(data))
-    cut = geometry(size)
+    layout = geometry(size)
     clock = Clock()
     async with opened(tmp_path, cost(size) + cost(MIB), clock) as store:
         staged = await store.stage(digest, size)
         await staged.write(data, 0)
         await staged.note(pieces_of(data))
-        staged.touch(0, cut.windows[1].end)
+        staged.touch(0, layout.windows[1].end)
         clock.now += 10
-        for window in cut.windows[3:]:
+        for window in layout.windows[3:]:
             staged.touch(window.offset, window.end)
         await staged.abandon(keep=True)
         before = store.used
@@ -392,13 +392,13 @@ async def test_cold_windows_of_a_partial_blob_go_before_warm_ones(tmp_path: Path
         assert store.used <= store.budget
         assert taken(tmp_path) <= store.budget
         staged = await store.stage(digest, size, promise=0)
-        left = {cut.window_at(cut.piece_span(piece)[0]).index for piece in staged.pieces}
+        left = {layout.window_at(layout.piece_span(piece)[0]).index for piece in staged.pieces}
         # Window 2 was never read and is as old as the rest; 0 and 1 were read before those after.
-        assert left >= set(range(3, len(cut.windows)))
+        assert left >= set(range(3, len(layout.windows)))
         assert {0, 1} - left
         assert before > store.used - cost(3 * MIB)
         for piece, sha1 in staged.pieces.items():
-            offset, length = cut.piece_span(piece)
+            offset, length = layout.piece_span(piece)
             assert os.pread(staged.fd, length, offset) == data[offset : offset + length]
             assert sha1 == pieces_of(data)[piece]
 

@@ -18,7 +18,7 @@ from swarm.blob.digest import Digest, parse
 from swarm.blob.errors import StoreFull
 from swarm.blob.geometry import geometry
 from swarm.storage.evict import Candidate, choose, cost
-from swarm.storage.held import Held
+from swarm.storage.held import BlobHandle
 from swarm.storage.sidecar import (
     HEADER,
     Stamp,
@@ -115,7 +115,7 @@ class Life(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp())
         self.loop = asyncio.new_event_loop()
         self.now = 0.0
-        self.reading: list[tuple[Held, bytes]] = []
+        self.reading: list[tuple[BlobHandle, bytes]] = []
         self.coming: list[tuple[Staged, bytes]] = []
         self.lost: set[Digest] = set()
 
@@ -203,7 +203,7 @@ class Life(RuleBasedStateMachine):
         return held, data
 
     @rule(one=consumes(held))
-    def leave(self, one: tuple[Held, bytes]) -> None:
+    def leave(self, one: tuple[BlobHandle, bytes]) -> None:
         if one in self.reading:
             self.call(one[0].close)
             self.reading.remove(one)

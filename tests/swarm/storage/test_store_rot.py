@@ -17,7 +17,7 @@ from swarm.blob.errors import BlobUnreadable
 from swarm.blob.geometry import geometry
 from swarm.storage.content import BLOBS, Content
 from swarm.storage.hashing import Hasher
-from swarm.storage.held import Held
+from swarm.storage.held import BlobHandle
 from swarm.storage.proof import LASTS, STEP, Proof
 from swarm.storage.store import Store
 from tests.parts.data import blob, digest_of
@@ -42,7 +42,7 @@ def rot(path: Path, at: int) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-async def read(held: Held, start: int = 0, stop: int | None = None, *, into: bytearray | None = None) -> bytes:
+async def read(held: BlobHandle, start: int = 0, stop: int | None = None, *, into: bytearray | None = None) -> bytes:
     """What a sender would put onto the wire, also *into*. Raises BlobUnreadable."""
     out = bytearray() if into is None else into
     async for offset, count in held.runs(start, held.size if stop is None else stop):

@@ -35,8 +35,8 @@ URLS = tuple(f"http://10.0.0.{i}:6969" for i in range(1, 4))
 class Holder(Nobody):
     """Holds one blob."""
 
-    def held_blobs(self) -> Iterable[wire.Held]:
-        yield wire.Held(digest=digest_of("held"), size=5)
+    def held_blobs(self) -> Iterable[wire.CompleteBlob]:
+        yield wire.CompleteBlob(digest=digest_of("held"), size=5)
 
 
 class Seen:

@@ -108,7 +108,7 @@ async def test_images_come_first_then_their_layers_and_nodes(web: Browser, here:
     """An image that is being pulled, by name; its layer names it again. What others wrote stays text."""
     one, two = await pullers(here, 2, "layer")
     evil = "registry.example/<img src=x onerror=alert(1)>"
-    held = (wire.Held(digest=one.digest, size=SIZE), wire.Held(digest=digest_of("config"), size=1000))
+    held = (wire.CompleteBlob(digest=one.digest, size=SIZE), wire.CompleteBlob(digest=digest_of("config"), size=1000))
     image = wire.Image(name=evil, manifest=digest_of("m"), blobs=held, platform="linux/amd64", pulled=True)
     await one.talker.poll(full=True, images=(image,))
     await one.board(want=2, size=SIZE)

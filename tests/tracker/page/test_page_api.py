@@ -56,7 +56,7 @@ async def test_every_answer_is_as_its_schema_says(here: Town) -> None:
     await two.board()
     me = two.talker.me
     manifest = digest_of("manifest")
-    blobs = (wire.Held(digest=one.digest, size=SIZE),)
+    blobs = (wire.CompleteBlob(digest=one.digest, size=SIZE),)
     image = wire.Image(name="registry.example/app", manifest=manifest, blobs=blobs, platform="linux/amd64", pulled=True)
     await two.talker.poll(full=True, images=(image,))
     await two.talker.say("backoff", wire.BackoffTold(**me, host="registry.example", seconds=60.0), wire.Ok)

@@ -31,7 +31,7 @@ from tracker.state.images import Images
 
 
 def image(name: str, *blobs: str, size: int = 10, **said: Any) -> wire.Image:
-    parts = tuple(wire.Held(digest=digest_of(blob), size=size) for blob in blobs)
+    parts = tuple(wire.CompleteBlob(digest=digest_of(blob), size=size) for blob in blobs)
     return wire.Image(name=f"r.example/{name}", manifest=digest_of(name), blobs=parts, **said)
 
 
@@ -139,14 +139,14 @@ async def test_who_has_it_who_pulls_it_and_where_its_bytes_came_from() -> None:
     async with town(Zoned(), away=600.0) as here:
         one, two, three = await pullers(here, 3, "second")
         app = image("app", "first", "second", size=size, index=digest_of("index"), platform="linux/amd64", pulled=True)
-        await one.talker.poll(full=True, images=(app,), add=(wire.Held(digest=digest_of("first"), size=size),))
-        await two.talker.poll(full=True, images=(app,), add=(wire.Held(digest=digest_of("first"), size=size),))
+        await one.talker.poll(full=True, images=(app,), add=(wire.CompleteBlob(digest=digest_of("first"), size=size),))
+        await two.talker.poll(full=True, images=(app,), add=(wire.CompleteBlob(digest=digest_of("first"), size=size),))
         await three.board(size=size)
         await one.board(want=2, size=size)
         for window in range(len(geometry(size).windows)):
             await one.bring(size, window)
         await one.talker.seal(one.digest)
-        await one.talker.poll(add=(wire.Held(digest=one.digest, size=size),))
+        await one.talker.poll(add=(wire.CompleteBlob(digest=one.digest, size=size),))
         await two.board(size=size)
         await two.get(size, [0, 1])
         look, line = Look(here.server.cluster), listed(here)
@@ -164,7 +164,7 @@ async def test_who_has_it_who_pulls_it_and_where_its_bytes_came_from() -> None:
         assert isinstance(swarm, views.SwarmView)
         assert swarm.swarm.images == ("r.example/app",)
         await two.get(size, range(len(geometry(size).windows)))
-        await two.talker.poll(add=(wire.Held(digest=two.digest, size=size),))
+        await two.talker.poll(add=(wire.CompleteBlob(digest=two.digest, size=size),))
         line = listed(here)
         assert (line.nodes, line.fetching, line.moved) == (2, 0, (size, size))
 

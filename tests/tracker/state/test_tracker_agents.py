@@ -26,9 +26,9 @@ async def here() -> AsyncIterator[Town]:
         yield running
 
 
-def held(*texts: str, size: int = SIZE) -> tuple[wire.Held, ...]:
+def held(*texts: str, size: int = SIZE) -> tuple[wire.CompleteBlob, ...]:
     """What an agent says that it holds."""
-    return tuple(wire.Held(digest=digest_of(text), size=size) for text in texts)
+    return tuple(wire.CompleteBlob(digest=digest_of(text), size=size) for text in texts)
 
 
 async def test_an_unknown_agent_is_asked_for_everything(here: Town) -> None:
@@ -86,7 +86,7 @@ async def test_what_an_agent_no_longer_holds_is_not_handed_out(here: Town) -> No
     await a.poll(remove=(D,))
     answer = await b.board(D, want=4)
     assert not answer.sealed  # nobody has it whole: it comes from upstream again
-    assert (answer.peers, answer.claims, answer.spread) == ((), (0, 1, 2), b"")
+    assert (answer.peers, answer.claims, answer.available) == ((), (0, 1, 2), b"")
     await a.poll(full=True, add=held("blob"))
     assert (await b.board(D, want=4)).copies == 1
     await a.poll(full=True)

@@ -235,7 +235,7 @@ async def test_what_one_member_can_have_a_tracker_keep_is_less_than_the_tracker_
             )
             poll = wire.AgentPoll(
                 **me, full=True, names=names,
-                add=tuple(wire.Held(digest=digest_of(f"{port} {n}"), size=1) for n in range(250)),
+                add=tuple(wire.CompleteBlob(digest=digest_of(f"{port} {n}"), size=1) for n in range(250)),
                 stats={f"k{n:x>60}": 1.0 for n in range(64)},
             )  # fmt: skip
             agent = state.hello(poll, visitor)

@@ -411,17 +411,17 @@ async def test_several_who_fetch_from_a_lone_holder_take_turns(here: Town) -> No
     await seed.seal(D)
     first = await a.board(D, want=8, size=SIZE, turns=2)
     second = await b.board(D, want=8, size=SIZE, turns=2)
-    lone = wire.Peer(ip="127.0.0.2", port=1001)
-    assert (second.sealed, second.lone, second.spread) == (False, lone, b"")
-    assert lone not in second.peers
-    assert (first.sealed, first.lone) == (False, lone)
+    sole = wire.Peer(ip="127.0.0.2", port=1001)
+    assert (second.sealed, second.sole, second.available) == (False, sole, b"")
+    assert sole not in second.peers
+    assert (first.sealed, first.sole) == (False, sole)
     assert sorted(first.claims + second.claims) == [0, 1, 2]
     told = await a.publish(D, SIZE, first.claims[0])
-    assert told.spread is not None
-    assert wire.from_bitmap(told.spread) == 1 << first.claims[0]
+    assert told.available is not None
+    assert wire.from_bitmap(told.available) == 1 << first.claims[0]
     await a.seal(D)
     last = await b.board(D, want=8, size=SIZE, turns=2)
-    assert (last.sealed, last.lone, last.claims) == (True, None, ())
+    assert (last.sealed, last.sole, last.claims) == (True, None, ())
 
 
 async def test_when_nobody_can_bring_the_blob_in_who_waits_is_told(here: Town) -> None:
@@ -500,7 +500,7 @@ async def test_the_least_recently_used_boards_go_first_and_their_holders_are_fou
         await a.hello()
         for name in ("one", "two", "three"):
             await a.whole(digest_of(name), SIZE)
-            await a.poll(add=(wire.Held(digest=digest_of(name), size=SIZE),))
+            await a.poll(add=(wire.CompleteBlob(digest=digest_of(name), size=SIZE),))
         assert here.server.cluster.swarms.get(digest_of("one")) is None
         await b.board(digest_of("one"), want=1)
         answer = await a.poll()
@@ -549,12 +549,12 @@ def test_the_answer_that_is_encoded_in_parts_is_a_board_answer() -> None:
     raw = Raw(
         incarnation="i", version=2, generation=1, serial=5, size=7, claims=(1,), hope=False, poisoned=True,
         copies=3, holders={4: peers}, sealed=True, peers=peers, published=msgspec.Raw(msgspec.json.encode(published)),
-        lone=peers[0], spread=b"s",
+        sole=peers[0], available=b"s",
     )  # fmt: skip
     answer = wire.decode(msgspec.json.encode(raw), wire.BoardAnswer)
     assert answer == wire.BoardAnswer(
         incarnation="i", version=2, generation=1, serial=5, size=7, claims=(1,), hope=False, poisoned=True,
-        copies=3, holders={4: peers}, sealed=True, peers=peers, published=published, lone=peers[0], spread=b"s",
+        copies=3, holders={4: peers}, sealed=True, peers=peers, published=published, sole=peers[0], available=b"s",
     )  # fmt: skip
     assert [field.name for field in msgspec.structs.fields(Raw)] == [
         field.name for field in msgspec.structs.fields(wire.BoardAnswer)
