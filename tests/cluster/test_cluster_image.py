@@ -15,7 +15,6 @@ from tests.parts.kubecluster.images import NAME, shoal_image
 pytestmark = [
     pytest.mark.needs_cluster,
     pytest.mark.busy_loop("it reads an archive"),
-    pytest.mark.timeout(1500),
 ]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 from tests.parts.kubecluster import binaries
-from tests.parts.kubecluster.supply import HELM, Supply
+from tests.parts.kubecluster.supply import CLUSTER, HELM, Supply
 
 GOOD = """#!/bin/sh
 while [ "$1" != -o ]; do shift; done
@@ -75,3 +76,25 @@ def test_a_build_that_takes_too_long_is_ended_and_is_told_from_one_that_failed(p
     assert supply.wait(HELM).startswith("the build of Kubernetes failed: no end in 0 minutes")
     assert supply.late
     supply.end()
+
+
+@pytest.mark.needs_root
+def test_a_build_that_is_ended_leaves_neither_mounts_nor_files(place: Path) -> None:
+    """debootstrap mounts /proc in its tree: who removes a tree must find nothing of the machine's in it."""
+    go(place, GOOD)
+    os.mkfifo(place / "mounted")
+    script = """#!/bin/sh
+for tree; do :; done
+mkdir -p "$tree/proc" && mount -t tmpfs none "$tree/proc" && echo "$tree" >MOUNTED
+sleep 60
+"""
+    for name, text in (("debootstrap", script.replace("MOUNTED", str(place / "mounted"))), ("podman", "#!/bin/sh\n")):
+        (place / name).write_text(text)
+        (place / name).chmod(0o755)
+    supply = Supply(place / "log")
+    supply.begin({CLUSTER})
+    tree = Path((place / "mounted").read_text().strip())
+    assert tree.is_relative_to(binaries.cache())
+    supply.end()
+    assert str(binaries.cache()) not in Path("/proc/self/mounts").read_text()
+    assert not tree.exists()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.parts import data
-from tests.parts.kubecluster import binaries, images, network
+from tests.parts.kubecluster import binaries, claims, images, network
 from tests.parts.kubecluster.control import SERVER, ControlPlane
 from tests.parts.kubecluster.network import Network
 from tests.parts.kubecluster.node import Node
@@ -152,13 +152,17 @@ class KubeCluster:
 async def kube_cluster(
     *, nodes: int = 3, prefix: str | None = None, patient: bool = False
 ) -> AsyncIterator[KubeCluster]:
-    """A cluster whose nodes are Ready. *patient*: a node may be silent for an hour."""
-    base = Path(tempfile.mkdtemp(prefix="shoal-kube-"))
-    cluster = KubeCluster(base, prefix or f"shk{os.getpid()}", patient=patient)
-    try:
-        await cluster.up(nodes=nodes)
-        yield cluster
-    finally:
-        await cluster.down()
-        if os.environ.get("SHOAL_CLUSTER_KEEP_LOGS") is None:
-            await asyncio.to_thread(shutil.rmtree, base, ignore_errors=True)
+    """A cluster whose nodes are Ready. *patient*: a node may be silent for an hour. What killed runs left is taken
+    away first."""
+    await asyncio.to_thread(claims.sweep)
+    name = prefix or f"shk{os.getpid()}"
+    base = Path(tempfile.mkdtemp(prefix=claims.BASE))
+    with claims.claim(name, base):
+        cluster = KubeCluster(base, name, patient=patient)
+        try:
+            await cluster.up(nodes=nodes)
+            yield cluster
+        finally:
+            await cluster.down()
+            if os.environ.get("SHOAL_CLUSTER_KEEP_LOGS") is None:
+                await asyncio.to_thread(shutil.rmtree, base, ignore_errors=True)

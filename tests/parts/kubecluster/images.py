@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 from tests.parts.kubecluster.binaries import cache, directory
@@ -29,6 +30,9 @@ DEBIAN = {"3.11": "bookworm", "3.13": "trixie"}
 PACKAGES = ("python3", "python3-venv", "python3-pip", "ca-certificates")
 UNUSED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/lib/apt/lists", "var/cache/apt")
 """Directories of the base that are emptied: nobody reads them in a container."""
+
+APART = ("nice", "-n", "5", "unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child")
+"""How a command is run that mounts things and starts many processes: with it, however it ends, they are gone."""
 
 NAME = "localhost/shoal:cluster"
 """What the built image is called in the nodes' containerd."""
@@ -63,6 +67,7 @@ async def shoal_image() -> Path:
     with (cache() / ".image").open("w") as lock:
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
         if not archive.exists():
+            await asyncio.to_thread(_forget)
             await _base()
             volume = ["--volume", "/etc/ssl/certs:/etc/ssl/certs:ro"]
             build = [
@@ -76,7 +81,7 @@ async def shoal_image() -> Path:
                 "--pull-never",
                 "--layers=false",
             ]
-            await run(["nice", "-n", "5", *podman(*build, *volume, "--tag", NAME, str(ROOT))], deadline=900)
+            await run([*APART, *podman(*build, *volume, "--tag", NAME, str(ROOT))], deadline=900)
             rough = archive.with_suffix(".new")
             rough.unlink(missing_ok=True)
             await run(podman("save", "--format", "docker-archive", "--output", str(rough), NAME), deadline=300)
@@ -86,6 +91,23 @@ async def shoal_image() -> Path:
                     old.unlink()
             await run(podman("image", "prune", "--force"), deadline=120)
     return archive
+
+
+def forget() -> None:
+    """Take away what a build that was killed left in the cache, unless another one is at work there."""
+    cache().mkdir(parents=True, exist_ok=True)
+    with (cache() / ".image").open("w") as lock, suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _forget()
+
+
+def _forget() -> None:
+    """The lock is this process': no build is at work."""
+    for left in (*cache().glob("base-*"), *cache().glob("shoal-*.new")):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink()
 
 
 async def _base() -> None:
@@ -99,7 +121,7 @@ async def _base() -> None:
     try:
         packages = f"--include={','.join(PACKAGES)}"
         release = DEBIAN[version]
-        await run(["nice", "-n", "5", "debootstrap", "--variant=minbase", packages, release, str(tree)], deadline=900)
+        await run([*APART, "debootstrap", "--variant=minbase", packages, release, str(tree)], deadline=900)
         await asyncio.to_thread(_slim, tree)
         packed = cache() / f"base-{version}.tar"
         await run(["tar", "-C", str(tree), "-cf", str(packed), "."], deadline=300)

@@ -6,10 +6,12 @@ clusters may use the same addresses at once.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import suppress
 from pathlib import Path
 
+from tests.parts.kubecluster import claims
 from tests.parts.procs import PartFailed, run
 
 CONTROL, REGISTRY, FIRST_NODE = 1, 5, 11
@@ -38,6 +40,12 @@ def address6(number: int) -> str:
 def pods(number: int) -> tuple[str, str]:
     """The networks of one node's pods, IPv4 and IPv6."""
     return f"10.244.{number}.0/24", f"fd00:244:0:{number:x}::/64"
+
+
+async def obstacle() -> str:
+    """Why `Network.uplink` would fail, and what to do about it; "": it would not."""
+    shown = await run(["ip", "-o", "addr", "show", "to", address(OUTSIDE)], deadline=20)
+    return claims.in_the_way(shown, await asyncio.to_thread(claims.owners))
 
 
 class Network:
@@ -103,8 +111,8 @@ class Network:
     async def uplink(self) -> None:
         """A leg of this machine itself: the cluster's addresses can be reached from it, by nobody else. Raises
         PartFailed if another cluster has one: the addresses are the same."""
-        if (await run(["ip", "-o", "addr", "show", "to", address(OUTSIDE)], deadline=20)).strip():
-            raise PartFailed("another cluster on this machine can be reached from it already: make cluster-down")
+        if why := await obstacle():
+            raise PartFailed(why)
         inner, here = "outside", str(os.getpid())
         await self._in("lan", "link", "add", inner, "type", "veth", "peer", "name", self.name("up"), "netns", here)
         await self._in("lan", "link", "set", inner, "master", "switch", "up")

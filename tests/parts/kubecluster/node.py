@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from tests.parts.kubecluster import network
+from tests.parts.kubecluster import groups, network
 from tests.parts.kubecluster.binaries import directory
 from tests.parts.kubecluster.network import Network
 from tests.parts.kubecluster.pki import Authority
@@ -163,7 +163,7 @@ class Node:
         """Write every file that the node begins with."""
         for path in PRIVATE:
             self.path(path).mkdir(parents=True, exist_ok=True)
-        self._cgroups(make=True)
+        groups.make(self.cgroup[1:])
         user = f"system:node:{self.name}"
         hosts = (self.name, self.address, network.address6(self.number))
         self._authority.kubeconfig(self.name, server, user, organization="system:nodes")
@@ -215,22 +215,6 @@ class Node:
             "serializeImagePulls": False,
         }
 
-    def _cgroups(self, *, make: bool) -> None:
-        """Make (or remove) the node's control group, in every hierarchy of version 1 or the one of version 2."""
-        root = Path("/sys/fs/cgroup")
-        places = [root] if (root / "cgroup.controllers").exists() else list(root.iterdir())
-        for place in places:
-            group = place / self.cgroup[1:]
-            if make and place.is_dir() and not place.is_symlink():
-                with suppress(OSError):
-                    group.mkdir(exist_ok=True)
-            elif group.exists():
-                for inner in sorted(group.rglob("*/"), key=lambda path: len(path.parts), reverse=True):
-                    with suppress(OSError):
-                        inner.rmdir()
-                with suppress(OSError):
-                    group.rmdir()
-
     def _clean(self) -> None:
-        self._cgroups(make=False)
+        groups.remove(self.cgroup[1:])
         shutil.rmtree(self.base, ignore_errors=True)

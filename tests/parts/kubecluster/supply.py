@@ -51,9 +51,9 @@ class Supply:
         self._why = "it was ended"
 
     def begin(self, wanted: Iterable[str]) -> None:
-        """Start to make *wanted* (HELM, CLUSTER), unless it is there already or this machine has no Go."""
-        asked = {what for what in wanted if not there(what)}
-        if not asked or binaries.go() is None or self._child is not None:
+        """Start to make *wanted* (HELM, CLUSTER), unless it is there already, or has to be compiled without Go."""
+        asked = {what for what in wanted if not there(what) and (binaries.go() or _compiled(what))}
+        if not asked or self._child is not None:
             return
         self._begun, self._asked = time.monotonic(), asked
         with self.log.open("wb") as log:
@@ -96,7 +96,7 @@ class Supply:
         return f"built beside the tests: {made}; tests waited {self._waited / 60:.1f} min for it"
 
     def end(self) -> None:
-        """Stop what still runs. A second call does nothing."""
+        """Stop what still runs, with all that it began. A second call does nothing."""
         if self._child is None:
             return
         with suppress(ProcessLookupError):
@@ -105,6 +105,8 @@ class Supply:
         if self._child.stdout is not None:
             self._child.stdout.close()
         self._child = None
+        if CLUSTER in self._asked:
+            images.forget()
 
     def _told(self) -> str:
         """What went wrong, with the last lines of the compiler's."""
@@ -114,7 +116,11 @@ class Supply:
 
 def there(what: str) -> bool:
     """Whether HELM or CLUSTER needs no more making."""
-    return binaries.built("helm") if what == HELM else binaries.built() and images.built()
+    return _compiled(what) and (what == HELM or images.built())
+
+
+def _compiled(what: str) -> bool:
+    return binaries.built(*(["helm"] if what == HELM else []))
 
 
 def make(*wanted: str) -> None:
