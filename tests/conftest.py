@@ -164,6 +164,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if ran := {part.nodeid for part in on_cluster if part.when == "call" and not part.skipped}:
         spent = sum(part.duration for part in on_cluster)
         terminalreporter.write_line(f"{len(ran)} tests on a real Kubernetes took {spent / 60:.1f} min")
+        for part in on_cluster:
+            for name, value in part.user_properties if part.when == "call" else ():
+                terminalreporter.write_line(f"  {part.head_line}: {name} {value}")
     reports = [report for report in terminalreporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)]
     for line in skips.summary(report.longrepr[2] for report in reports):
         terminalreporter.write_line(line)

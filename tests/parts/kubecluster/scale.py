@@ -31,7 +31,7 @@ from tests.parts.kubecluster.control import SERVER
 from tests.parts.kubecluster.crowd import Crowd, ended
 from tests.parts.kubecluster.images import ROOT
 from tests.parts.kubecluster.shoal import IMAGE_VALUES
-from tests.parts.procs import PartFailed, Process, python
+from tests.parts.procs import PartFailed, Process, python, run
 
 COUNTS = (1000, 5000)
 SELECTOR = "app.kubernetes.io/name=shoal,app.kubernetes.io/component=agent"
@@ -157,8 +157,43 @@ async def _rest(tracker: Process, row: Row) -> None:
     row["memory_at_rest_mib"] = round(psutil.Process(tracker.pid).memory_info().rss / MIB)
 
 
+class _Received:
+    """Bytes that a process has had from the API server, of its connections there. One that ends between two looks is
+    counted up to the look before."""
+
+    def __init__(self, cluster: KubeCluster, pid: int) -> None:
+        self._words = cluster.lan.enter("control", "ss", "-tinpHO", "dport", "=", ":6443")
+        self._owner = f"pid={pid},"
+        self._seen: dict[str, int] = {}
+        """Local address -> bytes."""
+
+    async def look(self) -> int:
+        """All so far."""
+        for line in (await run(self._words)).splitlines():
+            if self._owner in line and (found := re.search(r"bytes_received:(\d+)", line)) is not None:
+                local = line.split()[3]
+                self._seen[local] = max(self._seen.get(local, 0), int(found[1]))
+        return sum(self._seen.values())
+
+    async def follow(self) -> None:
+        """Look every second, until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(1)
+
+
 async def _restart(cluster: KubeCluster, tracker: Process, crowd: Crowd, count: int, row: Row) -> None:
     """Every pod is replaced, a tenth of them at a time."""
+    received = _Received(cluster, tracker.pid)
+    at_first, following = await received.look(), asyncio.create_task(received.follow())
+    try:
+        await _replace(cluster, tracker, crowd, count, row)
+        row["restart_from_api_server_mib"] = round((await received.look() - at_first) / MIB, 1)
+    finally:
+        await ended(following)
+
+
+async def _replace(cluster: KubeCluster, tracker: Process, crowd: Crowd, count: int, row: Row) -> None:
     begun, cpu, refused, old = time.monotonic(), tracker.cpu_seconds(), crowd.refused, crowd.pods()
     lag = await _lag()
     await cluster.kubectl("rollout", "restart", "daemonset/shoal-agent", "-n", "shoal")
