@@ -101,7 +101,7 @@ async def test_three_pods_on_three_nodes_pull_one_copy(cluster: KubeCluster, rec
     await release.rolled_out()
     await release.joined(names(cluster))
     one_copy = await asyncio.to_thread(cluster.push_workload, "team/app", "v1", 4, 50 * MIB, 1)
-    await cluster.apply(deployment("app", "registry.test/team/app:v1", 3))
+    await cluster.apply(deployment("app", "registry.test/team/app:v1", len(cluster.nodes)))
     await cluster.kubectl("rollout", "status", "deployment/app", "--timeout=240s", deadline=260)
     pods = await cluster.get("pods", "-l", "app=app")
     assert {pod["spec"]["nodeName"] for pod in pods} == names(cluster)
