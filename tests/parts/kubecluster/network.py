@@ -98,16 +98,6 @@ class Network:
                 if other != number:
                     await self._route(other, number)
 
-    async def leave(self, number: int) -> None:
-        """Take a place away, and the others' ways to its pods."""
-        self._nodes.discard(number)
-        place = self._places.pop(number)
-        await _ip("netns", "del", self.name(place))
-        for other in self._places.values():
-            for network in pods(number):
-                with suppress(PartFailed):
-                    await self._in(other, "route", "del", network)
-
     async def uplink(self) -> None:
         """A leg of this machine itself: the cluster's addresses can be reached from it, by nobody else. Raises
         PartFailed if another cluster has one: the addresses are the same."""

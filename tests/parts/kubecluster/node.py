@@ -20,7 +20,7 @@ from tests.parts.kubecluster import groups, network
 from tests.parts.kubecluster.binaries import directory
 from tests.parts.kubecluster.network import Network
 from tests.parts.kubecluster.pki import Authority
-from tests.parts.procs import PartFailed, Process, run
+from tests.parts.procs import Process, run
 
 PRIVATE = (
     "/etc/containerd", "/var/lib/containerd", "/run/containerd", "/var/lib/kubelet", "/etc/cni/net.d", "/var/lib/cni",
@@ -114,7 +114,7 @@ class Node:
         )  # fmt: skip
 
     async def down(self) -> None:
-        """End everything on the node, and take its network away."""
+        """End everything on the node. Its network goes with the cluster's."""
         for part in reversed(list(self.parts.values())):
             await part.kill()
         if self._holder is not None:
@@ -122,8 +122,6 @@ class Node:
                 os.kill(self._first, 9)
             await self._holder.stop()
         await asyncio.to_thread(self._clean)
-        with suppress(PartFailed):
-            await self._lan.leave(self.number)
 
     async def load(self, image: Path) -> None:
         """Import an image archive (docker's or OCI's) into the node's containerd."""
