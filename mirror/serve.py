@@ -26,7 +26,9 @@ from mirror.front.app import MOST_REQUESTS, Front, make_app, make_site
 from mirror.front.background import Background
 from mirror.front.bodies import Bodies
 from mirror.front.door import Door
+from mirror.front.gathering import Gathering
 from mirror.front.images import Images
+from mirror.front.keeping import Keeper
 from mirror.front.opaque import OpaqueCache
 from mirror.front.possession import Possession
 from mirror.front.preheat import Preheater
@@ -51,6 +53,7 @@ from swarm.base.heap import give_back, settle
 from swarm.base.listener import Listener
 from swarm.base.pace import Pace
 from swarm.base.scheduling import batch
+from swarm.blob.digest import Digest
 from swarm.identity.files import identity_files
 from swarm.identity.tls import Identity
 from swarm.node import Node
@@ -79,12 +82,22 @@ class _Orders:
 
     guard: Guard
     preheater: Preheater
+    keeper: Keeper
 
     def hold(self, host: str, seconds: float) -> None:
         self.guard.hold(host, seconds)
 
     def preheat(self, order: wire.Preheat) -> None:
         self.preheater.take(order.id, order.images, order.platform)
+
+    def keep(self, order: wire.KeepHere) -> None:
+        self.keeper.take(order)
+
+    def changed(self, digest: Digest, size: int | None) -> None:
+        self.keeper.changed(digest, size)
+
+    def kept(self) -> tuple[wire.Kept, ...]:
+        return self.keeper.kept()
 
 
 async def serve(settings: MirrorSettings) -> None:
@@ -117,8 +130,11 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
 
         upstream = await stack.enter_async_context(await upstream_of(settings, prometheus, pace, tell))
         images = Images(swarm.tell_image)
-        preheater = Preheater(swarm, upstream, swarm.tell_preheat, images)
+        gathering = Gathering(swarm, upstream, images)
+        preheater = Preheater(gathering, swarm.tell_preheat)
+        keeper = Keeper(gathering, swarm.keeping, swarm.tell_kept)
         stack.push_async_callback(preheater.close)
+        stack.push_async_callback(keeper.close)
         swarm.names.ask_upstream = tags.asker(upstream)
         stack.push_async_callback(swarm.close)
         front = front_of(settings, swarm, upstream, metrics, stack, images)
@@ -131,7 +147,9 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
         site = make_site(metrics, ready, lambda: {**swarm.status(), "requests": front.under_way}, front.quiet)
         # Probes are answered while the store is still being read; the mirror listens once it can serve.
         await stack.enter_async_context(listening(site, settings.metrics_listen, grace=0.5))
-        await swarm.start(_Orders(upstream.guard, preheater))
+        await keeper.load()
+        await swarm.start(_Orders(upstream.guard, preheater, keeper))
+        keeper.start()
         limiting: set[asyncio.Task[None]] = set()
 
         def limit(limits: Limits) -> None:

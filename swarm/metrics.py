@@ -45,6 +45,9 @@ class SwarmMetrics:
         )
         self.fetches = Gauge("shoal_swarm_fetches", "Blobs on their way to this node.", registry=registry)
         self.held = Gauge("shoal_swarm_held_blobs", "Complete blobs that this node offers.", registry=registry)
+        self.kept = Gauge(
+            "shoal_swarm_kept_bytes", "Bytes of the store promised to images that are kept here.", registry=registry
+        )
         self.member = Gauge(
             "shoal_swarm_member",
             "1 while a tracker takes this agent for a member, or none is configured; 0: it works alone.",

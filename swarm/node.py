@@ -33,6 +33,7 @@ from swarm.reading import Blob, FetchedBlob, HeldBlob
 from swarm.settings import SwarmSettings
 from swarm.storage.content import BLOBS, Content
 from swarm.storage.hashing import Hasher
+from swarm.storage.kept import Kept
 from swarm.storage.store import Store
 from swarm.tracking.caller import Caller
 from swarm.tracking.tags import Names
@@ -57,6 +58,15 @@ class Orders(Protocol):
     def preheat(self, order: wire.Preheat) -> None:
         """Somebody wants images on this node."""
 
+    def keep(self, order: wire.KeepHere) -> None:
+        """Somebody wants an image to stay on this node, or no longer."""
+
+    def changed(self, digest: Digest, size: int | None) -> None:
+        """A blob of an image that is kept is complete on this node now; *size* None: no longer."""
+
+    def kept(self) -> tuple[wire.Kept, ...]:
+        """The images that are kept here, and how far each is."""
+
 
 class Node:
     """See the module."""
@@ -72,7 +82,8 @@ class Node:
         self.settings = settings
         self.metrics = SwarmMetrics(registry or CollectorRegistry())
         self._hasher = Hasher()
-        self._store = Store(settings.store, settings.store_budget, hasher=self._hasher)
+        self.keeping = Kept(settings.store / "kept.json", settings.store_budget)
+        self._store = Store(settings.store, settings.store_budget, hasher=self._hasher, spared=self.keeping)
         self._session = Session(settings.listen, on_bad_peer=self._blame_torrent, identity=identity)
         self._lane = Lane(self._give, identity)
         caller = Caller(identity, settings.address, settings.pod)
@@ -81,7 +92,7 @@ class Node:
         accuser = self._accuser = Accuser(self._trackers, self.metrics, self._spawn)
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="shoal-io")
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._copies = Copies(self._store, self._session, self._lane, self.metrics, self._trackers.tell, self._spawn)
+        self._copies = Copies(self._store, self._session, self._lane, self.metrics, self._tell, self._spawn)
         parts = Parts(
             settings, self._session, self._store, self._trackers, self._pool, self.metrics,
             self._lane, accuser.sent_wrong,
@@ -98,7 +109,7 @@ class Node:
     async def start(self, orders: Orders | None = None) -> None:
         """Open the store, listen for peers, look for trackers. Raises SwarmError, OSError.
 
-        *orders*: who acts on what trackers pass on; None: nobody does.
+        *orders*: who acts on what trackers pass on; None: nobody does. Have `keeping` loaded: opening evicts.
         """
         self._orders = orders
         await self._store.open()
@@ -200,6 +211,11 @@ class Node:
         lacks = any(self.held(parse(blob.digest)) is None for blob in image.blobs)
         self._trackers.tell_image(structs.replace(image, pulled=lacks))
 
+    def tell_kept(self) -> None:
+        """What is kept here has changed: let trackers know."""
+        self.metrics.kept.set(self.keeping.bytes)
+        self._trackers.tell_kept()
+
     async def tell_preheat(
         self, identity: str, state: str, done: int, total: int, sources: dict[str, int], error: str = ""
     ) -> None:
@@ -254,6 +270,10 @@ class Node:
         """All known meanings of tags."""
         return self.names.known()
 
+    def kept(self) -> tuple[wire.Kept, ...]:
+        """The images that are kept here."""
+        return self._orders.kept()[-wire.MAX_KEPT :] if self._orders is not None else ()
+
     def stats(self) -> dict[str, float]:
         """Counters for the tracker's page."""
         received = self.metrics.bytes_in
@@ -292,8 +312,16 @@ class Node:
                 self._orders.hold(backoff.host, backoff.seconds)
             for order in answer.preheat:
                 self._orders.preheat(order)
+            for keep in answer.keep:
+                self._orders.keep(keep)
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _tell(self, digest: Digest, size: int | None) -> None:
+        """A blob is complete here now; *size* None: it is not any more."""
+        self._trackers.tell(digest, size)
+        if digest in self.keeping and self._orders is not None and not self._closing:
+            self._orders.changed(digest, size)
 
     def _membership(self) -> None:
         """Trackers came or went: membership is a condition of its own, beside readiness."""

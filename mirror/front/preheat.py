@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import platform
 from collections.abc import Awaitable
-from typing import Any, Protocol
+from typing import Protocol
 
-from mirror.front import tags
-from mirror.front.blobs import Swarm
-from mirror.front.images import Images, Part, blobs_of, entries, platform_of
-from mirror.front.sending import read_span
-from mirror.upstream import manifests
-from mirror.upstream.client import Upstream
+from mirror.front.gathering import Gathering, own_platform
+from mirror.front.images import Part
 from mirror.upstream.reference import Image, parse_image
-from swarm.blob import digest as digests
-from swarm.blob.digest import Digest
-from swarm.blob.errors import BlobUnavailable, SourceRefused, SwarmError
+from swarm.blob.errors import SwarmError
 
 log = logging.getLogger("shoal.mirror")
-
-AT_ONCE = 2
-"""Blobs of all orders on their way at once: enough to fill the time in which one waits."""
 
 MOST = 64
 """Orders remembered; a tracker that takes over tells them again, and they are not begun again."""
 
 TELL_EVERY = 1.0
 """Seconds between two reports: as often as a person reads."""
-
-DEPTH = 3
-"""Indexes within indexes that are followed: image-spec allows any depth, registries have two."""
-
-_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 
 
 class Telling(Protocol):
@@ -45,30 +29,12 @@ class Telling(Protocol):
     ) -> Awaitable[None]: ...
 
 
-def own_platform() -> str:
-    """os/architecture of this node."""
-    return f"linux/{_MACHINES.get(platform.machine(), platform.machine())}"
-
-
-def chosen(index: dict[str, Any], wanted: str) -> Digest:
-    """The manifest for the platform *wanted* in an index, or its only one. Raises SourceRefused."""
-    named_here = [one for one in entries(index, "manifests") if isinstance(one, dict)]
-    named = [one for one in named_here if platform_of(one) == wanted or platform_of(one).startswith(f"{wanted}/")]
-    plain = [one for one in named_here if not isinstance(one.get("platform"), dict)]
-    for one in named or (plain if len(plain) == len(named_here) else []):
-        return digests.parse(str(one.get("digest")))
-    raise SourceRefused(f"the image has nothing for {wanted}")
-
-
 class Preheater:
     """The orders of one agent, one after another; an order is known by its id."""
 
-    def __init__(self, swarm: Swarm, upstream: Upstream, tell: Telling, images: Images | None = None) -> None:
-        """*images*: is shown the manifests that go by."""
-        self._images = images or Images()
-        self._swarm, self._upstream, self._tell = swarm, upstream, tell
+    def __init__(self, gathering: Gathering, tell: Telling) -> None:
+        self._gathering, self._tell = gathering, tell
         self._orders: dict[str, _Running] = {}
-        self._gate = asyncio.Semaphore(AT_ONCE)
 
     def take(self, identity: str, images: tuple[str, ...], wanted: str) -> None:
         """Begin an order, or say again how far it is."""
@@ -113,60 +79,20 @@ class Preheater:
         await self._say(running)
 
     async def _image(self, running: _Running, image: Image, wanted: str) -> None:
-        digest = await self._resolved(image)
-        parts: list[Part] = []
-        for _ in range(DEPTH):
-            content = await self._manifest(running, image, digest)
-            self._images.saw(f"{image.registry}/{image.repository}", digest, content)
-            document = json.loads(content)
-            if not isinstance(document, dict):
-                raise SourceRefused("upstream's manifest is none")
-            if isinstance(document.get("manifests"), list) and "layers" not in document:
-                digest = chosen(document, wanted)
-                continue
-            parts = list(dict.fromkeys(blobs_of(document)))
-            break
-        else:
-            raise SourceRefused("too many indexes within one another")
-        running.total += sum(part.size for part in parts)
+        digest = await self._gathering.resolved(image)
+        parts = await self._gathering.parts(image, digest, wanted, running.count)
+        running.total += sum(part.size for part in parts.blobs)
         async with asyncio.TaskGroup() as group:
-            for part in parts:
+            for part in parts.blobs:
                 group.create_task(self._blob(running, image, part))
-
-    async def _resolved(self, image: Image) -> Digest:
-        if image.pinned:
-            return digests.parse(image.reference)
-        registry = self._upstream.registries.find(image.registry, image.repository)
-        named = await tags.resolve(
-            self._swarm.names, self._upstream, registry.host, image.repository, image.reference, registry.tag_ttl or 0.0
-        )
-        return named.meaning.digest
-
-    async def _manifest(self, running: _Running, image: Image, digest: Digest) -> bytes:
-        source = self._upstream.manifest(image.registry, image.repository, digest)
-        async with self._swarm.open(digest, source, low=True) as blob:
-            if blob.size > manifests.LARGEST:
-                raise BlobUnavailable("too large for a manifest")
-            parts = []
-            async for span in blob.read(0, blob.size):
-                parts.append(await read_span(span))
-                running.count(span.origin, span.count)
-        return b"".join(parts)
 
     async def _blob(self, running: _Running, image: Image, part: Part) -> None:
         """Have one blob here. What fails is told; the others go on."""
-        async with self._gate:
-            if self._swarm.held(part.digest) is not None:
+        try:
+            if not await self._gathering.blob(image, part, running.moved):
                 running.done += part.size
-                return
-            source = self._upstream.blob(image.registry, image.repository, part.digest, low=True)
-            try:
-                async with self._swarm.open(part.digest, source, low=True) as blob:
-                    async for span in blob.read(0, blob.size):
-                        running.count(span.origin, span.count)
-                        running.done += span.count
-            except (SwarmError, OSError) as error:
-                running.error = running.error or f"{image}: {part.digest}: {' '.join(str(error).split())}"
+        except (SwarmError, OSError) as error:
+            running.error = running.error or f"{image}: {part.digest}: {' '.join(str(error).split())}"
 
     async def _say_often(self, running: _Running) -> None:
         while True:
@@ -195,3 +121,8 @@ class _Running:
         """*count* bytes came from *origin*."""
         if origin not in ("disk", "containerd"):
             self.sources[origin] = self.sources.get(origin, 0) + count
+
+    def moved(self, origin: str, count: int) -> None:
+        """The same, of a blob."""
+        self.count(origin, count)
+        self.done += count

@@ -32,6 +32,9 @@ MAX_NAMES = 10_000
 MAX_IMAGES = 64
 """Images whose parts one agent tells at once."""
 
+MAX_KEPT = 64
+"""Images that one agent keeps, or remembers that nobody keeps any more."""
+
 MAX_PARTS = 256
 """Blobs of one image that are told: Docker builds 127 layers at most."""
 
@@ -109,6 +112,41 @@ class Image(Wire, frozen=True, kw_only=True):
     """A pull of it begins on this node."""
 
 
+class Keep(Wire, frozen=True, kw_only=True):
+    """An order that *image* stays on *copies* agents; 0: nobody keeps it any more.
+
+    Known by image and platform. Of two of them the one with the higher *serial* counts.
+    """
+
+    image: Text
+    copies: Annotated[int, Meta(ge=0, le=1_000_000)]
+    serial: Annotated[int, Meta(ge=0, le=1 << 53)]
+    """Milliseconds since 1970 at which it was ordered."""
+    platform: Text = ""
+    """os/architecture; "": the agent's own."""
+    zone: Text = ""
+    """Only agents of this zone; "": any."""
+    labels: Text = ""
+    """Only agents on nodes with these labels; "": any."""
+    proof: Annotated[bytes, Meta(max_length=64)] = b""
+    """That who ordered it had the token (tracker.state.keeps): members pass orders on, and make none up."""
+
+    @property
+    def name(self) -> str:
+        """What it is known by."""
+        return f"{self.image} {self.platform}"
+
+
+class Kept(Wire, frozen=True, kw_only=True):
+    """How far an order is at the agent that says so. *state*: "fetching", "whole", "failed", or "none" of 0 copies."""
+
+    keep: Keep
+    state: Text
+    digest: Text = ""
+    """Manifest or index that the image means here; "" until that is known."""
+    error: Text = ""
+
+
 # -- POST /v1/agent -> AgentAnswer: the agent's channel, a long-poll ------------------------------
 
 
@@ -126,6 +164,8 @@ class AgentPoll(Me, frozen=True, kw_only=True):
     names: Annotated[tuple[Name, ...], Meta(max_length=MAX_NAMES)] = ()
     images: Annotated[tuple[Image, ...], Meta(max_length=MAX_IMAGES)] = ()
     """Images that went by since the last poll; with *full*, the latest ones."""
+    kept: Annotated[tuple[Kept, ...], Meta(max_length=MAX_KEPT)] | None = None
+    """All images that it keeps; None: as it said last."""
     wait: float = 0.0
     stats: Annotated[dict[Annotated[str, Meta(max_length=64)], float], Meta(max_length=64)] = {}
     """Counters for the page: store_bytes, store_budget, upstream_bytes, peer_bytes_in, peer_bytes_out ..."""
@@ -147,6 +187,14 @@ class Preheat(Wire, frozen=True, kw_only=True):
     """os/architecture; "": the agent's own."""
 
 
+class KeepHere(Wire, frozen=True, kw_only=True):
+    """Whether the agent that is told this is one of those that keep the image; *digest*: what it means, if known."""
+
+    keep: Keep
+    here: bool
+    digest: Text = ""
+
+
 class AgentAnswer(Wire, frozen=True, kw_only=True):
     """*resend*: the tracker does not know this session: poll again with full=True."""
 
@@ -159,6 +207,7 @@ class AgentAnswer(Wire, frozen=True, kw_only=True):
     """Seconds for which this agent gets no claims, and is handed to nobody as a peer."""
     backoff: tuple[Backoff, ...] = ()
     preheat: tuple[Preheat, ...] = ()
+    keep: tuple[KeepHere, ...] = ()
     resolve: Annotated[tuple[Text, ...], Meta(max_length=MOST_ASKED)] = ()
     """Names that this agent was chosen to ask upstream for: answer each with NameTold or NameFailed within 5 s."""
     you: Text = ""

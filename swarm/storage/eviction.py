@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Container, Coroutine, Iterator
 from typing import Any
 
 from swarm.blob.digest import Digest
@@ -28,7 +28,8 @@ ROUNDS = 8
 class Eviction:
     """Gives up blobs and windows of one store. *remove* takes a complete blob out of it.
 
-    *budget*, *reserve_free*: bytes that the store may take, and that it leaves free on the disk.
+    *budget*, *reserve_free*: bytes that the store may take, and that it leaves free on the disk. *spared*: blobs that
+    never go to make room, complete or not.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Eviction:
         budget: int,
         reserve_free: int,
         remove: Callable[[BlobRecord], None],
+        spared: Container[Digest] = (),
     ) -> None:
         self.count = 0
         """Blobs and windows evicted since the start."""
@@ -49,9 +51,10 @@ class Eviction:
         self._books, self._layout, self._workers, self._trash = books, layout, workers, trash
         self._budget, self._reserve_free = budget, reserve_free
         self._remove = remove
+        self._spared = spared
 
     async def fit(self) -> None:
-        """Give up what is too much already, whatever it is: after a start with a smaller budget."""
+        """Give up what is too much already: after a start with a smaller budget. What is spared never fills it all."""
         if (excess := self._excess()) > 0:
             candidates = list(self._candidates(whole=True))
             await self._evict(choose(candidates, excess) or candidates)
@@ -139,9 +142,11 @@ class Eviction:
 
     def _candidates(self, *, whole: bool = False) -> Iterator[Candidate]:
         for blob in self._books.blobs.values():
-            if not blob.pinned:
+            if not blob.pinned and blob.digest not in self._spared:
                 yield Candidate(blob.digest, blob.used, cost(blob.stamp.size))
         for part in self._books.partials.values():
+            if part.digest in self._spared:
+                continue
             if whole or not self.can_punch or part.lock.locked():
                 yield Candidate(part.digest, part.last, part.cost, partial=True)
                 continue

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +46,8 @@ SAVE_USE = 60.0
 class Store:
     """A directory of blobs. *budget*: bytes that it may take, with all that lies beside the blobs.
 
-    *reserve_free*: bytes of the disk that it leaves free. *clock*: seconds since the epoch.
+    *reserve_free*: bytes of the disk that it leaves free. *spared*: blobs that are not evicted (swarm.storage.kept).
+    *clock*: seconds since the epoch.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Store:
         budget: int,
         *,
         reserve_free: int = RESERVE_FREE,
+        spared: Container[Digest] = (),
         hasher: Hasher | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -78,6 +80,7 @@ class Store:
             budget=budget,
             reserve_free=reserve_free,
             remove=self._remove,
+            spared=spared,
         )
         self._recheck = Recheck(self._books, self._layout, self._workers, self.hasher, self)
         self._memory = Memory(self._workers)

@@ -79,6 +79,8 @@ class Link:
     """Digest -> size (None: no longer held) that the tracker has not been told yet."""
     images: dict[str, wire.Image] = field(default_factory=dict)
     """By manifest, images that the tracker has not been told yet."""
+    kept: bool = False
+    """The tracker has not been told yet what this node keeps now."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
     full: bool = True
     refused: str = ""

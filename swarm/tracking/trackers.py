@@ -55,6 +55,9 @@ class Holdings(Protocol):
     def known_names(self) -> Iterable[wire.Name]:
         """All known meanings of tags."""
 
+    def kept(self) -> tuple[wire.Kept, ...]:
+        """All images that it keeps."""
+
     def stats(self) -> dict[str, float]:
         """Counters for the tracker's page."""
 
@@ -180,6 +183,12 @@ class Trackers:
                 link.images[image.manifest] = image
                 link.news.set()
 
+    def tell_kept(self) -> None:
+        """What this node keeps has changed."""
+        for link in self._links.values():
+            link.kept = True
+            link.news.set()
+
     def stir(self) -> None:
         """Something begins to move: tell the counters now, where that is not already done every TELL_EVERY seconds."""
         for link in self._links.values():
@@ -278,6 +287,7 @@ class Trackers:
         full, link.full = link.full, False
         changes, link.changes = link.changes, {}
         images, link.images = link.images, {}
+        keeps, link.kept = full or link.kept, False
         link.news.clear()
         if full:
             held = (blob for blob in self._holdings.held_blobs() if blob.size <= wire.MAX_SIZE)
@@ -290,7 +300,7 @@ class Trackers:
         stats = self._holdings.stats()
         told = self._images.all() if full else tuple(islice(images.values(), wire.MAX_IMAGES))
         longest = TELL_EVERY if stats.get("fetches") else wire.MAX_WAIT
-        wait = link.wait = longest if link.up and not (full or add or remove or told) else 0.0
+        wait = link.wait = longest if link.up and not (full or add or remove or told or keeps) else 0.0
         poll = wire.AgentPoll(
             **self.me(),
             full=full,
@@ -298,6 +308,7 @@ class Trackers:
             remove=remove,
             names=tuple(islice(self._holdings.known_names(), wire.MAX_NAMES)) if full else (),
             images=told,
+            kept=self._holdings.kept() if keeps else None,
             wait=wait,
             stats=stats,
         )
@@ -312,6 +323,7 @@ class Trackers:
             except TrackerError:
                 link.changes = {**changes, **link.changes}
                 link.images = {**images, **link.images}
+                link.kept = link.kept or keeps
                 raise
         finally:
             for task in (call, news):

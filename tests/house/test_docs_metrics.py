@@ -39,6 +39,7 @@ NORMAL = {
     "shoal_swarm_banned_peers_total": "0.",
     "shoal_swarm_fetches": "0 while nothing is pulled.",
     "shoal_swarm_held_blobs": "Grows to what the store's budget holds.",
+    "shoal_swarm_kept_bytes": "At most half of `--store-budget`; 0 where nothing is kept.",
     "shoal_swarm_member": "1.",
     "shoal_swarm_trackers_up": "The number of trackers.",
     "shoal_upstream_requests_total": "`answered`; `left` where readers stop; `busy` and `broken` stay at 0.",

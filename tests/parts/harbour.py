@@ -84,6 +84,9 @@ class Nobody:
     def known_names(self) -> Iterable[wire.Name]:
         return ()
 
+    def kept(self) -> tuple[wire.Kept, ...]:
+        return ()
+
     def stats(self) -> dict[str, float]:
         return {}
 

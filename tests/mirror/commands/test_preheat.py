@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirror.front.gathering import chosen
 from mirror.front.images import blobs_of
-from mirror.front.preheat import chosen
 from swarm.blob.errors import SourceRefused
 from swarm.blob.geometry import MIB
 from swarm.protocol import wire
