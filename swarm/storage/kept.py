@@ -40,8 +40,11 @@ class KeptImage(msgspec.Struct, frozen=True):
 
 
 def room_of(images: Iterable[KeptImage]) -> int:
-    """Bytes of the store that *images* take together; a blob of several counts once."""
-    blobs = {digest: size for image in images for digest, size in image.blobs.items()}
+    """Bytes of the store that *images* take together; a blob of several counts once, by the largest size told of it."""
+    blobs: dict[str, int] = {}
+    for image in images:
+        for digest, size in image.blobs.items():
+            blobs[digest] = max(size, blobs.get(digest, 0))
     return sum(cost(size) for size in blobs.values())
 
 
