@@ -103,6 +103,8 @@ class Follower:
         self._link: Link | None = None
         self._shunned: set[Link] = set()
         self._alone = False
+        self._forsaken: BoardLink | None = None
+        """A tracker's board that was given up for one of our own, and has not been told so."""
         self._told: Demand | None = None
         self._nudge = asyncio.Event()
         self._heard: asyncio.Queue[_Heard] = asyncio.Queue()
@@ -258,6 +260,7 @@ class Follower:
             )
             await self._board.release(message)
         await self._board.leave(wire.Leave(**self._me()))
+        await self._leave_forsaken()
 
     # -- tasks ------------------------------------------------------------------------------------
 
@@ -277,6 +280,7 @@ class Follower:
                 joined = time.monotonic()
                 try:
                     await self._use(link)
+                    self._forsake()
                 except NotAMember as error:
                     assert link is not None
                     log.warning("not-a-member", extra={"fields": {"tracker": link.url, "error": str(error)}})
@@ -325,6 +329,19 @@ class Follower:
         heard = _Heard(board, answer, asked, asyncio.get_running_loop().create_future())
         self._heard.put_nowait(heard)
         await heard.done
+
+    def _forsake(self) -> None:
+        """Alone from now on: claims at the tracker's board go to others at once, not after a lease."""
+        if self._alone and self._board.shared:
+            self._forsaken = self._board
+            self._spawn(self._leave_forsaken())
+
+    async def _leave_forsaken(self) -> None:
+        board = self._forsaken
+        if board is not None:
+            with contextlib.suppress(TrackerError):
+                await board.leave(wire.Leave(**self._me()))
+                self._forsaken = None
 
     async def _use(self, link: Link | None) -> None:
         """Poll one board until another one is responsible."""

@@ -162,6 +162,8 @@ async def test_a_rejection_that_the_board_ignores_is_no_dead_end() -> None:
                 while not any(isinstance(event, Restarted) for event in node.events):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             assert not follower.shared
+            left = here.server.cluster.swarms.get(D)
+            await until(lambda: left is None or not left.board.participants)
 
 
 async def _brings(agent: Talker, windows: Iterable[int]) -> None:
