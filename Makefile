@@ -40,7 +40,7 @@ cluster-down: venv ## away with what `make cluster` started
 cluster-test: venv tools ## the tests on a real cluster alone, the long ones too (root)
 	@SHOAL_CLUSTER_LONG=1 $(BIN)/python -m pytest -m needs_cluster $(ARGS)
 
-bench-cluster: venv tools ## a tracker beside a real API server with 1,000 and 5,000 nodes of kwok (root; ARGS='1000' for one size)
+bench-cluster: venv tools ## a tracker beside a real API server with 1,000 and 5,000 nodes of kwok (root; ARGS='1000' for one size, --without-restart)
 	@$(BIN)/python -m tests.parts.kubecluster.binaries kwok helm kube
 	@$(BIN)/python -m tests.parts.kubecluster.scale $(ARGS)
 

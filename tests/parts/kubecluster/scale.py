@@ -1,4 +1,4 @@
-"""`python -m tests.parts.kubecluster.scale [COUNT...]`: a tracker beside a real API server with thousands of nodes.
+"""`python -m tests.parts.kubecluster.scale [--without-restart] [COUNT...]`: a tracker and thousands of nodes.
 
 kwok plays the nodes and the pods of the chart's DaemonSet; etcd, API server, controller manager and scheduler are real.
 The tracker is a real one with the rights of the chart's service account. Everything shares this machine, the agents
@@ -42,24 +42,27 @@ REST = 30.0
 WITHIN = 900.0
 """Seconds for any one step: thousands of pods on a small machine take minutes to be made."""
 
+SHARED = "agents, API server and kwok share the tracker's machine"
 MIB = 1024 * 1024
 Row = dict[str, Any]
 
 
-async def measure(count: int) -> Row:
-    """One size: everything is made for it, and gone after it."""
+async def measure(count: int, *, restart: bool = True) -> Row:
+    """One size: everything is made for it, and gone after it. *restart*: with the rolling restart, which takes a small
+    machine longest by far."""
     row: Row = {"nodes": count}
     async with kube_cluster(nodes=0, patient=True) as cluster, asyncio.timeout(4 * WITHIN):
         world = kubeworld.RealWorld(cluster)
         await world.begin()
         await _nodes(cluster, count)
-        async with _kwok(cluster), _tracker(cluster, world.kubeconfig) as tracker:
+        async with _kwok(cluster) as kwok, _tracker(cluster, world.kubeconfig) as tracker:
             crowd = Crowd(cluster.control.admin, SELECTOR, (network.address(network.CONTROL), PORT))
             agents = asyncio.create_task(crowd.run())
             try:
-                await _rollout(cluster, crowd, count, row)
+                await _rollout(cluster, kwok, crowd, count, row)
                 await _rest(tracker, row)
-                await _restart(cluster, tracker, crowd, count, row)
+                if restart:
+                    await _restart(cluster, tracker, crowd, count, row)
             finally:
                 await ended(agents)
             row["memory_peak_mib"] = round(tracker.peak_rss() / MIB)
@@ -68,11 +71,14 @@ async def measure(count: int) -> Row:
 
 
 async def _nodes(cluster: KubeCluster, count: int) -> None:
-    """Make the nodes: by the API, since kubectl asks twice for each."""
+    """Make the nodes, Ready as they are: by the API, since kubectl asks twice for each."""
     tls = ssl.create_default_context(cafile=str(cluster.authority.certificate))
     tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
     tls.load_cert_chain(cluster.authority.directory / "admin.crt", cluster.authority.directory / "admin.key")
     resources = {"cpu": "8", "memory": "32Gi", "pods": "110"}
+    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastTransitionTime": _now()}
+    ready["lastHeartbeatTime"] = ready["lastTransitionTime"]
+    address = {"type": "InternalIP", "address": network.address(network.CONTROL)}
 
     async def make(session: aiohttp.ClientSession, number: int) -> None:
         name = f"kwok-{number}"
@@ -84,7 +90,7 @@ async def _nodes(cluster: KubeCluster, count: int) -> None:
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {"name": name, "labels": labels},
-            "status": {"allocatable": resources, "capacity": resources},
+            "status": {"allocatable": resources, "capacity": resources, "conditions": [ready], "addresses": [address]},
         }
         async with session.post(f"{SERVER}/api/v1/nodes", json=item) as answer:
             answer.raise_for_status()
@@ -95,20 +101,25 @@ async def _nodes(cluster: KubeCluster, count: int) -> None:
             tasks.create_task(make(session, number))
 
 
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
 @asynccontextmanager
-async def _kwok(cluster: KubeCluster) -> AsyncIterator[None]:
-    """kwok with its own idea of a node's and a pod's life. Leases are long: their traffic is not what is measured."""
+async def _kwok(cluster: KubeCluster) -> AsyncIterator[Process]:
+    """kwok, which plays the pods. Nodes have no leases, and nobody misses them in an hour (`patient`)."""
     await asyncio.to_thread(binaries.build, "kwok")
     words = [
-        str(binaries.kwok()), "--kubeconfig", str(cluster.control.admin), "--manage-all-nodes",
-        "--cidr=10.128.0.0/14", "--node-ip=10.99.0.1", "--node-lease-duration-seconds=600",
+        str(binaries.kwok()), "--config", str(binaries.SOURCE / "scale" / "stages.yaml"),
+        "--kubeconfig", str(cluster.control.admin), "--manage-all-nodes",
+        "--cidr=10.128.0.0/14", "--node-ip=10.99.0.1", "--node-lease-duration-seconds=0", "--v=ERROR",
     ]  # fmt: skip
     part = Process(
         cluster.lan.enter("control", "nice", "-n", "5", *words), name="kwok", log=cluster.base / "log" / "kwok.log"
     )
     part.start()
     try:
-        yield
+        yield part
     finally:
         await part.stop()
 
@@ -130,8 +141,8 @@ async def _tracker(cluster: KubeCluster, kubeconfig: Path) -> AsyncIterator[Proc
         await part.stop()
 
 
-async def _rollout(cluster: KubeCluster, crowd: Crowd, count: int, row: Row) -> None:
-    """Install the chart's DaemonSet, and wait until every pod's agent is a member."""
+async def _rollout(cluster: KubeCluster, kwok: Process, crowd: Crowd, count: int, row: Row) -> None:
+    """Install the chart's DaemonSet, and wait until every pod's agent is a member. Raises PartFailed if kwok ends."""
     values = cluster.base / "values.json"
     values.write_text(json.dumps(IMAGE_VALUES | {"containerd": {"install": False}, "tracker": {"replicas": 1}}))
     words = ["template", "shoal", str(ROOT / "charts/shoal"), "--namespace", "shoal", "-f", str(values)]
@@ -142,8 +153,16 @@ async def _rollout(cluster: KubeCluster, crowd: Crowd, count: int, row: Row) -> 
     file.write_text(rendered)
     begun = time.monotonic()
     await cluster.kubectl("apply", "-n", "shoal", "-f", str(file))
-    async with asyncio.timeout(WITHIN):
-        done = await crowd.until(count)
+    all_there = asyncio.create_task(crowd.until(count))
+    over = asyncio.create_task(kwok.ended(deadline=WITHIN))
+    try:
+        await asyncio.wait({all_there, over}, return_when=asyncio.FIRST_COMPLETED)
+        if not all_there.done():
+            raise PartFailed(f"kwok ended, or {WITHIN:.0f} s were not enough:\n{kwok.output(10)}")
+        done = all_there.result()
+    finally:
+        all_there.cancel()
+        over.cancel()
     row["pods_made_s"] = round(crowd.last_ran - begun, 1)
     row["joined_after_last_pod_s"] = round(done - crowd.last_ran, 2)
     row["refused_while_joining"] = crowd.refused
@@ -248,31 +267,43 @@ async def _begin_anew(tracker: Process, row: Row) -> None:
 def table(rows: list[Row]) -> str:
     """The rows as Markdown: one column for each size."""
     lines = ["| | " + " | ".join(f"{row['nodes']:,} nodes" for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
-    keys = [key for key in rows[0] if key != "nodes"]
+    keys = list(dict.fromkeys(key for row in rows for key in row if key != "nodes"))
     lines += [f"| {key} | " + " | ".join(str(row.get(key, "")) for row in rows) + " |" for key in keys]
     return "\n".join(lines)
 
 
 def main() -> int:
     """Measure what the arguments name, and keep it in bench/results."""
-    counts = [int(word) for word in sys.argv[1:]] or list(COUNTS)
+    restart = "--without-restart" not in sys.argv
+    counts = [int(word) for word in sys.argv[1:] if word.isdecimal()] or list(COUNTS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    rows = []
+    rows: list[Row] = []
     try:
         for count in counts:
-            rows.append(asyncio.run(measure(count)))
+            rows.append(asyncio.run(measure(count, restart=restart)))
             print(json.dumps(rows[-1]), flush=True)
+            _keep(rows)
     except (PartFailed, TimeoutError) as problem:
-        print(f"{type(problem).__name__}: {problem}", file=sys.stderr)
-    if not rows:
-        return 1
-    place = ROOT / "bench" / "results" / f"{datetime.now(UTC):%Y-%m-%d}-cluster"
-    place.mkdir(parents=True, exist_ok=True)
-    told = facts({"counts": str(counts)}, ["agents, API server and kwok share the tracker's machine"])
-    (place / "results.json").write_text(json.dumps(told | {"rows": rows}, indent=1) + "\n")
-    print(table(rows))
-    print(place)
+        print(f"{count} nodes: {type(problem).__name__}: {problem}", file=sys.stderr)
+    if rows:
+        print(table(rows))
+        print(_place())
     return 0 if len(rows) == len(counts) else 1
+
+
+def _keep(rows: list[Row]) -> None:
+    """In the results of today, beside the sizes that another run of today measured."""
+    file = _place() / "results.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(file.read_text())["rows"] if file.exists() else []
+    new = {row["nodes"] for row in rows}
+    all_rows = sorted([*rows, *(row for row in known if row["nodes"] not in new)], key=lambda row: int(row["nodes"]))
+    told = facts({"counts": str(sorted(row["nodes"] for row in all_rows))}, [SHARED])
+    file.write_text(json.dumps(told | {"rows": all_rows}, indent=1) + "\n")
+
+
+def _place() -> Path:
+    return ROOT / "bench" / "results" / f"{datetime.now(UTC):%Y-%m-%d}-cluster"
 
 
 if __name__ == "__main__":
