@@ -17,7 +17,10 @@ MAX_BODY = 16 * 1024 * 1024
 """Bytes of the largest request or answer: the hashes of 800,000 pieces."""
 
 MAX_WAIT = 25.0
-"""Seconds for which a tracker holds a long-poll at most."""
+"""Seconds for which a tracker holds a long-poll at most, but for an agent's channel."""
+
+LONGEST_HOLD = 60.0
+"""Seconds for which a tracker with very many agents holds the channel of one that it has nothing to say to."""
 
 
 MAX_SIZE = 1 << 40
@@ -212,6 +215,8 @@ class AgentAnswer(Wire, frozen=True, kw_only=True):
     """Names that this agent was chosen to ask upstream for: answer each with NameTold or NameFailed within 5 s."""
     you: Text = ""
     """The address under which the tracker knows the agent: "ip:port"."""
+    hold: float = 0.0
+    """Seconds for which the next poll may be held, if more than MAX_WAIT."""
 
 
 # -- POST /v1/board -> BoardAnswer: join, long-poll -----------------------------------------------

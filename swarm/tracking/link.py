@@ -89,6 +89,8 @@ class Link:
     """Seconds for an answer, beside what it is told to wait."""
     wait: float = 0.0
     """Seconds for which the open poll may be held."""
+    hold: float = wire.MAX_WAIT
+    """Seconds for which the tracker would hold it, while there is no news."""
     heard: float = float("-inf")
     """When it answered anything last, by the loop's clock."""
     pulse: float = float("inf")

@@ -217,7 +217,7 @@ class Trackers:
         """*link* is down until its channel answers again."""
         if link.up:
             log.warning("tracker-down", extra={"fields": {"tracker": link.url, "error": why}})
-            link.up = False
+            link.up, link.hold = False, wire.MAX_WAIT
             channel = self._channels.get(link.url)
             if channel is not None and channel is not asyncio.current_task():
                 channel.cancel()
@@ -299,7 +299,7 @@ class Trackers:
             remove = tuple(d for d, s in changes.items() if s is None)
         stats = self._holdings.stats()
         told = self._images.all() if full else tuple(islice(images.values(), wire.MAX_IMAGES))
-        longest = TELL_EVERY if stats.get("fetches") else wire.MAX_WAIT
+        longest = TELL_EVERY if stats.get("fetches") else link.hold
         wait = link.wait = longest if link.up and not (full or add or remove or told or keeps) else 0.0
         poll = wire.AgentPoll(
             **self.me(),
@@ -333,6 +333,7 @@ class Trackers:
         if answer.resend:
             link.full = True
         self.address = answer.you or self.address
+        link.hold = min(max(wire.MAX_WAIT, answer.hold), wire.LONGEST_HOLD)
         link.refused = ""
         if not link.up and not answer.resend:
             link.up = True

@@ -76,7 +76,7 @@ class Verbs:
         broken = True
         try:
             if answer is None and poll.wait > 0:
-                await self._sleep(news, poll.wait)
+                await self._sleep(news, poll.wait, wire.LONGEST_HOLD)
                 self._still(agent)
                 answer = cluster.channels.news_for(agent)
             broken = False
@@ -241,11 +241,11 @@ class Verbs:
             if swarm.waiters.get(agent.key) is future:
                 del swarm.waiters[agent.key]
 
-    async def _sleep(self, future: asyncio.Future[None], wait: float) -> None:
-        """Until *future* is done, for at most *wait* seconds."""
+    async def _sleep(self, future: asyncio.Future[None], wait: float, longest: float = wire.MAX_WAIT) -> None:
+        """Until *future* is done, for at most *wait* seconds, and at most *longest*."""
         metrics = self._cluster.metrics
         metrics.waiting.inc()
-        timer = asyncio.get_running_loop().call_later(min(wait, wire.MAX_WAIT), _complete, future)
+        timer = asyncio.get_running_loop().call_later(min(wait, longest), _complete, future)
         try:
             await future
         finally:

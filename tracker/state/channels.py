@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 
 from msgspec import structs
 
@@ -19,8 +19,20 @@ MOST_STATS = 64
 """Counters that are kept of an agent, for the page."""
 
 
+ANSWERS = 80.0
+"""Answers a second to agents that hear nothing new. One takes a millisecond, and a tracker at rest has other things to
+do than that."""
+
+
+def hold(agents: int) -> float:
+    """Seconds for which the channel of each of *agents* may be held, so that not more than ANSWERS a second go out:
+    MAX_WAIT up to 2,000 agents, LONGEST_HOLD from 4,800 on. The longer, the later is an agent missed that went
+    without a word."""
+    return min(max(wire.MAX_WAIT, agents / ANSWERS), wire.LONGEST_HOLD)
+
+
 class Channels:
-    """What goes over the channels of agents. *epoch*: seconds since 1970 at zero of the clock."""
+    """What goes over the channels of *agents*. *epoch*: seconds since 1970 at zero of the clock."""
 
     def __init__(
         self,
@@ -32,6 +44,7 @@ class Channels:
         history: History,
         warming: Warming,
         note: Note,
+        agents: Sized,
     ) -> None:
         self._now = now
         self._epoch = epoch
@@ -41,6 +54,7 @@ class Channels:
         self._history = history
         self._warming = warming
         self._note = note
+        self._agents = agents
 
     def news_for(self, agent: Agent) -> wire.AgentAnswer | None:
         """What *agent* is to be told now; None: nothing."""
@@ -82,4 +96,6 @@ class Channels:
         now = self._now()
         until = self._trust.until(agent.key, now)
         left = round(until - now, 3) if until else 0.0
-        return wire.AgentAnswer(need=need, suspect=suspect, backoff=backoff, quarantined=left, you=agent.key)
+        return wire.AgentAnswer(
+            need=need, suspect=suspect, backoff=backoff, quarantined=left, you=agent.key, hold=hold(len(self._agents))
+        )

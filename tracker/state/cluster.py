@@ -94,7 +94,7 @@ class Cluster:
         self.warming = Warming(self.agents, self.say, now)
         self.tagging = Tagging(self.names, self.agents, self.trust, self.court, self.say, now, chance)
         self.channels = Channels(
-            now, self.epoch, self.copies, self.trust, self.backoffs, self.history, self.warming, self._note
+            now, self.epoch, self.copies, self.trust, self.backoffs, self.history, self.warming, self._note, self.agents
         )
         self.announcers = Announcers(settings, now, chance, self.agents, self.swarms, self)
         self.answers = Answers(settings, now, chance, self.agents, self.swarms, self.court.apart, self.court.quarrels)

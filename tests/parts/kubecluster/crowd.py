@@ -72,17 +72,17 @@ class Crowd:
         """One agent's life."""
         said = {"node": uid, "port": 6881, "session": uid}
         first = _request(ip, uid, wire.AgentPoll(**said, full=True))  # type: ignore[arg-type]
-        usual = _request(ip, uid, wire.AgentPoll(**said, wait=wire.MAX_WAIT))  # type: ignore[arg-type]
         while True:
             line = None
             try:
                 async with self._door:
                     line = await crowd.line(*self._tracker)
-                    await line.ask(first)
+                    answer = await line.ask(first)
                 self._members.add(uid)
                 self._happened.set()
                 while True:
-                    await line.ask(usual)
+                    wait = max(wire.MAX_WAIT, wire.decode(answer, wire.AgentAnswer).hold)
+                    answer = await line.ask(_request(ip, uid, wire.AgentPoll(**said, wait=wait)))  # type: ignore[arg-type]
             except (ConnectionError, OSError):
                 self.refused += 1
                 self._members.discard(uid)

@@ -247,6 +247,26 @@ async def test_an_answer_that_makes_no_sense_is_a_failure_of_that_board(status: 
     assert notes.failures == [digest_of("x")]
 
 
+@pytest.mark.parametrize(("told", "asked"), [(0.0, 25.0), (-1.0, 25.0), (40.0, 40.0), (1e6, 60.0)])
+async def test_a_tracker_says_for_how_long_it_will_hold_the_next_poll(told: float, asked: float) -> None:
+    """One with thousands of agents: without that their polls alone are a fifth of a core."""
+    waits: asyncio.Queue[float] = asyncio.Queue()
+
+    async def answer(request: web.Request) -> web.Response:
+        waits.put_nowait(wire.decode(await request.read(), wire.AgentPoll).wait)
+        return web.Response(body=wire.encode(wire.AgentAnswer(hold=told)))
+
+    app = web.Application()
+    app.router.add_post("/v1/agent", answer)
+    server = TestServer(app)
+    await server.start_server()
+    async with asyncio.timeout(20), seeing(str(server.make_url("")).rstrip("/")):
+        while (wait := await waits.get()) == 0:
+            pass
+    await server.close()
+    assert wait == asked
+
+
 async def test_the_only_tracker_is_given_more_time() -> None:
     async with town() as here, seeing(here.server.url) as seen:
         await seen.up(here.server.url)

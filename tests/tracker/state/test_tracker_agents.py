@@ -14,6 +14,7 @@ from swarm.protocol import participants, wire
 from tests.parts.talk import Refusal, Talker, Town, digest_of, town, until, whole_of
 from tracker.members.discovery import OnChange, Reason
 from tracker.state import copies, sessions
+from tracker.state.channels import hold
 
 D = digest_of("blob")
 SIZE = 3 * MIB
@@ -29,6 +30,19 @@ async def here() -> AsyncIterator[Town]:
 def held(*texts: str, size: int = SIZE) -> tuple[wire.CompleteBlob, ...]:
     """What an agent says that it holds."""
     return tuple(wire.CompleteBlob(digest=digest_of(text), size=size) for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("agents", "seconds"), [(0, 25.0), (1, 25.0), (2_000, 25.0), (4_000, 50.0), (4_800, 60.0), (20_000, 60.0)]
+)
+def test_a_tracker_of_very_many_agents_holds_their_channels_longer(agents: int, seconds: float) -> None:
+    assert hold(agents) == seconds
+
+
+async def test_an_agent_is_told_how_long_its_channel_may_be_held(here: Town) -> None:
+    a = here.agent("a", 1001)
+    await a.poll(full=True)
+    assert (await a.poll()).hold == wire.MAX_WAIT
 
 
 async def test_an_unknown_agent_is_asked_for_everything(here: Town) -> None:
