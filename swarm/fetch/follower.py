@@ -85,7 +85,10 @@ class _Heard:
 
 
 class Follower:
-    """See the module. *spawn* starts a task that ends with the fetch."""
+    """See the module. *spawn* starts a task that ends with the fetch.
+
+    Above the bound of methods: what the board says is asked of it alone, each question a method of one line or two.
+    """
 
     def __init__(
         self,
