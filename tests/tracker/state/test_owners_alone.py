@@ -9,13 +9,14 @@ from random import Random
 
 import pytest
 import pytest_asyncio
+from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from swarm.protocol import wire
 from swarm.protocol.board import Outcome
 from swarm.protocol.standing import Trust as BoardTrust
 from tests.parts.talk import digest_of
-from tracker.errors import Unknown
+from tracker.errors import Outdated, Unknown
 from tracker.members.discovery import Reason
 from tracker.members.gate import Visitor
 from tracker.metrics import Metrics
@@ -24,10 +25,16 @@ from tracker.state.agents import Agent, Agents
 from tracker.state.alarm import Alarm
 from tracker.state.announce import Announce
 from tracker.state.announcers import Announcers
+from tracker.state.answers import Answers
+from tracker.state.channels import Channels
 from tracker.state.copies import Copies
 from tracker.state.court import Court
+from tracker.state.history import History
+from tracker.state.sessions import Sessions
 from tracker.state.swarms import Swarm, Swarms
-from tracker.state.trust import Trust
+from tracker.state.tagging import Tagging
+from tracker.state.tags import Names
+from tracker.state.trust import Backoffs, Trust
 from tracker.state.warming import Warming
 
 D = digest_of("blob")
@@ -40,6 +47,7 @@ class Noted:
         self.settled: list[str] = []
         self.said: list[str] = []
         self.notes: list[Reason] = []
+        self.gone: list[str] = []
 
     def settle(self, swarm: Swarm, outcome: Outcome | None = None) -> None:
         self.settled.append(swarm.digest)
@@ -55,6 +63,12 @@ class Noted:
 
     def note(self, ip: str, reason: Reason, message: str) -> None:
         self.notes.append(reason)
+
+    def left(self, agent: Agent) -> None:
+        self.gone.append(agent.key)
+
+    def moved(self, agent: Agent) -> None:
+        return None
 
 
 class Desk:
@@ -143,3 +157,97 @@ async def test_an_alarm_that_is_postponed_rings_once(desk: Desk) -> None:
     desk.alarm.set("last", now + 0.002, done.set)
     await done.wait()
     assert rung == ["late"]
+
+
+def visitor(number: int) -> Visitor:
+    """Who speaks from the address of agent *number*."""
+    ip = f"10.0.0.{number}"
+    return Visitor(ip, True, "", ip_address(ip).packed, ip)
+
+
+async def test_a_new_session_at_an_address_ends_the_one_before_and_that_one_stays_out(desk: Desk) -> None:
+    noted = desk.noted
+    sessions = Sessions(desk.settings, desk.metrics, desk.alarm, desk.agents, noted.note, noted)
+    old = wire.Me(node="n1", port=6881, session="old")
+    first = sessions.hello(old, visitor(1))
+    assert sessions.hello(old, visitor(1)) is first
+    second = sessions.hello(wire.Me(node="n1", port=6881, session="new"), visitor(1))
+    assert (noted.gone, list(desk.agents.all())) == ([first.key], [second])
+    with pytest.raises(Outdated):
+        sessions.hello(old, visitor(1))
+
+
+async def test_an_open_channel_is_answered_once_there_is_something_to_say(desk: Desk) -> None:
+    noted = desk.noted
+    sessions = Sessions(desk.settings, desk.metrics, desk.alarm, desk.agents, noted.note, noted)
+    agent = sessions.hello(wire.Me(node="n1", port=6881, session="s"), visitor(1))
+    older = sessions.opened(agent)
+    newer = sessions.opened(agent)
+    assert (older.done(), newer.done()) == (True, False), "one poll is held at a time"
+    sessions.say(agent)
+    assert newer.done()
+    for news in (older, newer):
+        sessions.closed(agent, news, broken=False)
+    assert (agent.channels, agent.news) == (0, None)
+
+
+async def test_a_channel_tells_each_thing_once(desk: Desk) -> None:
+    backoffs, history, warming = Backoffs(), History(), Warming(desk.agents, desk.noted.say, desk.alarm.now)
+    channels = Channels(
+        desk.alarm.now, 0.0, desk.copies, desk.trust, backoffs, history, warming, desk.noted.note, desk.agents
+    )
+    agent = desk.agent(1)
+    answer = channels.news_for(agent)
+    assert answer is not None
+    assert answer.resend, "it has not told yet what it holds"
+    agent.synced = True
+    assert channels.news_for(agent) is None
+    desk.copies.held(agent, D, 1000, checked=True)
+    for member in ("a", "b"):
+        backoffs.tell("registry.example", member, 60.0, desk.alarm.now())
+    answer = channels.news_for(agent)
+    assert answer is not None
+    assert (answer.need, [one.host for one in answer.backoff]) == ((D,), ["registry.example"])
+    again = channels.news_for(agent)
+    assert again is None or not again.backoff
+    channels.count(agent, {"peer_bytes_out": 5 * 2.0**20}, desk.alarm.now())
+    assert desk.noted.notes == [Reason.ACTIVE]
+
+
+async def test_two_who_were_chosen_give_a_tag_its_meaning_and_those_who_wait_are_woken(desk: Desk) -> None:
+    tagging = Tagging(Names(60.0, 100), desk.agents, desk.trust, desk.court, desk.noted.say, desk.alarm.now, Random(1))
+    agents = {agent.key: agent for agent in map(desk.agent, range(1, 6))}
+    for agent in agents.values():
+        agent.synced, agent.channels = True, 1
+    asking = next(iter(agents.values()))
+    name = "registry.example/app:latest"
+    waits = tagging.waiter(name)
+    verdict = tagging.asked(asking, name, 60.0, desk.alarm.now())
+    asked = [*verdict.chosen, *([asking.key] if verdict.resolve else [])]
+    assert len(asked) == 2
+    assert set(desk.noted.said) == set(verdict.chosen), "over their channels"
+    first, second = (agents[key] for key in asked)
+    tagging.told(first, name, digest_of("manifest"), "application/vnd.oci.image.manifest.v1+json", 500)
+    assert waits.done(), "who waits looks again, whatever was told"
+    tagging.told(second, name, digest_of("manifest"), "application/vnd.oci.image.manifest.v1+json", 500)
+    known = tagging.asked(next(a for k, a in agents.items() if k not in asked), name, 60.0, desk.alarm.now())
+    assert known.fresh
+    assert known.known is not None
+    assert known.known.digest == digest_of("manifest")
+    tagging.stop()
+
+
+async def test_a_board_tells_an_agent_at_once_only_what_it_does_not_know(desk: Desk) -> None:
+    answers = Answers(
+        desk.settings, desk.alarm.now, Random(1), desk.agents, desk.swarms, lambda *_: False, lambda: False
+    )
+    agent = desk.agent(1)
+    swarm = desk.swarms.use(D, desk.alarm.now())
+    poll = wire.BoardPoll(node=agent.name, port=agent.port, session=agent.session, digest=D)
+    assert answers.due(swarm, agent, poll), "another incarnation than it knows"
+    told = answers.view(swarm, agent, 0, None)
+    assert told.incarnation == swarm.incarnation
+    swarm.hope_told[agent.key] = swarm.board.hope()
+    knows = structs.replace(poll, incarnation=told.incarnation, generation=told.generation, since=told.version)
+    assert not answers.due(swarm, agent, knows)
+    assert answers.seeds(swarm) == ()
