@@ -97,6 +97,9 @@ def _swept() -> None:
 
 def down() -> int:
     """End the holder, and wait until it has cleaned up. Exit code."""
+    if os.geteuid() != 0:
+        print("this needs root's rights", file=sys.stderr)
+        return 1
     pid = holder()
     if pid is None:
         _swept()
