@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts.kubecluster import claims
+from tests.parts import skips
+from tests.parts.kubecluster import binaries, claims
+from tests.parts.kubecluster.cluster import missing
 from tests.parts.procs import PartFailed
 
 SHOWN = "7: {device}    inet 10.99.0.254/24 scope global {device}\\       valid_lft forever preferred_lft forever\n"
@@ -90,7 +92,7 @@ def test_its_network_and_who_is_in_it_go_too(runs: Path, tmp_path: Path) -> None
         ("", {"shk5": 5}, ""),
         (SHOWN.format(device="shk5-up"), {"shk5": 5}, "(process 5): make cluster-down"),
         (SHOWN.format(device="shk5-up"), {"shk6": 6}, "ip link del shk5-up"),
-        (SHOWN.format(device="eth0"), {"shk5": 5}, "ip link del eth0"),
+        (SHOWN.format(device="eth0"), {"shk5": 5}, "ip addr del 10.99.0.254/24 dev eth0"),
     ],
 )
 def test_who_has_the_address_is_told(shown: str, owned: dict[str, int], says: str) -> None:
@@ -98,3 +100,26 @@ def test_who_has_the_address_is_told(shown: str, owned: dict[str, int], says: st
     assert says in told
     assert bool(told) == bool(says)
     assert "\n" not in told
+
+
+@pytest.mark.needs_root
+def test_make_cluster_says_so_in_one_line_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOAL_CLUSTER_CACHE", str(tmp_path))
+    binaries.directory().mkdir()
+    for name in binaries.PACKAGES:
+        (binaries.directory() / name).touch()
+    if lacks := missing():
+        pytest.skip(skips.lacking(lacks))
+    here = f"shoal-t{os.getpid()}"
+    try:
+        subprocess.run(["ip", "netns", "add", here], check=True)
+        subprocess.run(["ip", "-n", here, "addr", "add", "10.99.0.254/32", "dev", "lo"], check=True)
+        words = ["ip", "netns", "exec", here, sys.executable, "-m", "tests.parts.kubecluster", "up"]
+        ran = subprocess.run(words, check=False, capture_output=True, text=True, timeout=60)
+    finally:
+        subprocess.run(["ip", "netns", "del", here], check=False)
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines() == [claims.in_the_way(SHOWN.format(device="lo").replace("/24", "/32"), {})]
+    assert ran.stdout == ""

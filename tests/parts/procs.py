@@ -48,6 +48,12 @@ def ready(descriptor: int, events: int, seconds: float) -> bool:
     return bool(poll.poll(seconds * 1000))
 
 
+def guard() -> list[str]:
+    """What a command begins with that is to die with this process, even if that is killed."""
+    # setpriv is in util-linux; without it only an orderly end ends the command
+    return ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+
+
 class Process:
     """One process. Output (both streams) goes line by line to *log*, without lines that *hush* is found in."""
 
@@ -67,14 +73,12 @@ class Process:
 
     def start(self) -> None:
         """Start it (again). It dies with the test run, even if that is killed."""
-        # setpriv is in util-linux; without it only an orderly end of the tests ends the process
-        guard = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._ended = Future()
         with self._lock:
             self._lines.clear()
         self._popen = subprocess.Popen(
-            [*guard, *self.argv],
+            [*guard(), *self.argv],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

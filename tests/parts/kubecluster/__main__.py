@@ -103,6 +103,8 @@ def down() -> int:
     pid = holder()
     if pid is None:
         _swept()
+        for file in (pid_file(), told_file()):
+            file.unlink(missing_ok=True)
         print("there is no cluster")
         return 0
     handle = os.pidfd_open(pid)

@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.parts.procs import guard
+
 SOURCE = Path(__file__).parents[2] / "cluster"
 """The Go module: `go.mod` pins every version."""
 
@@ -104,7 +106,7 @@ def _compile(package: str, target: Path, module: Path) -> None:
         "k8s.io/client-go/pkg/version.gitVersion": version,
     }
     flags = "-s -w " + " ".join(f"-X {key}={value}" for key, value in stamped.items())
-    words = [command, "build", "-mod=readonly", "-trimpath", "-gcflags=all=-dwarf=false", "-ldflags", flags]
+    words = [*guard(), command, "build", "-mod=readonly", "-trimpath", "-gcflags=all=-dwarf=false", "-ldflags", flags]
     rough = target.with_name(f".{target.name}")
     subprocess.run(
         [*words, "-o", str(rough), package], cwd=module, env=dict(os.environ) | {"CGO_ENABLED": "0"}, check=True

@@ -89,7 +89,8 @@ def in_the_way(shown: str, owned: dict[str, int]) -> str:
     device, has = words[1].partition("@")[0], words[3]
     if (pid := owned.get(device.removesuffix("-up"))) is not None:
         return f"another cluster can be reached from this machine (process {pid}): make cluster-down, or end that test"
-    return f"the interface {device} has the address {has} that a cluster needs: ip link del {device}"
+    away = f"ip link del {device}" if device.endswith("-up") else f"ip addr del {has} dev {device}"
+    return f"the interface {device} has the address {has} that a cluster needs: {away}"
 
 
 @contextmanager

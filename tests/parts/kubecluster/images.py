@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tests.parts.kubecluster.binaries import cache, directory
 from tests.parts.kubecluster.node import PAUSE
-from tests.parts.procs import run
+from tests.parts.procs import guard, run
 from tests.parts.registry import layer_tar
 
 ROOT = Path(__file__).parents[3]
@@ -31,7 +31,7 @@ PACKAGES = ("python3", "python3-venv", "python3-pip", "ca-certificates")
 UNUSED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/lib/apt/lists", "var/cache/apt")
 """Directories of the base that are emptied: nobody reads them in a container."""
 
-APART = ("nice", "-n", "5", "unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child")
+APART = (*guard(), "nice", "-n", "5", "unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child")
 """How a command is run that mounts things and starts many processes: with it, however it ends, they are gone."""
 
 NAME = "localhost/shoal:cluster"

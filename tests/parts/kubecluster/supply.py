@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.parts.kubecluster import binaries, images
-from tests.parts.procs import PartFailed, ready
+from tests.parts.procs import PartFailed, guard, ready
 
 HELM, CLUSTER = "helm", "cluster"
 """What can be asked for: helm alone, or every binary and the image."""
@@ -58,7 +58,7 @@ class Supply:
         self._begun, self._asked = time.monotonic(), asked
         with self.log.open("wb") as log:
             self._child = subprocess.Popen(
-                ["nice", "-n", "19", sys.executable, "-m", __name__, *sorted(asked)],
+                [*guard(), "nice", "-n", "19", sys.executable, "-m", __name__, *sorted(asked)],
                 cwd=images.ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
             )  # fmt: skip
 

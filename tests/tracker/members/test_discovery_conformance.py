@@ -93,7 +93,7 @@ async def following(
 @pytest_asyncio.fixture(
     scope="module",
     loop_scope="module",
-    params=["fake", pytest.param("real", marks=[pytest.mark.needs_cluster, pytest.mark.timeout(600)])],
+    params=["fake", pytest.param("real", marks=[pytest.mark.needs_cluster, pytest.mark.timeout(300)])],
 )
 async def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     """One after the other. Each test leaves no pod behind."""
