@@ -207,6 +207,13 @@ class TrackerFlags:
         unit="file",
         reason="Off: an order makes every node fetch, so only who was given the token may.",
     )
+    keep_patience: float = setting(
+        TrackerSettings.keep_patience,
+        DURATION,
+        "For how long an agent that keeps an image and left may come back before another takes its place.",
+        unit="seconds",
+        reason="A restart or an upgrade takes less; each replacement moves the image once more.",
+    )
     log_level: str = setting(
         "info",
         LOG_LEVEL,
@@ -249,6 +256,7 @@ async def _serve(flags: TrackerFlags) -> None:
         copy_per_zone=flags.copy_per_zone,
         quarantine=flags.quarantine,
         preheat_token=flags.preheat_token,
+        keep_patience=flags.keep_patience,
     )
     try:
         await serve(settings, _discovery(flags), identity, authority)

@@ -24,6 +24,12 @@ class Metrics:
         self.conflicts = Gauge(
             "shoal_tracker_conflicts", "Addresses that two agents announce at once, now.", registry=registry
         )
+        self.keeps = Gauge("shoal_tracker_kept_images", "Images that are ordered to stay.", registry=registry)
+        self.keeps_short = Gauge(
+            "shoal_tracker_kept_images_short",
+            "Images of which there are fewer whole copies than are ordered to stay.",
+            registry=registry,
+        )
         self.announces = Counter(
             "shoal_tracker_announces", "Announces and scrapes, by outcome.", ["outcome"], registry=registry
         )

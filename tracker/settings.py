@@ -65,6 +65,9 @@ class TrackerSettings:
     preheat_token: Path | None = None
     """File with the token of those who may order preheats. None: nobody may."""
 
+    keep_patience: float = 60.0
+    """Seconds for which an agent that keeps an image and left may come back before another takes its place."""
+
     max_body: int = 16 * 1024 * 1024
     """Bytes of the largest request: the hashes of 800,000 pieces."""
 

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import shutil
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,16 @@ class Told(msgspec.Struct):
     seconds: float
 
 
+class Held(msgspec.Struct):
+    """How far an image is that is to stay. *keepers*: node -> state; *failed*: node -> reason."""
+
+    image: str
+    copies: int
+    whole: int
+    keepers: dict[str, str]
+    failed: dict[str, str]
+
+
 class Answer(msgspec.Struct):
     """What a tracker says of an order."""
 
@@ -68,6 +78,7 @@ class Answer(msgspec.Struct):
     serial: int
     finished: bool
     agents: dict[str, Told]
+    kept: list[Held] = []
 
 
 @click.command()
@@ -80,6 +91,14 @@ class Answer(msgspec.Struct):
 @click.option("--zone", default="", help="Only nodes of this zone.")
 @click.option("--count", default=0, type=click.IntRange(0), help="So many nodes, spread over zones; 0: all.")
 @click.option("--percent", default=0.0, type=click.FloatRange(0, 100), help="So many of a hundred nodes; 0: all.")
+@click.option(
+    "--keep",
+    default=None,
+    type=click.IntRange(0),
+    metavar="N",
+    help="Have the images stay on N nodes, in different zones where there are any: not evicted, and on another node "
+    "where one is lost. 0: let them go again, and fetch nothing.",
+)
 @click.option("--platform", default="", help="os/architecture of indexes; each node's own if empty.")
 @click.option("--wait", is_flag=True, help="Stay until it is done; show how far each node is.")
 @click.option("--json", "as_json", is_flag=True, help="The outcome as JSON.")
@@ -91,6 +110,7 @@ def preheat(
     zone: str,
     count: int,
     percent: float,
+    keep: int | None,
     platform: str,
     wait: bool,
     as_json: bool,
@@ -104,12 +124,15 @@ def preheat(
         "id": secrets.token_hex(8), "images": [str(image) for image in images], "zone": zone, "count": count,
         "percent": percent, "platform": platform,
     }  # fmt: skip
+    if keep is not None:
+        order |= {"keep": keep, "serial": time.time_ns() // 1_000_000}
     return _preheat(settings, order, nodes=nodes, wait=wait, as_json=as_json)
 
 
 async def _preheat(settings: PreheatSettings, order: dict[str, Any], *, nodes: str, wait: bool, as_json: bool) -> None:
-    if nodes and shutil.which("kubectl") is None:
-        order["labels"] = nodes  # trackers in a cluster know nodes' labels
+    keep = order.get("keep")
+    if nodes and (keep is not None or shutil.which("kubectl") is None):
+        order["labels"] = nodes  # trackers in a cluster know nodes' labels, of nodes that are still to come as well
     elif nodes:
         order["nodes"] = await kubectl.nodes(nodes)
         if not order["nodes"]:
@@ -120,26 +143,47 @@ async def _preheat(settings: PreheatSettings, order: dict[str, Any], *, nodes: s
     ) as session:
         desk = _Desk(session, settings.tracker, order, secured(settings.tls_ca))
         answer = await desk.post()
-        if not answer.agents:
+        if not answer.agents and keep != 0:
             raise click.ClickException("no agent is a member there, or none fits the choice: shoal status shows them")
         if not wait:
             if as_json:
                 click.echo(msgspec.json.encode(answer).decode())
             else:
                 click.echo(f"told {len(answer.agents)} nodes, as order {answer.id}; --wait shows how it goes")
+                if keep is not None:
+                    click.echo("what is kept: shoal status")
             return
         answer = await _follow(desk, answer, quiet=as_json)
-    seconds = time.monotonic() - begun
+    problems = list(_problems(answer))
+    _show(answer, time.monotonic() - begun, as_json=as_json)
+    for problem in problems:
+        click.echo(_plain(problem), err=True)
+    if problems:
+        raise SystemExit(1)
+
+
+def _show(answer: Answer, seconds: float, *, as_json: bool) -> None:
+    """The outcome, after so many seconds."""
     if as_json:
         click.echo(msgspec.json.encode({"seconds": round(seconds, 1), **msgspec.to_builtins(answer)}).decode())
-    else:
+        return
+    if answer.agents:
         Console().print(_table(answer.agents))
         click.echo(_sum(answer.agents, seconds))
-    if any(told.state != "done" for told in answer.agents.values()):
-        for told in answer.agents.values():
-            if told.state != "done":
-                click.echo(f"{told.name}: {told.state}{': ' if told.error else ''}{told.error}", err=True)
-        raise SystemExit(1)
+    for held in answer.kept:
+        click.echo(_kept(held))
+
+
+def _problems(answer: Answer) -> Iterator[str]:
+    """What is not as it was ordered, a line each."""
+    for told in answer.agents.values():
+        if told.state != "done":
+            yield f"{told.name}: {told.state}{': ' if told.error else ''}{told.error}"
+    for held in answer.kept:
+        if held.whole < held.copies:
+            yield f"{held.image}: {held.whole} of {held.copies} copies are kept"
+            for name, reason in held.failed.items():
+                yield f"{name} does not keep it: {reason}"
 
 
 class _Desk:
@@ -243,6 +287,14 @@ def _sum(agents: Mapping[str, Told], seconds: float) -> str:
         f"{done} of {len(agents)} nodes have it after {seconds:.1f} s\n"
         f"{size_text(upstream)} from upstream, {size_text(peers)} from peers: {copies}"
     )
+
+
+def _kept(held: Held) -> str:
+    """One line of an image that is to stay."""
+    if not held.copies:
+        return _plain(f"{held.image}: kept by nobody any more")
+    names = ", ".join(name for name, state in sorted(held.keepers.items()) if state == "whole")
+    return _plain(f"{held.image}: {held.whole} of {held.copies} copies are kept{' by ' if names else ''}{names}")
 
 
 def _plain(text: str) -> str:

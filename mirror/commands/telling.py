@@ -40,6 +40,15 @@ class _Turned(msgspec.Struct):
     reason: str
 
 
+class _Kept(msgspec.Struct):
+    image: str
+    platform: str
+    copies: int
+    whole: int
+    keepers: dict[str, str]
+    failed: dict[str, str]
+
+
 class _State(msgspec.Struct):
     uptime: float
     ready: bool
@@ -52,6 +61,7 @@ class _State(msgspec.Struct):
     upstreams: list[_Upstream]
     conflicts: list[_Conflict] = []
     refused: list[_Turned] = []
+    kept: list[_Kept] = []
 
 
 class _Agent(msgspec.Struct):
@@ -150,6 +160,9 @@ def _tracker(one: Told, answered: Sequence[Told]) -> Iterator[RenderableType]:
     yield _text("")
     yield from _images(one.images)
     yield _text("")
+    if state.kept:
+        yield from _keeps(state.kept)
+        yield _text("")
     yield from _agents(one.agents)
     moving = [board for board in one.boards if board.state in ("entering", "poisoned")]
     if moving:
@@ -205,6 +218,19 @@ def _pulled(image: _Image, now: float) -> str:
     return f"being pulled by {', '.join(names)}{more}{since}{left}"
 
 
+def _keeps(kept: Sequence[_Kept]) -> Iterator[RenderableType]:
+    yield _text(f"kept images ({len(kept)})", bold=True)
+    for image in kept[:SHOWN]:
+        yield _text(image.image + (f"  {image.platform}" if image.platform else ""))
+        names = [name if state == "whole" else f"{name} ({state})" for name, state in sorted(image.keepers.items())]
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        by = f", by {', '.join(names[:SHOWN])}{more}" if names else ""
+        yield _below(f"{image.whole} of {_count(image.copies, 'copy', 'copies')}{by}")
+        for name, reason in list(image.failed.items())[:BLAMED]:
+            yield _below(f"! {name} does not keep it: {reason}")
+    yield from _rest(len(kept))
+
+
 def _agents(agents: Sequence[_Agent]) -> Iterator[RenderableType]:
     if not agents:
         yield _text(
@@ -258,8 +284,8 @@ def _below(text: str) -> RenderableType:
     return Padding(_text(text), (0, 0, 0, 2))
 
 
-def _count(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def _count(count: int, what: str, many: str = "") -> str:
+    return f"{count} {what if count == 1 else many or what + 's'}"
 
 
 def _age(seconds: float | None) -> str:

@@ -60,7 +60,7 @@ VALUE_SETS: dict[str, Object] = {
         "serviceMonitor": {"create": True, "labels": {"release": "prometheus"}},
         "prometheusRule": {"create": True, "labels": {"release": "prometheus"}},
         "dashboard": {"create": True},
-        "preheat": {"secret": "heat", "images": ["quay.io/team/app:v1"], "arguments": ["--percent=50"]},
+        "preheat": {"secret": "heat", "images": ["quay.io/team/app:v1"], "arguments": ["--percent=50"], "keep": 3},
     },
     "host network": {"agent": {"hostNetwork": True}},
     "members by DNS": {"tracker": {"settings": {"discovery": "dns"}}},
@@ -92,6 +92,18 @@ def defaults() -> Object:
 @pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS)
 def test_helm_finds_no_fault(values: Object) -> None:
     assert "0 chart(s) failed" in helm("lint", "--strict", str(CHART), "--kube-version", "1.31.0", values=values)
+
+
+@needs_helm
+@pytest.mark.parametrize(("keep", "words"), [(None, []), (0, ["--keep=0"]), (3, ["--keep=3"])])
+def test_the_cronjob_keeps_as_many_copies_as_its_value_says(keep: int | None, words: list[str]) -> None:
+    (job,) = [
+        item
+        for item in render({"preheat": {"secret": "heat", "images": ["quay.io/team/app:v1"], "keep": keep}})
+        if item["kind"] == "CronJob"
+    ]
+    (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["shoal", "preheat", "--wait", *words, "quay.io/team/app:v1"]
 
 
 @needs_helm

@@ -45,7 +45,8 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
         PreheatSettings,
         (
             "Takes images as arguments. `--nodes`, `--zone`, `--count` and `--percent` choose nodes, `--platform` one "
-            "of an index; `--wait` stays, `--json` is for programs."
+            "of an index; `--keep` has the images stay on so many nodes (docs/api.md, Kept images), 0 lets them go; "
+            "`--wait` stays, `--json` is for programs."
         ),
     ),
     "shoal containerd install, uninstall, show": (

@@ -57,6 +57,8 @@ NORMAL = {
     "shoal_tracker_requests_total": "200; some 409 after a tracker's restart.",
     "shoal_tracker_strangers_total": "0.",
     "shoal_tracker_conflicts": "0.",
+    "shoal_tracker_kept_images": "The number of images ordered with `--keep`.",
+    "shoal_tracker_kept_images_short": "0; above for as long as a keeper that was lost is made good.",
     "shoal_tracker_announces_total": "0 without BitTorrent clients of your own.",
     "shoal_tracker_windows_published_total": "Grows while something new is pulled.",
     "shoal_tracker_claim_wait_seconds": "p50 below 0.1 s.",

@@ -40,6 +40,7 @@ from tracker.page.replicas import Replicas
 from tracker.page.site import Page
 from tracker.settings import TrackerSettings
 from tracker.state import announce
+from tracker.state.announcers import counts
 from tracker.state.cluster import Cluster
 
 log = logging.getLogger("shoal.tracker")
@@ -73,14 +74,14 @@ class TrackerServer:
         self._discovery = discovery
         self._gate = Gate(discovery, by_key=identity is not None)
         self.metrics = Metrics(registry or CollectorRegistry())
-        self.cluster = Cluster(settings, self.metrics, note=discovery.note)
+        labelled = discovery if isinstance(discovery, Labelled) else None
+        labels = labelled.labels if labelled is not None else _unlabelled
+        self.cluster = Cluster(settings, self.metrics, note=discovery.note, labels=labels)
         self._verbs = Verbs(self.cluster).verbs
         others = Replicas(settings.replicas, self.cluster.incarnation, identity=identity, token=settings.page_token)
         self._live = Live(self.cluster, others, lambda: self.ready)
         self._page = Page(self._live)
-        self._preheats = PreheatApi(
-            self.cluster, settings.preheat_token, discovery if isinstance(discovery, Labelled) else None
-        )
+        self._preheats = PreheatApi(self.cluster, settings.preheat_token, labelled)
         self._seldom = Seldom()
         self._counted: dict[tuple[str, int], Counter] = {}
         self._tls = identity.server_context(strangers=True) if identity is not None else None
@@ -120,6 +121,7 @@ class TrackerServer:
     async def start(self) -> None:
         """Listen. Raises TrackerError if the address cannot be had."""
         settings = self._settings
+        await self._preheats.open()
         await self._open(self._main, settings.listen, self._tls)
         self.url = self._open_doors[0].url
         if settings.page_listen is not None:
@@ -293,7 +295,7 @@ class TrackerServer:
         try:
             visitor = self._visitor(request)
             asked = announce.parse_announce(request.raw_path, self._settings.peers)
-            counts, peers = self.cluster.announce(asked, visitor)
+            counts, peers = self.cluster.announcers.announce(asked, visitor)
             body = announce.announce_answer(asked, counts, peers, self._settings.interval)
         except Refused as refused:
             return self._failure_reason(request, refused)
@@ -306,7 +308,7 @@ class TrackerServer:
             files = {}
             for info_hash in announce.parse_scrape(request.raw_path):
                 if (swarm := self.cluster.swarms.by_info_hash(info_hash)) is not None:
-                    files[info_hash] = self.cluster.counts(swarm)
+                    files[info_hash] = counts(swarm)
         except Refused as refused:
             return self._failure_reason(request, refused)
         self._announces("ok").inc()
@@ -371,6 +373,8 @@ class TrackerServer:
         for name, count in counts.items():
             self.metrics.boards.labels(name).set(count)
         self.metrics.names.set(len(self.cluster.names))
+        self.metrics.keeps.set(len(self.cluster.keeping))
+        self.metrics.keeps_short.set(self.cluster.keeping.short)
         self.metrics.conflicts.set(len(self.cluster.rivals.standing(self.cluster.now())))
         body = generate_latest(self.metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -427,6 +431,10 @@ class _Query:
         if not text.isascii() or not text.isdigit() or len(text) > 9:
             raise Malformed(f"{key} must be a number")
         return int(text)
+
+
+def _unlabelled(_ip: str) -> None:
+    """The labels of a node where discovery knows none."""
 
 
 def _json(value: object, status: int = 200) -> web.Response:

@@ -103,18 +103,18 @@ class Verbs:
         cluster = self._cluster
         agent = cluster.hello(poll, visitor)
         swarm = cluster.join(agent, poll)
-        if poll.wait > 0 and not cluster.due(swarm, agent, poll):
+        if poll.wait > 0 and not cluster.answers.due(swarm, agent, poll):
             await self._wait_board(swarm, agent, poll.wait)
             self._still(agent)
         same = poll.incarnation == swarm.incarnation
-        return _encode(cluster.view(swarm, agent, poll.since, poll.generation if same else None))
+        return _encode(cluster.answers.view(swarm, agent, poll.since, poll.generation if same else None))
 
     async def publish(self, visitor: Visitor, body: bytes) -> bytes:
         """Publish -> BoardAnswer."""
         said = self._decode(body, wire.Publish)
         agent = self._cluster.hello(said, visitor)
         swarm = self._cluster.publish(agent, said)
-        return _encode(self._cluster.view(swarm, agent, said.since, said.generation))
+        return _encode(self._cluster.answers.view(swarm, agent, said.since, said.generation))
 
     async def progress(self, visitor: Visitor, body: bytes) -> bytes:
         """Progress -> BoardAnswer without hashes."""
@@ -155,7 +155,7 @@ class Verbs:
     async def corrupt(self, visitor: Visitor, body: bytes) -> bytes:
         """Corrupt -> Ok."""
         said = self._decode(body, wire.Corrupt)
-        self._cluster.corrupt(self._cluster.hello(said, visitor), said, canonical(said.peer_ip))
+        self._cluster.court.corrupt(self._cluster.hello(said, visitor), said, canonical(said.peer_ip))
         return _OK
 
     # -- names and upstreams --------------------------------------------------------------------------
@@ -218,7 +218,7 @@ class Verbs:
             raise Malformed(str(error)) from None
 
     def _claims_only(self, swarm: Swarm, agent: Agent) -> bytes:
-        return _encode(self._cluster.view(swarm, agent, 0, swarm.board.generation, news=False))
+        return _encode(self._cluster.answers.view(swarm, agent, 0, swarm.board.generation, news=False))
 
     def _still(self, agent: Agent) -> None:
         """After a wait: the tracker may stop, and the agent may have been forgotten."""

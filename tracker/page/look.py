@@ -128,6 +128,18 @@ class Look:
                 one.address: views.Turned(reason=one.reason, since=self._wall(one.since))
                 for one in cluster.refusals.standing(self._at)
             },
+            kept={
+                f"{one.image} {one.platform}": views.Kept(
+                    image=one.image,
+                    platform=one.platform,
+                    copies=one.copies,
+                    whole=one.whole,
+                    serial=one.serial,
+                    keepers=one.keepers,
+                    failed=one.failed,
+                )
+                for one in cluster.keeping.all()
+            },
             blame=tuple(self._blamed(entry) for entry in list(reversed(cluster.trust.record))[:BLAME]),
             active=self.swarms(Ask(limit=ACTIVE)),
             images=self._pictures.list(Ask(limit=ACTIVE)),

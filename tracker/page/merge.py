@@ -123,10 +123,22 @@ def _clusters(parts: Sequence[views.ClusterView]) -> views.ClusterView:
         quarantined=quarantined,
         refused={key: found for part in parts for key, found in part.refused.items()},
         conflicts={key: found for part in parts for key, found in part.conflicts.items()},
+        kept=_kept(parts),
         blame=tuple(blame[:BLAME]),
         active=swarms([part.active for part in parts], 0, ACTIVE),
         images=images([part.images for part in parts], 0, ACTIVE, parts[0].now),
     )
+
+
+def _kept(parts: Sequence[views.ClusterView]) -> dict[str, views.Kept]:
+    """Of each image the newest order, as the tracker tells it that knows of most copies."""
+    found: dict[str, views.Kept] = {}
+    for part in parts:
+        for name, one in part.kept.items():
+            known = found.get(name)
+            if known is None or (one.serial, one.whole) > (known.serial, known.whole):
+                found[name] = one
+    return dict(sorted(found.items()))
 
 
 def _swarm(parts: Sequence[views.SwarmView]) -> views.SwarmView:

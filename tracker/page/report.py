@@ -13,6 +13,7 @@ import msgspec
 
 from tracker.state.agents import Agent
 from tracker.state.cluster import Cluster
+from tracker.state.keeps import Held
 from tracker.state.swarms import Swarm
 
 MAX_PAGE = 500
@@ -82,6 +83,8 @@ class State(msgspec.Struct, frozen=True):
     upstreams: list[Upstream]
     conflicts: list[Conflict]
     refused: list[Turned]
+    kept: list[Held]
+    """Images that are to stay."""
 
 
 class AgentLine(msgspec.Struct, frozen=True):
@@ -208,6 +211,7 @@ def state(cluster: Cluster, *, ready: bool) -> State:
             for rival in cluster.rivals.standing(now)
         ],
         refused=[Turned(one.address, one.reason, round(now - one.since, 1)) for one in cluster.refusals.standing(now)],
+        kept=cluster.keeping.all(),
     )
 
 

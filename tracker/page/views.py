@@ -77,6 +77,19 @@ class Turned(View, frozen=True, kw_only=True):
     since: float
 
 
+class Kept(View, frozen=True, kw_only=True):
+    """An image that is to stay on *copies* agents. *keepers*: node -> told, fetching, whole or away; *failed*: node ->
+    why it does not keep it."""
+
+    image: str
+    platform: str
+    copies: int
+    whole: int
+    serial: int
+    keepers: dict[str, str] = {}
+    failed: dict[str, str] = {}
+
+
 class Hour(View, frozen=True, kw_only=True):
     """The last hour. *steps*: start of a step -> bytes that came from [upstream, peers] in it; without a step: none."""
 
@@ -234,6 +247,8 @@ class ClusterView(View, frozen=True, kw_only=True):
     """Address -> the two agents that announce it."""
     refused: dict[str, Turned] = {}
     """Address -> why it is no member here."""
+    kept: dict[str, Kept] = {}
+    """Image and platform -> who keeps it."""
     blame: tuple[Blamed, ...]
     active: SwarmList
     """The swarms at the top of the list."""

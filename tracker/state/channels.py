@@ -11,6 +11,7 @@ from tracker.members.discovery import Reason
 from tracker.state.agents import Agent
 from tracker.state.copies import Copies
 from tracker.state.history import History, growth
+from tracker.state.keeping import Keeping
 from tracker.state.sessions import Note
 from tracker.state.trust import Backoffs, Trust
 from tracker.state.warming import Warming
@@ -43,6 +44,7 @@ class Channels:
         backoffs: Backoffs,
         history: History,
         warming: Warming,
+        keeping: Keeping,
         note: Note,
         agents: Sized,
     ) -> None:
@@ -53,6 +55,7 @@ class Channels:
         self._backoffs = backoffs
         self._history = history
         self._warming = warming
+        self._keeping = keeping
         self._note = note
         self._agents = agents
 
@@ -71,11 +74,13 @@ class Channels:
         until = self._trust.until(agent.key, now)
         changed, agent.quarantine_told = agent.quarantine_told != until, until
         preheat = self._warming.due(agent)
+        keep = self._keeping.due(agent)
         resolve = tuple(agent.resolve)[: wire.MOST_ASKED]
         agent.resolve = {}
-        if not (need or suspect or backoff or changed or preheat or resolve):
+        if not (need or suspect or backoff or changed or preheat or keep or resolve):
             return None
-        return structs.replace(self._answer(agent, need, suspect, backoff), preheat=preheat, resolve=resolve)
+        answer = self._answer(agent, need, suspect, backoff)
+        return structs.replace(answer, preheat=preheat, keep=keep, resolve=resolve)
 
     def nothing_for(self, agent: Agent) -> wire.AgentAnswer:
         """The answer of a poll that waited in vain."""

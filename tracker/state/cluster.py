@@ -22,16 +22,16 @@ from tracker.metrics import Metrics
 from tracker.settings import TrackerSettings
 from tracker.state.agents import Agent, Agents
 from tracker.state.alarm import Alarm
-from tracker.state.announce import Announce, Counts, Told
-from tracker.state.announcers import Announcers, counts
+from tracker.state.announcers import Announcers
 from tracker.state.answers import Answers
 from tracker.state.channels import Channels
 from tracker.state.copies import Copies, sizes
 from tracker.state.court import Court
 from tracker.state.history import History
 from tracker.state.images import Images
+from tracker.state.keeping import Keeping, Labels
 from tracker.state.sessions import Note, Sessions
-from tracker.state.swarms import Raw, Swarm, Swarms
+from tracker.state.swarms import Swarm, Swarms
 from tracker.state.tagging import Tagging
 from tracker.state.tags import Names
 from tracker.state.trust import Backoffs, Budgets, Trust
@@ -54,9 +54,14 @@ class Cluster:
     """
 
     def __init__(
-        self, settings: TrackerSettings, metrics: Metrics, chance: Random | None = None, note: Note | None = None
+        self,
+        settings: TrackerSettings,
+        metrics: Metrics,
+        chance: Random | None = None,
+        note: Note | None = None,
+        labels: Labels = lambda _ip: None,
     ) -> None:
-        """*note*: told what an operator wants to know about the agent at an address."""
+        """*note*: told what an operator wants to know about the agent at an address. *labels*: of nodes."""
         self.settings = settings
         self.metrics = metrics
         self._note: Note = note or (lambda _ip, _reason, _message: None)
@@ -92,9 +97,19 @@ class Cluster:
             settings, metrics, self.alarm, self.agents, self.swarms, self.trust, self.copies, self, self._note
         )
         self.warming = Warming(self.agents, self.say, now)
+        self.keeping = Keeping(self.agents, self.alarm, self.say, self._may_claim, labels, settings.keep_patience)
         self.tagging = Tagging(self.names, self.agents, self.trust, self.court, self.say, now, chance)
         self.channels = Channels(
-            now, self.epoch, self.copies, self.trust, self.backoffs, self.history, self.warming, self._note, self.agents
+            now,
+            self.epoch,
+            self.copies,
+            self.trust,
+            self.backoffs,
+            self.history,
+            self.warming,
+            self.keeping,
+            self._note,
+            self.agents,
         )
         self.announcers = Announcers(settings, now, chance, self.agents, self.swarms, self)
         self.answers = Answers(settings, now, chance, self.agents, self.swarms, self.court.apart, self.court.quarrels)
@@ -122,6 +137,7 @@ class Cluster:
     def left(self, agent: Agent) -> None:
         """*agent* is gone."""
         self.warming.left(agent)
+        self.keeping.left(agent)
         self.images.left(agent.key)
         for digest in agent.boards | agent.held:
             swarm = self.swarms.get(digest)
@@ -146,7 +162,9 @@ class Cluster:
                 agent.quarantine_told = 0.0
                 agent.backoff_seen = 0
                 agent.suspects = dict.fromkeys(agent.withdrawn)
-            agent.synced = True
+            if not agent.synced:
+                agent.synced = True
+                self.keeping.came()
             gone = [Digest(digest) for digest in agent.held if digest not in added]
         for digest in gone:
             self.copies.lost(agent, digest)
@@ -155,6 +173,8 @@ class Cluster:
                 swarm.got_whole(agent.key)
             # A full list says what is there, not that a suspect was checked again.
             self.copies.held(agent, digest, size, checked=not poll.full)
+        if poll.kept is not None:
+            self.keeping.told(agent, poll.kept)
         now = self.now()
         for name in poll.names:
             parse(name.digest)
@@ -223,14 +243,6 @@ class Cluster:
             self.copies.ask(swarm)
         self.settle(swarm, outcome)
         return swarm
-
-    def due(self, swarm: Swarm, agent: Agent, poll: wire.BoardPoll) -> bool:
-        """Whether *agent* is to be answered at once."""
-        return self.answers.due(swarm, agent, poll)
-
-    def view(self, swarm: Swarm, agent: Agent, since: int, generation: int | None, *, news: bool = True) -> Raw:
-        """What *agent* is told of a board; see Answers."""
-        return self.answers.view(swarm, agent, since, generation, news=news)
 
     def publish(self, agent: Agent, said: wire.Publish) -> Swarm:
         """Hashes of a window. Raises Outdated, BadHashes."""
@@ -389,19 +401,7 @@ class Cluster:
         due = min((at for at in times if at is not None), default=None)
         self.alarm.set(("board", swarm.digest), due, lambda: self._due(swarm))
 
-    # -- announces (BEP 3), reports, names ---------------------------------------------------------
-
-    def announce(self, asked: Announce, visitor: Visitor) -> tuple[Counts, list[Told]]:
-        """A BitTorrent client announces a sealed blob. Raises Unknown."""
-        return self.announcers.announce(asked, visitor)
-
-    def counts(self, swarm: Swarm) -> Counts:
-        """What a scrape tells of *swarm* (BEP 48)."""
-        return counts(swarm)
-
-    def corrupt(self, reporter: Agent, said: wire.Corrupt, ip: str) -> None:
-        """A peer sent *reporter* pieces that do not match. *ip*: the canonical address of that peer."""
-        self.court.corrupt(reporter, said, ip)
+    # -- what is told to all ---------------------------------------------------------
 
     def backoff(self, agent: Agent, host: str, seconds: float) -> None:
         """An upstream asked *agent* to wait: tell all, for as long as its word is worth."""

@@ -20,6 +20,9 @@ MOST = 64
 IMAGES = 64
 """Images of one order at most."""
 
+MOST_KEEPERS = 10_000
+"""Copies of an image that can be ordered to stay."""
+
 KEEP = 3600.0
 """Seconds for which an order that nobody looks at any more is kept."""
 
@@ -42,6 +45,10 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     count: int = 0
     """So many agents, spread over zones; 0: all."""
     percent: float = 0.0
+    keep: int | None = None
+    """So many agents keep the images from now on; 0: nobody, and nothing is brought anywhere. None: none is kept."""
+    serial: int = 0
+    """Milliseconds since 1970: of two orders to keep the same image the later one counts."""
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -112,6 +119,11 @@ class Preheats:
             entry.agents[one.key] = Told(name=one.name, zone=one.zone)
         return list(entry.agents)
 
+    def order(self, identity: str) -> Order | None:
+        """The order of that id."""
+        entry = self._entries.get(identity)
+        return entry.order if entry is not None else None
+
     def due(self, key: str, session: str) -> tuple[wire.Preheat, ...]:
         """What the agent *key* has not been told in this *session*."""
         found = []
@@ -173,6 +185,8 @@ class Preheats:
 
 def choose(order: Order, candidates: Iterable[Candidate]) -> list[Candidate]:
     """The agents that shall have what is ordered; a part of them is spread evenly over the zones."""
+    if order.keep == 0:
+        return []
     fitting = [
         one
         for one in candidates
@@ -209,6 +223,10 @@ def check(order: Order) -> str:
         return "platform must be os/architecture"
     if order.count < 0 or not 0 <= order.percent <= 100:
         return "count must be 0 or more, percent 0 to 100"
+    if order.keep is not None and (not 0 <= order.keep <= MOST_KEEPERS or order.serial <= 0):
+        return f"keep must be 0 to {MOST_KEEPERS}, and serial milliseconds since 1970"
+    if order.keep is not None and order.nodes:
+        return "keepers are chosen by labels or zone: a node that takes over has another name"
     return ""
 
 

@@ -40,6 +40,10 @@ class Warming:
         """*agent* is gone."""
         self._preheats.left(agent.key, self._now())
 
+    def known(self, identity: str) -> Order | None:
+        """The order of that id."""
+        return self._preheats.order(identity)
+
     def progress(self, identity: str) -> Progress | None:
         """How far an order is; None if it is not known."""
         return self._preheats.progress(identity, self._now())

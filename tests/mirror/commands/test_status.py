@@ -71,6 +71,19 @@ def test_nothing_is_cut_at_80_columns_and_images_come_first() -> None:
     assert shown.index("images (1)") < shown.index("agents (1)") < shown.index("layers on the way in (1)")
 
 
+def test_who_keeps_an_image_and_who_does_not() -> None:
+    keepers = {LONG: "whole", "node-b": "fetching", "node-c": "away"}
+    one = {
+        "image": IMAGE["names"][0], "platform": "", "copies": 3, "whole": 1, "keepers": keepers,
+        "failed": {"node-d": "it takes 6.0 MiB beside 0.0 MiB that are kept already"},
+    }  # fmt: skip
+    shown = text(told(state=STATE | {"kept": [one]}))
+    assert max(map(len, shown.splitlines())) <= 80, shown
+    flat = " ".join(shown.split())
+    assert f"1 of 3 copies, by {LONG}, node-b (fetching), node-c (away)" in flat
+    assert "! node-d does not keep it: it takes 6.0 MiB" in flat
+
+
 def test_who_has_no_tracker_is_named_with_the_reason() -> None:
     turned = {"address": "10.0.0.9", "reason": "10.0.0.9 is no member"}
     rival = {"key": "10.0.0.7:6881", "taken": "node-a", "refused": "node-b"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -203,4 +204,8 @@ def test_a_cluster_of_two_trackers() -> None:
     assert merged.failures == {"busy": 3, "broken": 1}
     assert (merged.quarantined, merged.blame) == ({"k": bad}, (blamed,))
     assert merge_views([there], Ask()) is there
+    old = views.Kept(image="a", platform="", copies=2, whole=2, serial=1)
+    few, many = replace(old, serial=2, whole=1), replace(old, serial=2, whole=2)
+    for parts in itertools.permutations([cluster(kept={"a ": one}) for one in (old, few, many)]):
+        assert merge_views(list(parts), Ask()).kept == {"a ": many}
     assert merge_views([there, replace(there)], Ask()).blame == (blamed,)

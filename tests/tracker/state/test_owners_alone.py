@@ -30,6 +30,7 @@ from tracker.state.channels import Channels
 from tracker.state.copies import Copies
 from tracker.state.court import Court
 from tracker.state.history import History
+from tracker.state.keeping import Keeping
 from tracker.state.sessions import Sessions
 from tracker.state.swarms import Swarm, Swarms
 from tracker.state.tagging import Tagging
@@ -193,8 +194,9 @@ async def test_an_open_channel_is_answered_once_there_is_something_to_say(desk: 
 
 async def test_a_channel_tells_each_thing_once(desk: Desk) -> None:
     backoffs, history, warming = Backoffs(), History(), Warming(desk.agents, desk.noted.say, desk.alarm.now)
+    keeping = Keeping(desk.agents, desk.alarm, desk.noted.say, lambda _key: True, lambda _ip: None, 60.0)
     channels = Channels(
-        desk.alarm.now, 0.0, desk.copies, desk.trust, backoffs, history, warming, desk.noted.note, desk.agents
+        desk.alarm.now, 0.0, desk.copies, desk.trust, backoffs, history, warming, keeping, desk.noted.note, desk.agents
     )
     agent = desk.agent(1)
     answer = channels.news_for(agent)

@@ -57,6 +57,15 @@ function upstreams(data) {
     failed.map(([why, count]) => h("li", { "data-key": why }, `Upstream ${(WHY[why] ?? [why])[0]} ${plural(count, "time")} since this tracker started. `, h("span.soft", (WHY[why] ?? ["", ""])[1]))));
 }
 
+function kept(data) {
+  const columns = [["Image"], ["Copies"], ["Nodes"]];
+  return section("Kept images", "never evicted on these nodes", table("Kept images", columns, Object.entries(data.kept).map(([name, one]) => [
+    name, h("span.mono", one.platform ? `${one.image} ${one.platform}` : one.image),
+    one.whole < one.copies ? h("span.bad", `${one.whole} of ${one.copies}`) : `${one.whole} of ${one.copies}`,
+    [Object.entries(one.keepers).map(([node, state]) => state === "whole" ? node : `${node} (${state})`).sort().join(", "),
+      Object.entries(one.failed).map(([node, reason]) => h("span.bad", ` ${node} does not keep it: ${reason}`))]])));
+}
+
 function trackers(data) {
   return table("Trackers", [["Tracker"], ["State"], ["Agents", "number"], ["Up for", "number"]], Object.entries(data.replicas).map(([url, replica]) => [
     url, h("span.mono", url || "this one"), replica.error ? h("span.bad", replica.error) : replica.ready ? "ready" : "not ready",
@@ -73,6 +82,7 @@ export function draw(data, { redraw }) {
     section("Bytes in the last hour", h("span.legend", {}, h("span.key.p", { "aria-hidden": "true" }), "from peers ", h("span.key.u", { "aria-hidden": "true" }), "from upstream"),
       plot(data.hour, data.now, redraw),
       h("details", {}, h("summary", "The same as figures"), table("Bytes in the last hour, by five minutes", [["From"], ["From upstream", "number"], ["From peers", "number"]], figures(data.hour, data.now), { stack: false }))),
+    Object.keys(data.kept).length && kept(data),
     section("Latest layers", h("a", { href: "#/swarms" }, "all layers"), data.active.order.length ? swarmTable("Latest layers", data.active) : nothing.swarms()),
     h("div.two", {},
       h("div", {}, section("Agents by zone", h("a", { href: "#/agents" }, "all agents"), data.agents.total ? zones(data) : nothing.agents())),
