@@ -261,7 +261,7 @@ def calm(loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = time.mono
 
 def front_of(
     settings: MirrorSettings,
-    swarm: blobs.Swarm,
+    swarm: blobs.Node,
     upstream: Upstream,
     metrics: FrontMetrics,
     stack: AsyncExitStack,

@@ -36,7 +36,7 @@ from swarm.storage.hashing import Hasher
 from swarm.storage.kept import Kept
 from swarm.storage.store import Store
 from swarm.tracking.caller import Caller
-from swarm.tracking.tags import Names
+from swarm.tracking.tags import Tags
 from swarm.tracking.trackers import Link, Trackers
 from swarm.upstream.source import Source
 
@@ -88,7 +88,7 @@ class Node:
         self._lane = Lane(self._give, identity)
         caller = Caller(identity, settings.address, settings.pod)
         self._trackers = Trackers(settings.trackers, settings.name, self, caller)
-        self.names = Names(settings.store / "names.json", settings.names_keep, self._trackers, identity=identity)
+        self.names = Tags(settings.store / "names.json", settings.names_keep, self._trackers, identity=identity)
         accuser = self._accuser = Accuser(self._trackers, self.metrics, self._spawn)
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="shoal-io")
         self._tasks: set[asyncio.Task[Any]] = set()

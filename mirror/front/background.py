@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from mirror.front.blobs import Blob, Swarm
+from mirror.front.blobs import Blob, Node
 from mirror.metrics import FrontMetrics
 from swarm.blob.digest import Digest
 from swarm.blob.errors import SwarmError
@@ -30,7 +30,7 @@ class Background:
     *rate*: bytes per second of all prefetches together; 0: no bound.
     """
 
-    def __init__(self, swarm: Swarm, metrics: FrontMetrics, workers: int = WORKERS, rate: float = 0.0) -> None:
+    def __init__(self, swarm: Node, metrics: FrontMetrics, workers: int = WORKERS, rate: float = 0.0) -> None:
         self._swarm = swarm
         self._metrics = metrics
         self._workers = workers

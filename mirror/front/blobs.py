@@ -1,6 +1,6 @@
 """What the front end needs from the swarm below it: only shapes.
 
-`swarm.node.Swarm` fulfils them, and so does the small real swarm of the tests, which reads files.
+`swarm.node.Node` fulfils them, and so does the small real swarm of the tests, which reads files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from swarm.fetch.reading import Span
 from swarm.tracking.tags import Meaning, Resolved
 from swarm.upstream.source import Source
 
-__all__ = ["Blob", "Names", "Span", "Swarm"]
+__all__ = ["Blob", "Node", "Span", "Tags"]
 
 
 class Blob(Protocol):
@@ -27,18 +27,18 @@ class Blob(Protocol):
         """The bytes [start, stop) in order, as spans. Raises SwarmError in the middle: break the body off."""
 
 
-class Names(Protocol):
+class Tags(Protocol):
     """What tags mean in this cluster."""
 
     async def resolve(self, name: str, ttl: float, ask: Callable[[], Awaitable[Meaning]]) -> Resolved:
         """What *name* means, at most *ttl* seconds old, or stale. Raises SourceError if nobody knows."""
 
 
-class Swarm(Protocol):
+class Node(Protocol):
     """The blobs that this node can read."""
 
     @property
-    def names(self) -> Names: ...
+    def names(self) -> Tags: ...
 
     @property
     def ready(self) -> bool: ...

@@ -20,7 +20,7 @@ from aiohttp import web
 from mirror.errors import BodyAborted, RangeUnsatisfiable
 from mirror.front import passthrough
 from mirror.front.access import AuthCache, Standing
-from mirror.front.blobs import Blob, Span, Swarm
+from mirror.front.blobs import Blob, Node, Span
 from mirror.front.ranges import ContentRange, Range, resolve
 from mirror.front.requestlog import REQUEST_LOG, RequestLog
 from mirror.front.sending import send_spans
@@ -74,7 +74,7 @@ class BlobRequest:
 class Bodies:
     """What it takes to answer with a blob's bytes. *begun*: the digests that were answered a while ago."""
 
-    swarm: Swarm
+    swarm: Node
     begun: AuthCache = field(default_factory=lambda: AuthCache(BEGUN_FOR, bound=16384))
 
     async def answer(self, asked: BlobRequest) -> web.StreamResponse:

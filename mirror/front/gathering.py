@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mirror.front import tags
-from mirror.front.blobs import Swarm
+from mirror.front.blobs import Node
 from mirror.front.images import Images, Part, blobs_of, entries, platform_of
 from mirror.front.sending import read_span
 from mirror.upstream import manifests
@@ -63,7 +63,7 @@ def chosen(index: dict[str, Any], wanted: str) -> Digest:
 class Gathering:
     """See the module. One for all orders of an agent."""
 
-    def __init__(self, swarm: Swarm, upstream: Upstream, images: Images | None = None) -> None:
+    def __init__(self, swarm: Node, upstream: Upstream, images: Images | None = None) -> None:
         """*images*: is shown the manifests that go by."""
         self._swarm, self._upstream, self._images = swarm, upstream, images or Images()
         self._gate = asyncio.Semaphore(AT_ONCE)

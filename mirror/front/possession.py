@@ -14,7 +14,7 @@ from typing import cast
 
 from cachetools import LRUCache
 
-from mirror.front.blobs import Blob, Span, Swarm
+from mirror.front.blobs import Blob, Node, Span
 from mirror.front.passthrough import ranged
 from mirror.front.sending import read_span
 from swarm.blob.digest import Digest
@@ -36,7 +36,7 @@ class Possession:
     def __init__(self) -> None:
         self._shown: LRUCache[Hashable, None] = LRUCache(_KNOWN)
 
-    async def prove(self, key: Hashable, digest: Digest, source: Source, swarm: Swarm) -> None:
+    async def prove(self, key: Hashable, digest: Digest, source: Source, swarm: Node) -> None:
         """Raises SourceRefused if *source* does not show bytes of *digest*; SourceError, SwarmError otherwise.
 
         Who showed them once need only say yes from then on: a digest's bytes never change.

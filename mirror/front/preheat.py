@@ -22,7 +22,7 @@ TELL_EVERY = 1.0
 
 
 class Telling(Protocol):
-    """Says how far an order is: `Swarm.tell_preheat`."""
+    """Says how far an order is: `Node.tell_preheat`."""
 
     def __call__(
         self, identity: str, state: str, done: int, total: int, sources: dict[str, int], error: str = ""

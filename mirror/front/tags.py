@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from mirror.front.blobs import Names
+from mirror.front.blobs import Tags
 from mirror.upstream.client import Upstream
 from swarm.blob.errors import SourceBroken, SourceRefused
 from swarm.tracking.tags import Meaning
@@ -58,7 +58,7 @@ async def _head(upstream: Upstream, ns: str, repository: str, tag: str, deadline
         raise SourceBroken(f"{ns} did not answer within {deadline:g} s") from None
 
 
-async def resolve(names: Names, upstream: Upstream, ns: str, repository: str, tag: str, ttl: float) -> Named:
+async def resolve(names: Tags, upstream: Upstream, ns: str, repository: str, tag: str, ttl: float) -> Named:
     """What *tag* means. Raises SourceError if upstream does not say and nothing is known."""
 
     async def ask() -> Meaning:

@@ -35,7 +35,7 @@ _NO_PUNCH = {errno.EOPNOTSUPP, errno.ENOSYS}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Layout:
+class Directory:
     """The paths under one store directory."""
 
     def __init__(self, root: Path) -> None:
@@ -44,6 +44,7 @@ class Layout:
         self.metas = root / "meta" / "sha256"
         self.stagings = root / "staging"
         self.trash = root / "trash"
+        self.rooms = (self.blobs, self.metas, self.stagings, self.trash)
 
     def blob(self, digest: Digest) -> Path:
         """The complete blob."""
@@ -83,41 +84,41 @@ class FoundPartial:
     used: float
 
 
-def make(layout: Layout) -> bool:
+def make(directory: Directory) -> bool:
     """Make those directories that are not there; whether any was missing. Raises OSError."""
-    missing = [path for path in (layout.blobs, layout.metas, layout.stagings, layout.trash) if not path.is_dir()]
+    missing = [path for path in directory.rooms if not path.is_dir()]
     for path in missing:
         path.mkdir(parents=True, exist_ok=True)
     return bool(missing)
 
 
-def prepare(layout: Layout) -> int:
+def prepare(directory: Directory) -> int:
     """Make the directories and take the lock: its descriptor. Raises StoreUnusable."""
     try:
-        make(layout)
-        fd = os.open(layout.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        make(directory)
+        fd = os.open(directory.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise StoreUnusable(f"store directory {layout.root}: {error.strerror}") from None
+        raise StoreUnusable(f"store directory {directory.root}: {error.strerror}") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(fd)
-        raise StoreUnusable(f"store directory {layout.root} is in use by another process") from None
+        raise StoreUnusable(f"store directory {directory.root} is in use by another process") from None
     return fd
 
 
-def scan(layout: Layout) -> tuple[list[FoundBlob], list[FoundPartial]]:
+def scan(directory: Directory) -> tuple[list[FoundBlob], list[FoundPartial]]:
     """What a former process left. Deletes what it had begun and cannot be used."""
-    for path in layout.trash.iterdir():
+    for path in directory.trash.iterdir():
         clear(path)
-    blobs = _scan_blobs(layout)
-    partials = _scan_stagings(layout, {blob.digest for blob in blobs})
+    blobs = _scan_blobs(directory)
+    partials = _scan_stagings(directory, {blob.digest for blob in blobs})
     return blobs, partials
 
 
-def _scan_blobs(layout: Layout) -> list[FoundBlob]:
+def _scan_blobs(directory: Directory) -> list[FoundBlob]:
     found = []
-    for path in layout.blobs.iterdir():
+    for path in directory.blobs.iterdir():
         digest = _named(path.name)
         if digest is None or not path.is_file() or path.is_symlink():
             _discard(path)
@@ -125,26 +126,26 @@ def _scan_blobs(layout: Layout) -> list[FoundBlob]:
         stamp = stamp_of(path.stat())
         meta, used = None, stamp.mtime_ns / 1e9
         with contextlib.suppress(OSError):
-            meta = decode_meta(layout.meta(digest).read_bytes())
-            used = layout.meta(digest).stat().st_mtime
+            meta = decode_meta(directory.meta(digest).read_bytes())
+            used = directory.meta(digest).stat().st_mtime
         if meta is not None and len(meta.hashes) != 20 * geometry(stamp.size).pieces:
             meta = None
         found.append(FoundBlob(digest, stamp, meta if meta and meta.stamp == stamp else None, used))
-    known = {layout.meta(blob.digest).name for blob in found}
-    for path in layout.metas.iterdir():
+    known = {directory.meta(blob.digest).name for blob in found}
+    for path in directory.metas.iterdir():
         if path.name not in known:
             _discard(path)
     return found
 
 
-def _scan_stagings(layout: Layout, complete: set[Digest]) -> list[FoundPartial]:
+def _scan_stagings(directory: Directory, complete: set[Digest]) -> list[FoundPartial]:
     found = []
     kept: set[str] = set()
-    for path in layout.stagings.iterdir():
+    for path in directory.stagings.iterdir():
         digest = _named(path.name)
         if digest is None or digest in complete or not path.is_file() or path.is_symlink():
             continue
-        log = layout.log(digest)
+        log = directory.log(digest)
         with contextlib.suppress(OSError):
             stat = path.stat()
             parsed = parse_log(log.read_bytes())
@@ -153,7 +154,7 @@ def _scan_stagings(layout: Layout, complete: set[Digest]) -> list[FoundPartial]:
                 used = log.stat().st_mtime
                 found.append(FoundPartial(digest, stat.st_size, stat.st_blocks * 512, pieces, used))
                 kept |= {path.name, log.name}
-    for path in layout.stagings.iterdir():
+    for path in directory.stagings.iterdir():
         if path.name not in kept:
             _discard(path)
     return found
@@ -259,18 +260,18 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
 
 
-def commit(layout: Layout, digest: Digest, fd: int, hashes: bytes) -> Stamp:
+def commit(directory: Directory, digest: Digest, fd: int, hashes: bytes) -> Stamp:
     """Give the staged file its name among the complete blobs: its stamp. Raises StoreFull; undone then."""
-    final, temporary = layout.blob(digest), layout.blobs / f".{hex_of(digest)}.new"
+    final, temporary = directory.blob(digest), directory.blobs / f".{hex_of(digest)}.new"
     try:
         os.fdatasync(fd)
         stamp = stamp_of(os.fstat(fd))
-        write_whole(layout.meta(digest), encode_meta(stamp, hashes))
-        _sync_directory(layout.metas)
+        write_whole(directory.meta(digest), encode_meta(stamp, hashes))
+        _sync_directory(directory.metas)
         clear(temporary)
-        temporary.hardlink_to(layout.staging(digest))
+        temporary.hardlink_to(directory.staging(digest))
         _take_name(temporary, final)
-        _sync_directory(layout.blobs)
+        _sync_directory(directory.blobs)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -309,18 +310,18 @@ def punch(fd: int, spans: Iterable[tuple[int, int]]) -> bool:
 
 
 def thin(
-    layout: Layout, digest: Digest, size: int, pieces: Mapping[int, bytes], spans: Iterable[tuple[int, int]]
+    directory: Directory, digest: Digest, size: int, pieces: Mapping[int, bytes], spans: Iterable[tuple[int, int]]
 ) -> tuple[int, Stamp, bool]:
     """Punch *spans* out of a partial blob that keeps *pieces*: (bytes it takes then, its stamp, could it be done).
 
     Raises OSError.
     """
-    log_fd = os.open(layout.log(digest), os.O_RDWR | os.O_CLOEXEC)
+    log_fd = os.open(directory.log(digest), os.O_RDWR | os.O_CLOEXEC)
     try:
         rewrite_log(log_fd, size, pieces)
     finally:
         os.close(log_fd)
-    fd = os.open(layout.staging(digest), os.O_RDWR | os.O_CLOEXEC)
+    fd = os.open(directory.staging(digest), os.O_RDWR | os.O_CLOEXEC)
     try:
         punched = punch(fd, spans)
         stat = os.fstat(fd)

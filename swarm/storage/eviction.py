@@ -35,7 +35,7 @@ class Eviction:
     def __init__(
         self,
         books: Books,
-        layout: disk.Layout,
+        directory: disk.Directory,
         workers: Workers,
         trash: Trash,
         *,
@@ -48,7 +48,7 @@ class Eviction:
         """Blobs and windows evicted since the start."""
         self.can_punch = True
         """Whether the file system can give back parts of a file."""
-        self._books, self._layout, self._workers, self._trash = books, layout, workers, trash
+        self._books, self._directory, self._workers, self._trash = books, directory, workers, trash
         self._budget, self._reserve_free = budget, reserve_free
         self._remove = remove
         self._spared = spared
@@ -118,7 +118,7 @@ class Eviction:
         async with part.lock:
             try:
                 allocated, stamp, punched = await self._workers.run(
-                    disk.thin, self._layout, part.digest, part.size, dict(part.pieces), spans
+                    disk.thin, self._directory, part.digest, part.size, dict(part.pieces), spans
                 )
             except OSError as error:
                 log.warning("cannot-thin", extra={"fields": {"digest": part.digest, "error": error.strerror}})
@@ -133,7 +133,7 @@ class Eviction:
         over = self._books.used - self._budget
         if coming := self._books.coming:
             try:
-                stat = os.statvfs(self._layout.root)
+                stat = os.statvfs(self._directory.root)
             except OSError as error:
                 raise translate(error) from None
             free = stat.f_bavail * stat.f_frsize + self._trash.bytes
@@ -180,7 +180,7 @@ class Eviction:
 
     def _delete(self, part: PartialRecord) -> None:
         del self._books.partials[part.digest]
-        self._trash.throw_away([self._layout.staging(part.digest), self._layout.log(part.digest)], part.cost)
+        self._trash.throw_away([self._directory.staging(part.digest), self._directory.log(part.digest)], part.cost)
 
 
 async def _all(jobs: list[Coroutine[Any, Any, None]]) -> None:

@@ -34,8 +34,10 @@ class Verdicts(Protocol):
 class Recheck:
     """The checks under way of one store."""
 
-    def __init__(self, books: Books, layout: disk.Layout, workers: Workers, hasher: Hasher, verdicts: Verdicts) -> None:
-        self._books, self._layout, self._workers, self._hasher = books, layout, workers, hasher
+    def __init__(
+        self, books: Books, directory: disk.Directory, workers: Workers, hasher: Hasher, verdicts: Verdicts
+    ) -> None:
+        self._books, self._directory, self._workers, self._hasher = books, directory, workers, hasher
         self._verdicts = verdicts
 
     def doubt(self, blob: BlobRecord) -> None:
@@ -66,7 +68,7 @@ class Recheck:
         task.add_done_callback(partial(_checked, blob))
 
     async def _read(self, blob: BlobRecord, idle: bool) -> bool:
-        read = partial(disk.read_sums, self._layout.blob(blob.digest))
+        read = partial(disk.read_sums, self._directory.blob(blob.digest))
         for _ in range(CHECKS):
             try:
                 found = await self._hasher.run(read, idle=idle)
@@ -100,7 +102,7 @@ class Recheck:
         # Not written: read once more after a restart.
         with contextlib.suppress(OSError):
             content = encode_meta(blob.stamp, blob.hashes)
-            await self._workers.run(disk.write_whole, self._layout.meta(blob.digest), content)
+            await self._workers.run(disk.write_whole, self._directory.meta(blob.digest), content)
 
 
 def _checked(blob: BlobRecord, task: asyncio.Task[bool]) -> None:

@@ -67,14 +67,14 @@ class Store:
         self.hasher = hasher or Hasher()
         self._owns_hasher = hasher is None
         self._clock = clock
-        self._layout = disk.Layout(root)
+        self._directory = disk.Directory(root)
         self._books = Books()
         self._changes = Changes()
         self._workers = Workers()
-        self._trash = Trash(self._layout.trash, self._workers)
+        self._trash = Trash(self._directory.trash, self._workers)
         self._eviction = Eviction(
             self._books,
-            self._layout,
+            self._directory,
             self._workers,
             self._trash,
             budget=budget,
@@ -82,7 +82,7 @@ class Store:
             remove=self._remove,
             spared=spared,
         )
-        self._recheck = Recheck(self._books, self._layout, self._workers, self.hasher, self)
+        self._recheck = Recheck(self._books, self._directory, self._workers, self.hasher, self)
         self._memory = Memory(self._workers)
         self._lock_fd = -1
         self._closing = False
@@ -99,8 +99,8 @@ class Store:
 
         Blobs whose file is not as it was verified are read again in the background: see `on_change`.
         """
-        self._lock_fd = await self._workers.run(disk.prepare, self._layout)
-        blobs, partials = await self._workers.run(disk.scan, self._layout)
+        self._lock_fd = await self._workers.run(disk.prepare, self._directory)
+        blobs, partials = await self._workers.run(disk.scan, self._directory)
         for found in blobs:
             blob = BlobRecord(
                 found.digest, found.stamp, found.meta.hashes if found.meta else b"", found.used, found.used
@@ -129,7 +129,7 @@ class Store:
         await self._workers.drain()
         for blob in self._books.blobs.values():
             if blob.used > blob.saved:
-                await self._workers.run(_save_use, self._layout.meta(blob.digest), blob.used)
+                await self._workers.run(_save_use, self._directory.meta(blob.digest), blob.used)
         if self._owns_hasher:
             self.hasher.close()
         await self._workers.close()
@@ -147,7 +147,7 @@ class Store:
         if blob.suspect:
             self._recheck.doubt(blob)
             return None
-        path = self._layout.blob(digest)
+        path = self._directory.blob(digest)
         file = blob.open_file
         fd = -1
         try:
@@ -235,7 +235,7 @@ class Store:
         if digest in self._books.staged:
             raise ValueError(f"already staged: {digest}")
         old = self._books.partials.pop(digest, None)
-        staged = self._books.staged[digest] = Staged(self, digest, size, self._layout.staging(digest))
+        staged = self._books.staged[digest] = Staged(self, digest, size, self._directory.staging(digest))
         staged.promised = staged.before = old.cost if old else 0
         try:
             if old:
@@ -296,7 +296,7 @@ class Store:
         file.enter()
         try:
             await self._workers.to_end(self._finish(staged, file, hashes))
-            return BlobHandle(staged.digest, staged.size, self._layout.blob(staged.digest), hashes, "disk", file)
+            return BlobHandle(staged.digest, staged.size, self._directory.blob(staged.digest), hashes, "disk", file)
         finally:
             file.leave()
 
@@ -355,7 +355,7 @@ class Store:
         Raises StoreFull if they cannot be made.
         """
         try:
-            missing = await self._workers.run(disk.make, self._layout)
+            missing = await self._workers.run(disk.make, self._directory)
         except OSError as error:
             if not self.trouble:
                 # Told once, and without a traceback: whoever took the directory away knows how.
@@ -370,7 +370,7 @@ class Store:
                     held.close()
 
     async def _open_staged(self, staged: Staged, pieces: dict[int, bytes]) -> None:
-        log_path = self._layout.log(staged.digest)
+        log_path = self._directory.log(staged.digest)
         if pieces:
             fd, log_fd = await self._workers.run(disk.reopen, staged.path, log_path, staged.size, pieces)
         else:
@@ -379,7 +379,7 @@ class Store:
 
     async def _finish(self, staged: Staged, file: OpenFile, hashes: bytes) -> None:
         await self._make_directories()
-        stamp = await self._workers.run(disk.commit, self._layout, staged.digest, file.fd, hashes)
+        stamp = await self._workers.run(disk.commit, self._directory, staged.digest, file.fd, hashes)
         old = self._books.blobs.pop(staged.digest, None)
         if old and old.checking:
             old.checking.cancel()
@@ -416,7 +416,7 @@ class Store:
             staged.named = False
             blob = self._books.blobs.get(staged.digest)
             size = 0 if blob and blob.file is staged.file else staged.allocated()
-            self._trash.throw_away([staged.path, self._layout.log(staged.digest)], size)
+            self._trash.throw_away([staged.path, self._directory.log(staged.digest)], size)
             self._workers.spawn(self._workers.run(staged.close_log))
 
     def _remove(self, blob: BlobRecord) -> None:
@@ -428,14 +428,14 @@ class Store:
             self._trash.await_too(blob.checking)
         self._changes.tell(blob.digest, None)  # first: nobody is promised a blob that is no longer there
         # The name before the meta: killed in between, a meta alone is rubbish, a blob alone is read again.
-        paths = [self._layout.blob(blob.digest), self._layout.meta(blob.digest)]
+        paths = [self._directory.blob(blob.digest), self._directory.meta(blob.digest)]
         self._trash.throw_away(paths, 0 if blob.open_file else cost(blob.stamp.size))
 
     def _use(self, blob: BlobRecord) -> None:
         blob.used = self._clock()
         if blob.used - blob.saved >= SAVE_USE:
             blob.saved = blob.used
-            self._workers.submit(_save_use, self._layout.meta(blob.digest), blob.used)
+            self._workers.submit(_save_use, self._directory.meta(blob.digest), blob.used)
 
 
 def _save_use(meta: Path, used: float) -> None:

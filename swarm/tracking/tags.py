@@ -62,7 +62,7 @@ class _Saved(msgspec.Struct):
     """Whether this agent heard it from upstream itself: only that is told to trackers."""
 
 
-class Names:
+class Tags:
     """Meanings of tags. *path*: where they survive a restart. *keep*: seconds for which a stale one answers."""
 
     def __init__(

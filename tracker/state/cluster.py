@@ -33,7 +33,7 @@ from tracker.state.keeping import Keeping, Labels
 from tracker.state.sessions import Note, Sessions
 from tracker.state.swarms import Swarm, Swarms
 from tracker.state.tagging import Tagging
-from tracker.state.tags import Names
+from tracker.state.tags import Meanings
 from tracker.state.trust import Backoffs, Budgets, Trust
 from tracker.state.warming import Warming
 
@@ -86,7 +86,7 @@ class Cluster:
                 proven=self.trust.proven,
             ),
         )
-        self.names = Names(settings.names_keep, settings.max_names)
+        self.names = Meanings(settings.names_keep, settings.max_names)
         self.images = Images()
         self.backoffs = Backoffs()
         self.budgets = Budgets()

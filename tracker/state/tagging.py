@@ -12,7 +12,7 @@ from swarm.protocol import wire
 from swarm.protocol.blame import Blame
 from tracker.state.agents import Agent, Agents
 from tracker.state.court import Court
-from tracker.state.tags import Names, Verdict
+from tracker.state.tags import Meanings, Verdict
 from tracker.state.trust import Trust
 
 log = logging.getLogger("shoal.tracker")
@@ -23,7 +23,7 @@ class Tagging:
 
     def __init__(
         self,
-        names: Names,
+        names: Meanings,
         agents: Agents,
         trust: Trust,
         court: Court,

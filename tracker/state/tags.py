@@ -112,7 +112,7 @@ class _Record:
         return [lease for lease in self.leases.values() if lease.until > now]
 
 
-class Names:
+class Meanings:
     """Names and their meanings. *keep*: seconds for which an unused one is remembered; *cap*: how many."""
 
     def __init__(self, keep: float, cap: int) -> None:

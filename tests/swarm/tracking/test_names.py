@@ -10,7 +10,7 @@ import pytest
 from swarm.blob.errors import SourceBroken, SourceBusy, SourceError, SourceRefused
 from swarm.protocol import wire
 from swarm.tracking import tags as module
-from swarm.tracking.tags import Meaning, Names, Resolved
+from swarm.tracking.tags import Meaning, Resolved, Tags
 from swarm.tracking.trackers import Trackers
 from tests.parts.harbour import Nobody
 from tests.parts.talk import digest_of
@@ -32,9 +32,9 @@ class Node:
         self.asked = 0
         self.names = self.started()
 
-    def started(self) -> Names:
+    def started(self) -> Tags:
         """Another process, on the same file."""
-        return Names(self.path, self.keep, Trackers((), "node", Nobody()), clock=lambda: self.now)
+        return Tags(self.path, self.keep, Trackers((), "node", Nobody()), clock=lambda: self.now)
 
     async def ask(self) -> Meaning:
         """Upstream."""

@@ -34,7 +34,7 @@ from tracker.state.keeping import Keeping
 from tracker.state.sessions import Sessions
 from tracker.state.swarms import Swarm, Swarms
 from tracker.state.tagging import Tagging
-from tracker.state.tags import Names
+from tracker.state.tags import Meanings
 from tracker.state.trust import Backoffs, Trust
 from tracker.state.warming import Warming
 
@@ -217,7 +217,9 @@ async def test_a_channel_tells_each_thing_once(desk: Desk) -> None:
 
 
 async def test_two_who_were_chosen_give_a_tag_its_meaning_and_those_who_wait_are_woken(desk: Desk) -> None:
-    tagging = Tagging(Names(60.0, 100), desk.agents, desk.trust, desk.court, desk.noted.say, desk.alarm.now, Random(1))
+    tagging = Tagging(
+        Meanings(60.0, 100), desk.agents, desk.trust, desk.court, desk.noted.say, desk.alarm.now, Random(1)
+    )
     agents = {agent.key: agent for agent in map(desk.agent, range(1, 6))}
     for agent in agents.values():
         agent.synced, agent.channels = True, 1

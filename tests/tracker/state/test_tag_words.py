@@ -23,7 +23,7 @@ from swarm.identity.authority import Authority, key_pem, make_authority, new_key
 from swarm.identity.name import Role
 from swarm.identity.tls import Credentials, Identity
 from swarm.protocol import wire
-from swarm.tracking.tags import Meaning, Names
+from swarm.tracking.tags import Meaning, Tags
 from swarm.tracking.trackers import Link, Trackers
 from swarm.tracking.witness import SKEW, Witness
 from tests.parts.harbour import Nobody
@@ -173,7 +173,7 @@ class Asker:
         trackers.pick = lambda digest: self.link  # type: ignore[method-assign]
         self.asked = 0
         self.upstream: Callable[[], Meaning] = lambda: Meaning(OLD, "type", 5)
-        self.names = Names(directory / "names.json", 1000.0, trackers, lambda: AT, identity=identity("me"))
+        self.names = Tags(directory / "names.json", 1000.0, trackers, lambda: AT, identity=identity("me"))
 
     async def ask(self) -> Meaning:
         """Upstream."""

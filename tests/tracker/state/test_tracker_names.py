@@ -11,23 +11,23 @@ import pytest
 from swarm.protocol import wire
 from tests.parts.talk import digest_of, town, until
 from tracker.state import tags as module
-from tracker.state.tags import LEASE, MOST_DECLINED, MOST_OWN, PAUSE, PUSHED, Names, Verdict
+from tracker.state.tags import LEASE, MOST_DECLINED, MOST_OWN, PAUSE, PUSHED, Meanings, Verdict
 
 OLD, NEW = digest_of("old"), digest_of("new")
 NAME = "registry.example/app:latest"
 
 
-def told(names: Names, agent: str, digest: str, now: float) -> list[str]:
+def told(names: Meanings, agent: str, digest: str, now: float) -> list[str]:
     """Upstream says."""
     return names.told(NAME, agent, digest, "type", 5, now)
 
 
-def ask(names: Names, agent: str, now: float, ttl: float = 10.0, since: float | None = None) -> Verdict:
+def ask(names: Meanings, agent: str, now: float, ttl: float = 10.0, since: float | None = None) -> Verdict:
     """An agent that is a member of its own asks."""
     return names.ask(NAME, agent, agent, ttl=ttl, since=now if since is None else since, now=now)
 
 
-def agreed(names: Names, digest: str, now: float) -> None:
+def agreed(names: Meanings, digest: str, now: float) -> None:
     """Two members heard it from upstream, when they were asked."""
     for agent in ("x", "y"):
         assert ask(names, agent, now, ttl=0).resolve
@@ -40,7 +40,7 @@ def digest(verdict: Verdict) -> str | None:
 
 
 def test_two_members_ask_and_the_others_wait_until_they_agree() -> None:
-    names = Names(1000.0, 10)
+    names = Meanings(1000.0, 10)
     assert [ask(names, agent, 0.0).resolve for agent in "abcd"] == [True, True, False, False]
     assert ask(names, "c", 0.0).until == LEASE
     told(names, "a", OLD, 1)
@@ -52,7 +52,7 @@ def test_two_members_ask_and_the_others_wait_until_they_agree() -> None:
 
 
 def test_what_a_member_heard_itself_counts_for_itself() -> None:
-    names = Names(1000.0, 10)
+    names = Meanings(1000.0, 10)
     ask(names, "a", 0.0)
     told(names, "a", OLD, 1)
     assert (ask(names, "a", 5.0).fresh, digest(ask(names, "a", 5.0))) == (True, OLD)
@@ -61,7 +61,7 @@ def test_what_a_member_heard_itself_counts_for_itself() -> None:
 
 
 def test_processes_of_one_member_do_not_agree_with_each_other() -> None:
-    names = Names(1000.0, 10)
+    names = Meanings(1000.0, 10)
     for agent in ("evil:1", "evil:2"):
         names.ask(NAME, agent, "evil", ttl=10, since=0, now=0)
         told(names, agent, OLD, 0)
@@ -71,7 +71,7 @@ def test_processes_of_one_member_do_not_agree_with_each_other() -> None:
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_what_nobody_was_asked_for_changes_nothing(asked: bool) -> None:
-    names = Names(1000.0, 10)
+    names = Meanings(1000.0, 10)
     agreed(names, OLD, 0.0)
     if asked:
         ask(names, "evil", 20.0)
@@ -84,7 +84,7 @@ def test_what_nobody_was_asked_for_changes_nothing(asked: bool) -> None:
 
 
 def test_who_says_something_else_than_two_before_and_after_lied() -> None:
-    names = Names(1000.0, 10)
+    names = Meanings(1000.0, 10)
     ask(names, "a", 0.0)
     assert told(names, "a", OLD, 1.0) == []
     ask(names, "liar", 2.0)
@@ -95,7 +95,7 @@ def test_who_says_something_else_than_two_before_and_after_lied() -> None:
 
 
 def test_a_tag_that_moved_meanwhile_is_nobodys_lie() -> None:
-    names = Names(1000.0, 10)
+    names = Meanings(1000.0, 10)
     ask(names, "a", 0.0)
     told(names, "a", OLD, 1.0)
     ask(names, "b", 2.0)
@@ -108,14 +108,14 @@ def test_a_tag_that_moved_meanwhile_is_nobodys_lie() -> None:
 @pytest.mark.parametrize(("now", "fresh"), [(10.0, True), (10.1, False)])
 def test_an_answer_is_fresh_for_its_ttl(now: float, fresh: bool) -> None:
     """Counted from the question: the tag may have moved while the answer was on its way."""
-    names = Names(1000.0, 10)
+    names = Meanings(1000.0, 10)
     agreed(names, OLD, 0.0)
     assert ask(names, "b", now).fresh is fresh
 
 
 def test_a_meaning_is_as_old_as_the_older_of_those_who_agree() -> None:
     """The newer one may be a liar who repeats what the tag meant before."""
-    names = Names(1000.0, 10)
+    names = Meanings(1000.0, 10)
     ask(names, "a", 0.0)
     told(names, "a", OLD, 0.0)
     ask(names, "b", 9.0)
@@ -125,7 +125,7 @@ def test_a_meaning_is_as_old_as_the_older_of_those_who_agree() -> None:
 
 
 def test_with_a_ttl_of_zero_an_answer_is_shared_only_by_those_who_waited_for_it() -> None:
-    names = Names(1000.0, 10)
+    names = Meanings(1000.0, 10)
     for agent in "ab":
         ask(names, agent, 0.0, ttl=0)
     for agent in "ab":
@@ -135,7 +135,7 @@ def test_with_a_ttl_of_zero_an_answer_is_shared_only_by_those_who_waited_for_it(
 
 
 def test_when_the_lease_ends_another_agent_asks_and_the_late_answer_does_not_replace_a_newer_one() -> None:
-    names = Names(1000.0, 10)
+    names = Meanings(1000.0, 10)
     for agent in ("slow", "slower"):
         ask(names, agent, 0.0)
     for agent in "bc":
@@ -147,7 +147,7 @@ def test_when_the_lease_ends_another_agent_asks_and_the_late_answer_does_not_rep
 
 
 def test_what_two_members_remember_counts_and_never_replaces_something_newer() -> None:
-    names = Names(1000.0, 10)
+    names = Meanings(1000.0, 10)
     assert not names.remember(NAME, "a", NEW, "type", 5, age=10, now=100)
     assert digest(ask(names, "c", 100.0, ttl=1)) is None
     assert names.remember(NAME, "b", NEW, "type", 5, age=12, now=100)
@@ -157,14 +157,14 @@ def test_what_two_members_remember_counts_and_never_replaces_something_newer() -
     assert digest(ask(names, "c", 100.0, ttl=1)) == NEW
 
 
-def remembered(names: Names) -> None:
+def remembered(names: Meanings) -> None:
     """Two members told an old meaning."""
     for member in "xy":
         names.remember(NAME, member, OLD, "type", 5, age=100, now=0)
 
 
 def test_while_upstream_fails_the_last_known_meaning_answers_and_upstream_has_a_pause() -> None:
-    names = Names(1000.0, 10)
+    names = Meanings(1000.0, 10)
     remembered(names)
     for agent in "ab":
         assert ask(names, agent, 0.0, ttl=1).resolve
@@ -176,7 +176,7 @@ def test_while_upstream_fails_the_last_known_meaning_answers_and_upstream_has_a_
 
 
 def test_one_member_that_says_it_failed_does_not_keep_others_from_asking() -> None:
-    names = Names(1000.0, 10)
+    names = Meanings(1000.0, 10)
     remembered(names)
     ask(names, "evil", 0.0, ttl=1)
     names.failed(NAME, "evil", gone=True, now=1)
@@ -185,7 +185,7 @@ def test_one_member_that_says_it_failed_does_not_keep_others_from_asking() -> No
 
 
 def test_a_name_that_is_gone_for_two_is_forgotten() -> None:
-    names = Names(1000.0, 10)
+    names = Meanings(1000.0, 10)
     remembered(names)
     for agent in "ab":
         ask(names, agent, 0.0, ttl=1)
@@ -195,7 +195,7 @@ def test_a_name_that_is_gone_for_two_is_forgotten() -> None:
 
 
 def test_a_meaning_is_kept_for_so_long_and_so_many_are_kept() -> None:
-    names = Names(1000.0, 2)
+    names = Meanings(1000.0, 2)
     agreed(names, OLD, 0.0)
     assert digest(ask(names, "a", 1001.0)) is None
     for name in ("one", "two", "three"):
@@ -204,7 +204,7 @@ def test_a_meaning_is_kept_for_so_long_and_so_many_are_kept() -> None:
 
 
 def test_when_the_agent_that_asks_is_gone_another_one_is_told_to() -> None:
-    names = Names(1000.0, 10)
+    names = Meanings(1000.0, 10)
     for agent in "ab":
         ask(names, agent, 0.0)
     assert names.forget("a") == [NAME]
@@ -290,7 +290,7 @@ class Crowd:
 
 def test_who_looks_a_name_up_first_does_not_thereby_ask_for_all() -> None:
     """Two members that always come first hear no more often than others what upstream said, and define nothing."""
-    names, crowd = Names(1000.0, 10), Crowd(1000)
+    names, crowd = Meanings(1000.0, 10), Crowd(1000)
     for turn in range(100):
         now = 20.0 * turn
         for evil in ("n0", "n1"):
@@ -306,7 +306,7 @@ def test_who_looks_a_name_up_first_does_not_thereby_ask_for_all() -> None:
 
 def test_a_rollout_to_a_thousand_nodes_asks_upstream_twice_per_ttl() -> None:
     """A thousand nodes look one tag up within a minute: two questions for each TTL of ten seconds, twelve in all."""
-    names, crowd = Names(86_400.0, 10), Crowd(1000)
+    names, crowd = Meanings(86_400.0, 10), Crowd(1000)
     questions = 0
     chosen: list[tuple[float, str]] = []
     for place, node in enumerate(crowd.all):
@@ -322,7 +322,7 @@ def test_a_rollout_to_a_thousand_nodes_asks_upstream_twice_per_ttl() -> None:
 
 
 def test_when_one_that_was_chosen_is_silent_another_is_after_a_second_and_the_late_word_counts() -> None:
-    names, crowd = Names(1000.0, 10), Crowd(10)
+    names, crowd = Meanings(1000.0, 10), Crowd(10)
     first = names.ask(NAME, "n0", "n0", ttl=10, since=0, now=0.0, pick=crowd.pick).chosen
     slow, quick = first
     told(names, quick, OLD, 0.1)
@@ -334,7 +334,7 @@ def test_when_one_that_was_chosen_is_silent_another_is_after_a_second_and_the_la
 
 
 def test_who_has_not_the_right_to_ask_is_passed_over_and_in_the_end_who_looks_it_up_asks() -> None:
-    names, crowd = Names(1000.0, 10), Crowd(100)
+    names, crowd = Meanings(1000.0, 10), Crowd(100)
     asked: list[str] = []
     while True:
         verdict = names.ask(NAME, "n0", "n0", ttl=10, since=0, now=0.0, pick=crowd.pick)
@@ -347,7 +347,7 @@ def test_who_has_not_the_right_to_ask_is_passed_over_and_in_the_end_who_looks_it
 
 
 def test_what_one_member_looks_up_and_remembers_does_not_push_out_what_others_said() -> None:
-    names = Names(1000.0, 100_000)
+    names = Meanings(1000.0, 100_000)
     agreed(names, OLD, 0.0)
     for member in ("a", "b"):
         names.remember("remembered", member, OLD, "type", 5, age=0, now=0)
@@ -360,7 +360,7 @@ def test_what_one_member_looks_up_and_remembers_does_not_push_out_what_others_sa
 
 
 def test_who_was_chosen_and_looks_it_up_meanwhile_is_not_told_to_ask_once_more() -> None:
-    names, crowd = Names(1000.0, 10), Crowd(10)
+    names, crowd = Meanings(1000.0, 10), Crowd(10)
     chosen, _ = names.ask(NAME, "n0", "n0", ttl=10, since=0, now=0.0, pick=crowd.pick).chosen
     verdict = names.ask(NAME, chosen, chosen, ttl=10, since=0.1, now=0.1, pick=crowd.pick)
     assert (verdict.resolve, verdict.chosen, verdict.until) == (False, (), PUSHED)
