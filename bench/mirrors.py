@@ -34,6 +34,8 @@ class Running:
     logs: Path | None = None
     kept: bool = False
     """Clients check the sha256 and write what they get, as a node does: a yardstick."""
+    replace: Callable[[Host], None] | None = None
+    """Kill what runs on a node, and start it anew with nothing on its disk. None: nothing runs there."""
 
 
 Mirror = Callable[[Stage], AbstractContextManager[Running]]
@@ -149,19 +151,28 @@ def shoal(agent_flags: tuple[str, ...] = ()) -> Mirror:
             argv = [command, "tracker", "--listen", f"{central.ip}:{tracker_port}", "--discovery", "static"]
             processes.append(Process(central, [*argv, "--member", member], root / "tracker.log"))
             places = [(processes[0], central.ip, tracker_port)]
-            for host in stage.nodes:
+
+            def agent(host: Host, name: str) -> Process:
                 port = stage.port(MIRROR_PORT, host)
                 argv = [
                     command, "agent", "--listen", f"127.0.0.1:{port}",
                     "--swarm-listen", f"{host.ip}:{stage.port(SWARM_PORT, host)}",
                     "--tracker", f"http://{central.ip}:{tracker_port}",
-                    "--store", str(root / host.name), "--store-budget", "20GiB", "--plain-http", upstream,
-                    "--metrics-listen", f"127.0.0.1:{stage.port(METRICS_PORT, host)}", "--node-name", host.name,
+                    "--store", str(root / name), "--store-budget", "20GiB", "--plain-http", upstream,
+                    "--metrics-listen", f"127.0.0.1:{stage.port(METRICS_PORT, host)}", "--node-name", name,
                     "--blob-host", upstream,
                     *agent_flags,
                 ]  # fmt: skip
-                processes.append(Process(host, argv, root / f"{host.name}.log"))
-                places.append((processes[-1], "127.0.0.1", port))
+                return Process(host, argv, root / f"{name}.log")
+
+            def replace(host: Host) -> None:
+                place = next(place for place, one in enumerate(processes) if one.host is host)
+                processes[place].kill()
+                processes[place] = agent(host, f"{host.name}-new")
+
+            for host in stage.nodes:
+                processes.append(agent(host, host.name))
+                places.append((processes[-1], "127.0.0.1", stage.port(MIRROR_PORT, host)))
             wait_listening(places)
             yield Running(
                 lambda host: f"http://127.0.0.1:{stage.port(MIRROR_PORT, host)}",
@@ -169,6 +180,7 @@ def shoal(agent_flags: tuple[str, ...] = ()) -> Mirror:
                 namespaced=True,
                 range_path=f"/blobs/{stage.upstream_url}/v2/{{repository}}/blobs/{{digest}}",
                 logs=root,
+                replace=replace,
             )
 
     return start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench import bound, pulls
@@ -20,6 +20,9 @@ GAP = 0.5
 
 WAVE = 0.2
 """Share of the nodes that a rolling restart takes at a time."""
+
+LOST = 0.3
+"""Share of the nodes that vanish during a pull."""
 
 
 @dataclass
@@ -68,12 +71,13 @@ class Run:
     logs: Path | None = None
 
     def pull(self, mirror: Running, nodes: list[Host], image: Image | None = None, gap: float = 0.0,
-             skip: tuple[str, ...] = ()) -> pulls.Measured:  # fmt: skip
-        """The *nodes* pull, each *gap* seconds after the one before. Raises RuntimeError for wrong bytes."""
+             skip: tuple[str, ...] = (), lost: dict[str, float] | None = None) -> pulls.Measured:  # fmt: skip
+        """The *nodes* pull, each *gap* seconds after the one before; *lost*: see pulls.pull. Raises RuntimeError for
+        wrong bytes."""
         self.logs = mirror.logs
         delays = {host.name: place * gap for place, host in enumerate(nodes)}
         measured = pulls.pull(
-            self.stage, mirror, image or self.image, delays, skip=skip, check=self.check, tick=self.tick
+            self.stage, mirror, image or self.image, delays, skip=skip, check=self.check, lost=lost, tick=self.tick
         )
         if wrong := [p.error for p in measured.pulled if "wrong bytes" in p.error]:
             raise RuntimeError(wrong[0])
@@ -180,6 +184,31 @@ def wave(run: Run) -> list[Row]:
         ]
 
 
+def spot(run: Run) -> list[Row]:
+    """All ask at once, nobody has it; then again, and LOST of the nodes are killed and replaced meanwhile, evenly from
+    a fifth to four fifths of the way. The bound of those that are left is the time of the slowest before; what their
+    agents' CPU-seconds are is not known.
+    """
+    nodes = run.stage.nodes
+    with run.mirror(run.stage) as mirror:
+        if mirror.replace is None:
+            return []
+        calm = run.pull(mirror, nodes)
+    count = max(1, round(len(nodes) * LOST))
+    victims = [nodes[(place * len(nodes)) // count] for place in range(count)]
+    step = 0.6 / max(1, count - 1)
+    lost = {host.name: calm.makespan * (0.2 + step * place) for place, host in enumerate(victims)}
+    with run.mirror(run.stage) as mirror:
+        measured = run.pull(mirror, nodes, lost=lost)
+    left = [one for one in measured.pulled if one.node not in lost and not one.node.endswith(pulls.NEW)]
+    new = [one for one in measured.pulled if one.node.endswith(pulls.NEW)]
+    return [
+        run.row("spot, nobody lost", run.cold_bound(run.image.size, len(nodes)), calm),
+        run.row(f"spot, {count} lost: the others", calm.makespan, replace(measured, pulled=left)),
+        run.row(f"spot, {count} lost: who came", None, replace(measured, pulled=new)),
+    ]
+
+
 def streaming(run: Run) -> list[Row]:
     """Random 64 KiB reads of one layer, 16 at once on every node, the same on all."""
     length = 64 * 1024
@@ -200,5 +229,6 @@ PHASES: dict[str, Callable[[Run], list[Row]]] = {
     "held": held,
     "update": update,
     "wave": wave,
+    "spot": spot,
     "streaming": streaming,
 }

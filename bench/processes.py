@@ -63,6 +63,13 @@ class Process:
             self.popen.kill()
             self.popen.wait()
 
+    def kill(self) -> None:
+        """SIGKILL, to all of it."""
+        for process in self._family():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self.popen.wait()
+
     def tail(self) -> str:
         """The end of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-8:])

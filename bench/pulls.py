@@ -22,6 +22,8 @@ _TICK = 0.1
 """Seconds between two looks at the link counters."""
 _IDLE = 120.0
 """Seconds without a byte after which a client gives a host up."""
+NEW = " (new)"
+"""Behind the name of a node that came in the place of one that was lost."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,18 @@ def pull(
     *,
     skip: tuple[str, ...] = (),
     check: str = "one",
+    lost: Mapping[str, float] | None = None,
     tick: Callable[[float, int], None] = lambda _s, _b: None,
 ) -> Measured:
     """Pull *image* on the nodes of *delays* (node -> seconds after the common instant).
 
     *skip*: layers that the nodes have. *check*: "all", "one" or "none" of the clients verify the
-    sha256. *tick* is told (seconds, bytes over all links) while it runs.
+    sha256. *lost*: nodes that vanish so many seconds after the common instant, client and all; another comes in the
+    place of each, and its client pulls as soon as there is somebody to ask. *tick* is told (seconds, bytes over all
+    links) while it runs.
     """
     orders = {}
+    gone = sorted((at, node) for node, at in (lost or {}).items())
     for place, (node, delay) in enumerate(delays.items()):
         host = stage.network.hosts[node]
         orders[node] = _common(stage, mirror, host) | {
@@ -99,7 +105,17 @@ def pull(
         }  # fmt: skip
         if mirror.kept:
             orders[node]["keep"] = str(stage.fresh(f"kept-{node}"))
-    return _run(stage, mirror, orders, tick)
+    for at, node in gone:
+        orders[node]["hosts"] = orders[node]["hosts"][:1]  # who vanishes does not go on elsewhere
+        orders[f"{node}{NEW}"] = orders[node] | {"delay": at + 5 * _TICK, "wait": _IDLE}
+
+    def losing(seconds: float, moved: int) -> None:
+        while gone and seconds >= gone[0][0]:
+            assert mirror.replace is not None
+            mirror.replace(stage.network.hosts[gone.pop(0)[1]])
+        tick(seconds, moved)
+
+    return _run(stage, mirror, orders, losing)
 
 
 def read(
@@ -133,7 +149,7 @@ def _run(
 ) -> Measured:
     clients = {
         node: subprocess.Popen(
-            stage.network.hosts[node].command(CLIENT),
+            stage.network.hosts[node.removesuffix(NEW)].command(CLIENT),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
         )
         for node in orders
