@@ -75,6 +75,7 @@ HEALTHY = [
     series("shoal_swarm_bad_pieces_total"),
     series("shoal_tracker_rejections_total"),
     series("shoal_tracker_quarantines_total"),
+    series("shoal_tracker_kept_images_short"),
     series("shoal_swarm_stalls_total"),
     series("shoal_front_first_byte_seconds_bucket", RISING, kind="blob", le="1.0"),
     series("shoal_front_first_byte_seconds_bucket", RISING, kind="blob", le="+Inf"),
@@ -98,6 +99,7 @@ FAULTS = {
     "ShoalWrongBytes": [series("shoal_swarm_bad_pieces_total", RISING)],
     "ShoalWrongDigest": [series("shoal_tracker_rejections_total", RISING)],
     "ShoalQuarantine": [series("shoal_tracker_quarantines_total", RISING)],
+    "ShoalKeptShort": [series("shoal_tracker_kept_images_short", "1+0x60")],
     "ShoalPeersStall": [series("shoal_swarm_stalls_total", RISING)],
     "ShoalSlowFirstByte": [
         series("shoal_front_first_byte_seconds_bucket", STEADY, kind="blob", le="5.0"),

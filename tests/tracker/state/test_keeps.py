@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from msgspec import structs
 
 from swarm.protocol import wire
 from tests.parts.talk import Talker, Town, digest_of, town, until
+from tracker.members.static import StaticDiscovery
 from tracker.state import keeps
 from tracker.state.keeps import ANSWERS, RETRY, TRIES, Candidate, Keeps, Who, agreed, choose, genuine, key_of, signed
 
@@ -463,3 +465,28 @@ async def test_nobody_keeps_what_is_let_go(token: Any) -> None:
         assert (told.here, told.keep.copies) == (False, 0)
         await a.poll(kept=(wire.Kept(keep=told.keep, state="none"),))
         await until(lambda: here.server.cluster.keeping.held(told.keep.name).settled)  # type: ignore[union-attr]
+
+
+class Pools(StaticDiscovery):
+    """Everybody is a member; nodes of odd addresses are steady."""
+
+    def labels(self, ip: str) -> Mapping[str, str]:
+        """Labels of the node at *ip*."""
+        return {"life": "steady" if int(ip.rpartition(".")[2]) % 2 else "spot"}
+
+
+async def test_who_takes_over_has_the_labels_that_were_ordered_too(token: Any) -> None:
+    """Spot nodes are passed over, then and later: the labels are part of the order."""
+    async with town(Pools(["127.0.0.0/8"]), preheat_token=token, keep_patience=0.0) as here:
+        nodes = [here.agent(f"node-{n}", ip=f"127.0.0.{n}") for n in range(2, 6)]
+        for one in nodes:
+            await one.hello()
+        assert (await order(here, nodes[0], labels="life=steady"))[0] == 200
+        polls = [await one.poll() for one in nodes]
+        assert [len(poll.keep) for poll in polls] == [0, 1, 0, 0]
+        await nodes[1].poll(kept=(wire.Kept(keep=polls[1].keep[0].keep, state="whole", digest=digest_of("x")),))
+        await nodes[1].say("gone", wire.Gone(**nodes[1].me), wire.Ok)
+        (told,) = (await nodes[3].poll(wait=20.0)).keep
+        assert told.keep.labels == "life=steady"
+        assert not (await nodes[0].poll()).keep
+        assert not (await nodes[2].poll()).keep
