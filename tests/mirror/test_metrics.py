@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -20,6 +21,7 @@ from swarm.fetch import stalls
 from swarm.metrics import SwarmMetrics
 from swarm.peer import arrivals
 from swarm.protocol import wire
+from swarm.storage.kept import KeptImage
 from tests.e2e.test_e2e_failures import pull_until_right, rot
 from tests.parts.cluster import Cluster, cluster
 from tests.parts.counter import Counter, Rule
@@ -109,6 +111,7 @@ async def test_each_metric_of_the_tracker_moves() -> None:
         await b.say("name/told", wire.NameTold(**b.me, name=name, digest=e, media_type="x", size=5), wire.Ok)
         await c.say("gone", wire.Gone(port=c.me["port"], session=c.me["session"], node="c"), wire.Ok)
         await _replace(here.agent("a", 1001, "127.0.0.1"), a)
+        assert here.server.cluster.keeping.order(wire.Keep(image="registry.example/app:1", copies=1, serial=1)) == ""
         await a.get("/metrics")
         await until(lambda: counted(registry, "shoal_tracker_loop_lag_seconds_count") > 0)
         moves.registry(registry)
@@ -237,6 +240,10 @@ async def test_each_metric_of_the_swarm_moves(origin: Registry, upstream: Counte
         copy = await one.keeps(blob["rotten"])
         await one.stop()
         await asyncio.to_thread(rot, copy, blob["rotten"])
+        shared = blob["shared"]
+        keep = wire.Keep(image="registry.example/app:1", copies=1, serial=1)
+        kept = KeptImage(keep, shared.digest, {shared.digest: shared.size})
+        await asyncio.to_thread((one.store / "kept.json").write_bytes, msgspec.json.encode([kept]))
         await one.start()
         await pull_until_right(two, blob["rotten"], upstream.host)
 
