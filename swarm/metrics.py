@@ -43,6 +43,12 @@ class SwarmMetrics:
         self.banned_peers = Counter(
             "shoal_swarm_banned_peers_total", "Peers banned for sending wrong bytes.", registry=registry
         )
+        self.lane_refusals = Counter(
+            "shoal_swarm_lane_refusals_total",
+            "Requests for windows that were refused over HTTP, by `this` node or by `others`.",
+            ["by", "why"],
+            registry=registry,
+        )
         self.fetches = Gauge("shoal_swarm_fetches", "Blobs on their way to this node.", registry=registry)
         self.held = Gauge("shoal_swarm_held_blobs", "Complete blobs that this node offers.", registry=registry)
         self.kept = Gauge(

@@ -336,6 +336,7 @@ class Node:
     async def _count_sent(self) -> None:
         """Keep the counter of bytes sent to peers: libtorrent tells it only when asked."""
         torrents = lane = 0
+        refused: dict[tuple[str, str], int] = {}
         while True:
             self._session.count()
             await asyncio.sleep(COUNT_EVERY)
@@ -343,6 +344,9 @@ class Node:
             self._lane.spent(more)
             given, lane = self._lane.counts.sent - lane, self._lane.counts.sent
             self.metrics.bytes_out.inc(more + given)
+            before, refused = refused, self._lane.refusals
+            for (by, why), count in refused.items():
+                self.metrics.lane_refusals.labels(by, why).inc(count - before.get((by, why), 0))
 
     async def _tell_hashes(self, link: Link, text: str) -> None:
         try:

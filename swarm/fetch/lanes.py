@@ -15,7 +15,7 @@ from swarm.blob.metainfo import HASH_LENGTH
 from swarm.fetch.demand import Wanted
 from swarm.fetch.events import Holder, HoldersNamed
 from swarm.fetch.place import Place
-from swarm.fetch.turns import candidates, in_turn
+from swarm.fetch.turns import Said, candidates, in_turn
 from swarm.peer.lane.errand import Errand
 from swarm.peer.lane.holders import Address
 from swarm.peer.lane.lane import Lane
@@ -33,7 +33,10 @@ AGAIN = 1.0
 
 
 class LaneWindows:
-    """See the module. *hashes*: window -> piece hashes of what is published. *spawn* starts a task of the fetch."""
+    """See the module. *hashes*: window -> piece hashes of what is published. *spawn* starts a task of the fetch.
+
+    *left*: nobody gave a window, and torrents may bring it.
+    """
 
     def __init__(
         self,
@@ -44,13 +47,14 @@ class LaneWindows:
         wanted: Callable[[], Wanted],
         *,
         came: Callable[[int, bytes], None],
+        left: Callable[[], None],
         wrong: Callable[[PeerAddress], None],
         me: str,
         spawn: Callable[..., asyncio.Task[None]],
         clock: Callable[[], float],
     ) -> None:
         self._digest, self._place, self._lane, self._hashes = digest, place, lane, hashes
-        self._wanted, self._came, self._wrong, self._me = wanted, came, wrong, me
+        self._wanted, self._came, self._left, self._wrong, self._me = wanted, came, left, wrong, me
         self._spawn, self._clock = spawn, clock
         self._offer = self._offered() if lane.port else None
         """None: nothing is given; there is no lane, or no descriptor was left."""
@@ -58,6 +62,9 @@ class LaneWindows:
         self._others: tuple[Holder, ...] = ()
         self._peers: dict[Address, PeerAddress] = {}
         self._strangers = False
+        self._unanswered = False
+        """Agents that should give windows did not answer: a firewall may let BitTorrent pass, and no lane."""
+        self._said = Said()
         self._available: int | None = None
         self._errands: dict[Errand, int] = {}
         """Errand -> window, until no thread works on it any more."""
@@ -77,7 +84,7 @@ class LaneWindows:
     @property
     def alone(self) -> bool:
         """Whether all others that take part give windows over the lane: then BitTorrent need not."""
-        return self._lane.port > 0 and not self._strangers
+        return self._lane.port > 0 and not self._strangers and not self._unanswered
 
     @property
     def windows(self) -> frozenset[int]:
@@ -270,14 +277,19 @@ class LaneWindows:
         self.want(self._available)
 
     def _candidates(self, window: int) -> tuple[Address, ...]:
-        return candidates(self._me, window, self._named.get(window, ()), self._others)
+        now, missing = self._clock(), next(iter(self._place.pieces.missing(self._place.layout.windows[window])), 0)
+        return candidates(
+            self._me, window, self._named.get(window, ()), self._others,
+            lambda address: self._said.lacks(address, missing, now),
+        )  # fmt: skip
 
     def _submit(self, window: Window, run: list[int], holders: tuple[Address, ...], rank: int) -> Errand:
         hashes, first = self._hashes[window.index], window.first_piece
         expected = {p: hashes[(p - first) * HASH_LENGTH : (p - first + 1) * HASH_LENGTH] for p in run}
         errand = Errand(
             self._digest, self._place.layout, self._place.file.fd, run[0], run[-1], holders=holders, expected=expected,
-            on_piece=lambda piece, sha1: self._take(errand, piece, sha1), on_wrong=self._blame, rank=rank,
+            on_piece=lambda piece, sha1: self._take(errand, piece, sha1), on_wrong=self._blame,
+            on_lacking=lambda address, pieces: self._said.hear(address, pieces, self._clock()), rank=rank,
         )  # fmt: skip
         self._errands[errand] = window.index
         self._pieces.update(run)
@@ -307,6 +319,8 @@ class LaneWindows:
         error = ended.exception()
         if isinstance(error, Unserved):
             self._failed[window] = self._clock() + random.uniform(0.0, AGAIN / 2)
+            self._unanswered = self._unanswered or errand.unanswered
+            self._left()
         elif error is not None and not isinstance(error, Cancelled):
             self._spawn(_raise(error))
         self.want(self._available)

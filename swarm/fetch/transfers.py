@@ -100,10 +100,12 @@ class Transfers:
         """Windows that somebody else writes into."""
         self._rebuilt = 0
         self._stopped = False
+        self._shared = True
+        """Whether others see the same board."""
         self._docking = Docking(digest, place, self, session, pool, metrics, spawn)
         self._lanes = LaneWindows(
             digest, place, lane, hashes, self._wanted,
-            came=self.came, wrong=host.wrong, me=host.me(), spawn=spawn, clock=clock,
+            came=self.came, left=self._want_torrents, wrong=host.wrong, me=host.me(), spawn=spawn, clock=clock,
         )  # fmt: skip
         self._windows = WindowTorrents(digest, place, self._docking, hashes, self._dial, self._left, spawn, clock)
         self._whole = WholeTorrent(
@@ -178,11 +180,9 @@ class Transfers:
         """Fetch what the readers want now. *shared*: others see the same board, so there is somebody to ask."""
         if self._stopped:
             return
+        self._shared = shared
         self._lanes.want(self._available)  # whoever is known by name gives, whatever has become of the tracker
-        if self._mode is Mode.WHOLE:
-            self._whole.want()
-        elif shared and not self._lanes.alone:
-            self._windows.want(self._available)
+        self._want_torrents()
 
     @contextlib.asynccontextmanager
     async def writing(self, window: Window) -> AsyncIterator[None]:
@@ -322,6 +322,14 @@ class Transfers:
     def _wanted(self) -> Wanted:
         wanted = self._host.wanted()
         return replace(wanted, elsewhere=wanted.elsewhere | self._written.keys()) if self._written else wanted
+
+    def _want_torrents(self) -> None:
+        if self._stopped:
+            return
+        if self._mode is Mode.WHOLE:
+            self._whole.want()
+        elif self._shared and not self._lanes.alone:
+            self._windows.want(self._available)
 
     def _left(self) -> Wanted:
         """What the lane leaves to torrents."""

@@ -6,7 +6,7 @@ Where all ask in the same order, nobody has what another lacks. Where all ask th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from swarm.fetch.events import Holder
 from swarm.peer.lane.holders import Address
@@ -18,17 +18,47 @@ ASKED = 4
 """Agents beside those that the tracker named that an errand may turn to."""
 
 
+BELIEVED = 0.8
+"""Seconds for which a holder that said what it has is taken at its word about what it lacks."""
+
+
 def in_turn(me: str, missing: Sequence[int]) -> list[tuple[int, int]]:
     """(rank, window) of the *missing* windows for who reads all of the blob: after a few, in an order of its own."""
     rest = sorted(missing[IN_ORDER:], key=lambda window: mixed(me, window))
     return [*((0, window) for window in missing[:IN_ORDER]), *((1, window) for window in rest)]
 
 
-def candidates(me: str, window: int, named: Sequence[Holder], others: Sequence[Holder]) -> tuple[Address, ...]:
-    """Whom to ask for *window*: those that the tracker *named*, best first, and then a few of the *others*."""
+def candidates(
+    me: str,
+    window: int,
+    named: Sequence[Holder],
+    others: Sequence[Holder],
+    lacking: Callable[[Address], bool] = lambda _address: False,
+) -> tuple[Address, ...]:
+    """Whom to ask for *window*: those that the tracker *named*, best first, and then a few of the *others*.
+
+    *lacking*: whether one of the others has said that it has nothing of it.
+    """
     told = [holder.address for holder in named]
-    rest = [holder.address for holder in others if holder.address not in told]
+    rest = [holder.address for holder in others if holder.address not in told and not lacking(holder.address)]
     return (*told, *sorted(rest, key=lambda address: mixed(f"{me}{window}", address))[:ASKED])
+
+
+class Said:
+    """What holders said that they have of a blob, when they refused. It is believed for a while: more comes to them."""
+
+    def __init__(self) -> None:
+        self._said: dict[Address, tuple[float, int]] = {}
+
+    def hear(self, address: Address, pieces: int, now: float) -> None:
+        """*address* has *pieces* (bit p: piece p) at *now*, in seconds."""
+        self._said = {other: (at, had) for other, (at, had) in self._said.items() if now - at < BELIEVED}
+        self._said[address] = now, pieces
+
+    def lacks(self, address: Address, first: int, now: float) -> bool:
+        """Whether *address* has said that it has not even piece *first* of a window."""
+        at, had = self._said.get(address, (-BELIEVED, 0))
+        return now - at < BELIEVED and not had >> first & 1
 
 
 def mixed(salt: str, what: object) -> bytes:

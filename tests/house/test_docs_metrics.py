@@ -37,6 +37,7 @@ NORMAL = {
     "shoal_swarm_rejections_total": "0.",
     "shoal_swarm_stalls_total": "0; single ones when nodes leave.",
     "shoal_swarm_banned_peers_total": "0.",
+    "shoal_swarm_lane_refusals_total": "A few in a hundred requests, `busy` or `lacking`.",
     "shoal_swarm_fetches": "0 while nothing is pulled.",
     "shoal_swarm_held_blobs": "Grows to what the store's budget holds.",
     "shoal_swarm_kept_bytes": "At most half of `--store-budget`; 0 where nothing is kept.",

@@ -79,7 +79,7 @@ class Odd:
 
     def __init__(self, behaves: Behaviour) -> None:
         self.requests: list[message.Request] = []
-        self._behaves = behaves
+        self.behaves = behaves
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -121,7 +121,7 @@ class Odd:
                 while head := _head(sock):
                     request = message.read_request(head)
                     self.requests.append(request)
-                    if not self._behaves(sock, request, len(self.requests) - 1):
+                    if not self.behaves(sock, request, len(self.requests) - 1):
                         return
             except OSError:
                 return
@@ -143,6 +143,17 @@ def honest(blob: Sample) -> Behaviour:
     def behave(sock: socket.socket, request: message.Request, _count: int) -> bool:
         body = asked(blob, request)
         sock.sendall(head_of(blob, request) + body)
+        return True
+
+    return behave
+
+
+def lacking(pieces: int) -> Behaviour:
+    """Has only *pieces* (bit p: piece p), and none of what it is asked for."""
+
+    def behave(sock: socket.socket, _request: message.Request, _count: int) -> bool:
+        body = pieces.to_bytes(2, "little")
+        sock.sendall(message.answer(503, len(body), total=0, why="lacking") + body)
         return True
 
     return behave

@@ -47,16 +47,20 @@ class Errand:
         expected: Mapping[int, bytes],
         on_piece: Callable[[int, bytes], None],
         on_wrong: Callable[[Address], None] = lambda _address: None,
+        on_lacking: Callable[[Address, int], None] = lambda _address, _pieces: None,
         rank: int = 0,
     ) -> None:
-        """*expected*: piece -> SHA-1. *on_wrong*: a piece that came whole from this holder is wrong."""
+        """*expected*: piece -> SHA-1. *on_wrong*: a piece that came whole from this holder is wrong.
+
+        *on_lacking*: this holder gives nothing of it; bit p: it has piece p.
+        """
         self.digest = digest
         self.holders = tuple(holders)
         """Replaced whole by the event loop when there are others."""
         self.rank = rank
         self.moved = 0
         """Bytes that came, wrong ones too."""
-        self.on_piece, self.on_wrong = on_piece, on_wrong
+        self.on_piece, self.on_wrong, self.on_lacking = on_piece, on_wrong, on_lacking
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when no thread works on it any more. Raises Unserved, Cancelled, StoreFull, Unwritable."""
         self.intake = Intake(layout, fd, first, last, expected=expected.get, on_piece=self._piece)
@@ -68,6 +72,8 @@ class Errand:
         """Who sent bytes of the piece under way."""
         self.tries = 0
         """Failures since the last byte that came."""
+        self.unanswered = False
+        """It ended because holders do not answer, not because they lack it."""
         self._lock = threading.Lock()
         self._link: Link | None = None
         self._cancelled = False

@@ -14,6 +14,10 @@ MOST_OF_ONE = 4
 FAILED_FOR = 5.0
 """Seconds for which a holder that was silent, slow or unreachable is asked only where nobody else is."""
 
+GIVEN_UP_AFTER = 3
+"""Failures without a byte between them after which a holder is not asked at all for FAILED_FOR. A firewall between two
+agents may let BitTorrent pass and nothing else: each dial that ends in silence costs seconds."""
+
 MOST_KNOWN = 4096
 """Holders that are remembered; those that nothing is known of any more go first."""
 
@@ -22,9 +26,15 @@ MOST_KNOWN = 4096
 class _Standing:
     busy: int = 0
     """Requests of ours that are under way."""
+    failures: int = 0
+    """Since the last byte that came from it."""
     failed_until: float = 0.0
     busy_until: float = 0.0
     """It said that it has enough to do."""
+
+    def given_up(self, now: float) -> bool:
+        """Whether it is not asked at all."""
+        return self.failures >= GIVEN_UP_AFTER and now < self.failed_until
 
 
 class Holders:
@@ -38,12 +48,16 @@ class Holders:
         best: tuple[tuple[bool, int], Address] | None = None
         for address in candidates:
             known = self._known.get(address) or _Standing()
-            if known.busy >= MOST_OF_ONE or now < known.busy_until:
+            if known.busy >= MOST_OF_ONE or now < known.busy_until or known.given_up(now):
                 continue
             rank = (now < known.failed_until, known.busy)
             if best is None or rank < best[0]:
                 best = rank, address
         return best[1] if best is not None else None
+
+    def hopeless(self, candidates: Iterable[Address], now: float) -> bool:
+        """Whether none of *candidates* is worth waiting for: all failed, one time after the other."""
+        return all((known := self._known.get(address)) and known.given_up(now) for address in candidates)
 
     def free_at(self, candidates: Iterable[Address], now: float) -> float | None:
         """When the first of *candidates* that asked to be left alone may be asked again; None: none did."""
@@ -66,7 +80,13 @@ class Holders:
 
     def failed(self, address: Address, now: float) -> None:
         """It was silent, slow, unreachable, or sent what is wrong."""
-        self._of(address).failed_until = now + FAILED_FOR
+        known = self._of(address)
+        known.failures += 1
+        known.failed_until = now + FAILED_FOR
+
+    def gave(self, address: Address) -> None:
+        """Bytes came from it."""
+        self._of(address).failures = 0
 
     def said_busy(self, address: Address, until: float) -> None:
         """It asked to be left alone *until* then."""

@@ -36,6 +36,13 @@ class Lane:
         """What was sent and refused so far."""
         return self._sender.counts
 
+    @property
+    def refusals(self) -> dict[tuple[str, str], int]:
+        """Requests refused so far: (by, reason) -> count. By "this" node, or by "others"."""
+        others = self._receiver.refusals.copy() if self._receiver is not None else {}
+        found = {("this", why): count for why, count in self._sender.counts.refused.items()}
+        return found | {("others", why): count for why, count in others.items()}
+
     def start(self, ip: str, port: int) -> int:
         """Listen on *ip*, at *port* if it is free and not 0, else at any; the port. Raises SessionError."""
         self._receiver = Receiver(self._dial)

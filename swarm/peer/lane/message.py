@@ -31,6 +31,8 @@ REASONS = {
 WHY = "shoal-why"
 """Header of a refusal: "unknown" (no such blob here), "lacking" (the body says what is here) or "busy"."""
 
+REFUSALS = ("unknown", "lacking", "busy")
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

@@ -13,6 +13,7 @@ import logging
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -77,6 +78,8 @@ class Receiver:
         self._stopped = False
         self._limits = (threads, urgent)
         self._threads: list[threading.Thread] = []
+        self.refusals: Counter[str] = Counter()
+        """Requests that others refused, by reason (`message.REFUSALS`, or "other")."""
 
     def submit(self, errand: Errand) -> None:
         """Work on *errand* as soon as its turn comes; `Errand.ended` tells when no thread touches its file."""
@@ -134,6 +137,9 @@ class Receiver:
                 again = not self._serve(errand, holder, buffer)
             except (Unserved, Cancelled, StoreFull, Unwritable) as failure:
                 error = failure
+            except Exception as failure:
+                log.exception("lane-thread-failed", extra={"fields": {"digest": errand.digest}})
+                error = Unserved(repr(failure))
             finally:
                 with self._changed:
                     if holder is not None:
@@ -158,7 +164,7 @@ class Receiver:
                         break
                     candidates = errand.candidates
                     holder = self._holders.pick(candidates, now)
-                    if holder is None and candidates and not errand.cancelled:
+                    if holder is None and not errand.cancelled and not self._holders.hopeless(candidates, now):
                         # Requests of ours that end bring their thread here; who said "busy" is asked when it said.
                         free = self._holders.free_at(candidates, now)
                         wait = wait if free is None else min(free - now, free - now if wait is None else wait)
@@ -176,6 +182,7 @@ class Receiver:
         if errand.cancelled:
             raise Cancelled("not wanted any more")
         if holder is None:
+            errand.unanswered = errand.unanswered or bool(errand.candidates)
             raise Unserved(f"nobody gives {errand.digest}")
         before = errand.moved
         try:
@@ -189,6 +196,8 @@ class Receiver:
             errand.use(None)
         if errand.moved > before:
             errand.tries = 0
+            with self._changed:
+                self._holders.gave(holder)
         if left is None:
             return errand.intake.done
         self._leave(errand, holder, left)
@@ -207,6 +216,7 @@ class Receiver:
         if why is Left.FAILED:
             errand.tries += 1
             if errand.tries >= MOST_TRIES or (len(errand.candidates) == 1 and errand.tries > 1):
+                errand.unanswered = True
                 raise Unserved(f"no holder of {errand.digest} answers")
 
     def _ask(self, errand: Errand, holder: Address, buffer: memoryview) -> Left | None:
@@ -219,8 +229,9 @@ class Receiver:
             link.send(message.request(holder[0], errand.digest, intake.at, intake.stop))
             answer = link.head(buffer, SILENT if len(errand.candidates) > 1 else PATIENCE)
             if answer.status != 206:
-                keep = answer.keep and self._discard(link, answer.length, buffer)
-                return Left.BUSY if answer.why == "busy" else Left.LACKING
+                said = self._short(link, answer.length, buffer)
+                keep = answer.keep and said is not None
+                return self._refused(errand, holder, answer, said)
             if answer.start != intake.at or answer.start + answer.length > intake.stop:
                 return Left.WRONG
             wrong = self._body(errand, holder, link, answer.length, buffer)
@@ -273,17 +284,30 @@ class Receiver:
         with self._changed:
             return self._holders.better(holder, errand.candidates, now)
 
-    def _discard(self, link: Link, length: int, buffer: memoryview) -> bool:
-        """Read away the body of a refusal, if it is short; whether the connection can be used again."""
+    def _refused(self, errand: Errand, holder: Address, answer: message.Answer, said: bytes | None) -> Left:
+        """It gives nothing of this now; *said*: the body of its answer."""
+        why = answer.why if answer.why in message.REFUSALS else "other"
+        log.debug("lane-refused-here", extra={"fields": {"holder": holder[0], "digest": errand.digest, "why": why}})
+        with self._changed:
+            self.refusals[why] += 1
+        if why == "busy":
+            return Left.BUSY
+        if why != "other" and said is not None:
+            errand.tell(partial(errand.on_lacking, holder, int.from_bytes(said, "little")))
+        return Left.LACKING
+
+    def _short(self, link: Link, length: int, buffer: memoryview) -> bytes | None:
+        """The body of a refusal, if it is short and comes: then the connection can be used again."""
         if length > len(buffer):
-            return False
+            return None
+        come = 0
         with contextlib.suppress(OSError):
-            while length:
-                if not (count := link.fill(buffer[:length], length)):
-                    return False
-                length -= count
-            return True
-        return False
+            while come < length:
+                if not (count := link.fill(buffer[come:length], length - come)):
+                    return None
+                come += count
+            return bytes(buffer[:length])
+        return None
 
     # -- connections ------------------------------------------------------------------------------
 

@@ -81,7 +81,10 @@ class Sender:
     def counts(self) -> Counts:
         """What was sent, refused and dropped so far."""
         found = [worker.counts for worker in self._workers]
-        return Counts(sum(c.sent for c in found), sum(c.refused for c in found), sum(c.dropped for c in found))
+        refused: Counter[str] = Counter()
+        for counts in found:
+            refused.update(counts.refused.copy())
+        return Counts(sum(c.sent for c in found), refused, sum(c.dropped for c in found))
 
     # -- for the event loop -----------------------------------------------------------------------
 

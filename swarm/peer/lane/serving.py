@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from swarm.blob.digest import Digest
@@ -16,6 +18,8 @@ from swarm.peer.lane import message
 from swarm.peer.lane.message import END, MOST_HEAD, Request
 from swarm.peer.lane.offers import Offer
 from swarm.peer.lane.throttle import Throttle
+
+log = logging.getLogger("shoal.swarm")
 
 HEAD_DEADLINE = 2.0
 """Seconds in which a request must be complete once the connection is open or its first byte came; a handshake too."""
@@ -60,7 +64,8 @@ class Counts:
 
     sent: int = 0
     """Bytes of pieces."""
-    refused: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    """Requests that were refused, by reason (`message.REFUSALS`, or "other")."""
     dropped: int = 0
     """Connections closed because the other end was slow or said no HTTP."""
 
@@ -218,7 +223,12 @@ class Serving:
         self._begin(now)
 
     def _refuse(self, status: int, body: bytes, now: float, *, why: str = "", total: int | None = None) -> None:
-        self._counts.refused += 1
+        self._counts.refused[why or "other"] += 1
+        if log.isEnabledFor(logging.DEBUG):
+            digest = self._asked.digest if self._asked is not None else None
+            log.debug(
+                "lane-refused", extra={"fields": {"peer": self.address, "digest": digest, "why": why or str(status)}}
+            )
         head = message.answer(status, len(body), total=total, why=why)
         self._out = head + (body if self._asked is None or self._asked.method != "HEAD" else b"")
         self._begin(now)

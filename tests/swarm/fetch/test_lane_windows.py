@@ -18,7 +18,7 @@ from swarm.peer.lane.lane import Lane
 from swarm.peer.lane.offers import Offer
 from swarm.peer.peers import PeerAddress
 from swarm.storage.store import Store
-from tests.parts.lane import Odd, Sample, honest, sample
+from tests.parts.lane import Odd, Sample, honest, lacking, sample
 from tests.parts.talk import until
 
 SIZE = 3 * MIB
@@ -33,17 +33,19 @@ class Fetching:
         self.wanted = Wanted(whole=True)
         self.hashes: dict[int, bytes] = {}
         self.wrong: list[PeerAddress] = []
+        self.left: list[frozenset[int]] = []
+        """What the lane still took upon itself each time that nobody gave a window."""
         self.here = here
-        self._blob = blob
+        self.blob = blob
         self.windows = LaneWindows(
             blob.digest, here, lane, self.hashes, lambda: self.wanted, came=self._came, wrong=self.wrong.append,
-            me="me", spawn=tasks.spawn, clock=lambda: 0.0,
+            left=lambda: self.left.append(self.windows.taken), me="me", spawn=tasks.spawn, clock=lambda: 0.0,
         )  # fmt: skip
 
     def publish(self, *windows: int) -> None:
         """The board tells the hashes of *windows*."""
         for window in windows:
-            self.hashes[window] = b"".join(self._blob.sums[piece] for piece in self._blob.cut.windows[window].span)
+            self.hashes[window] = b"".join(self.blob.sums[piece] for piece in self.blob.cut.windows[window].span)
 
     def _came(self, piece: int, sha1: bytes) -> None:
         done = self.here.ready(piece, sha1, "peer")
@@ -145,6 +147,24 @@ async def test_a_window_that_nobody_gave_is_expected_of_nobody(tmp_path: Path) -
         await until(lambda: not fetch.windows.windows)
         assert fetch.windows.coming == set()
         assert fetch.windows.taken == set(), "a torrent may bring it"
+        assert fetch.left[0] == set(), "and is told at once"
+        assert not fetch.windows.alone, "who gives nothing by HTTP may give it by BitTorrent"
+
+
+async def test_who_lacks_a_window_is_no_reason_to_offer_it_by_torrents(tmp_path: Path) -> None:
+    async with fetching(tmp_path) as (fetch, holder, other):
+        other.behaves = lacking(0b1111)
+        fetch.publish(0, 1)
+        fetch.windows.named(HoldersNamed({1: (holder,)}, (), None, strangers=False))
+        fetch.windows.want(None)
+        await until(lambda: bool(fetch.left) and not fetch.windows.windows)
+        assert fetch.windows.alone
+        fetch.windows.named(HoldersNamed({}, (holder,), None, strangers=False))
+        other.behaves = honest(fetch.blob)
+        fetch.wanted = Wanted(False, frozenset({0}), frozenset({0}), frozenset({0}))
+        fetch.windows.want(None)
+        await until(lambda: 0 in fetch.here.pieces)
+        assert [r.start for r in other.requests] == [MIB, 0], "it was not asked again for what it lacks"
 
 
 async def test_a_node_without_a_lane_asks_nobody_and_leaves_all_to_torrents(tmp_path: Path) -> None:

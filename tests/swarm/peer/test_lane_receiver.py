@@ -13,10 +13,10 @@ import pytest
 from swarm.blob.errors import Cancelled, Unserved
 from swarm.peer.lane import message
 from swarm.peer.lane.errand import Errand
-from swarm.peer.lane.holders import MOST_OF_ONE, Address, Holders
-from swarm.peer.lane.link import dial
+from swarm.peer.lane.holders import FAILED_FOR, GIVEN_UP_AFTER, MOST_OF_ONE, Address, Holders
+from swarm.peer.lane.link import Link, dial
 from swarm.peer.lane.receiver import Receiver
-from tests.parts.lane import Odd, Sample, asked, head_of, honest, sample
+from tests.parts.lane import Odd, Sample, asked, head_of, honest, lacking, sample
 
 MIB = 1024 * 1024
 
@@ -47,9 +47,11 @@ class Told:
     def __init__(self, blob: Sample, fd: int, holders: list[Address], first: int = 0, last: int | None = None) -> None:
         self.pieces: list[int] = []
         self.wrong: list[Address] = []
+        self.lacking: list[tuple[Address, int]] = []
         self.errand = Errand(
             blob.digest, blob.cut, fd, first, blob.cut.pieces - 1 if last is None else last, holders=holders,
             expected=blob.sums, on_piece=lambda piece, _sha1: self.pieces.append(piece), on_wrong=self.wrong.append,
+            on_lacking=lambda address, pieces: self.lacking.append((address, pieces)),
         )  # fmt: skip
 
 
@@ -184,6 +186,54 @@ async def test_who_claims_windows_that_it_lacks_is_left_at_once(
     assert not told.wrong
 
 
+async def test_what_a_holder_says_that_it_has_is_passed_on(blob: Sample, receiver: Receiver, odd: list[Odd]) -> None:
+    odd += [Odd(lacking(0b101)), Odd(honest(blob))]
+    told = await bring(blob, receiver, odd)
+    assert told.lacking == [(odd[0].address, 0b101)]
+    assert receiver.refusals == {"lacking": 1}
+
+
+async def test_who_never_answers_is_soon_not_asked_at_all(blob: Sample) -> None:
+    """A firewall that swallows what is sent to the lane: each dial takes seconds, and torrents wait for its end."""
+    dialled: list[Address] = []
+
+    def swallowed(address: Address) -> Link:
+        dialled.append(address)
+        raise TimeoutError("timed out")
+
+    receiver, holders = Receiver(swallowed, threads=1, urgent=0), [("10.0.0.1", 1), ("10.0.0.2", 1)]
+    with blob.empty() as fd:
+        every = [Told(blob, fd, holders, piece, piece) for piece in range(5)]
+        for told in every:
+            receiver.submit(told.errand)
+        for told in every:
+            with pytest.raises(Unserved):
+                await told.errand.ended
+            assert told.errand.unanswered
+    await receiver.close()
+    assert sorted(dialled) == sorted(holders * GIVEN_UP_AFTER)
+
+
+async def test_a_thread_that_meets_what_nobody_thought_of_ends_its_errand_and_goes_on(
+    blob: Sample, odd: list[Odd]
+) -> None:
+    odd.append(Odd(honest(blob)))
+
+    def breaks(address: Address) -> Link:
+        if address[1] > 65535:
+            raise OverflowError("port must be 0-65535")
+        return dial(address)
+
+    receiver = Receiver(breaks, threads=1, urgent=0)
+    with blob.empty() as fd:
+        told = Told(blob, fd, [("127.0.0.1", 70_000)])
+        receiver.submit(told.errand)
+        with pytest.raises(Unserved):
+            await told.errand.ended
+    await bring(blob, receiver, odd)
+    await receiver.close()
+
+
 async def test_who_is_busy_is_asked_again(blob: Sample, receiver: Receiver, odd: list[Odd]) -> None:
     honestly = honest(blob)
 
@@ -270,3 +320,18 @@ def test_holders_are_asked_least_busy_first_and_none_too_often() -> None:
     assert holders.pick([b], 1.0) is None
     assert holders.free_at([b], 1.0) == 2.0
     assert holders.pick([b], 2.5) == b
+
+
+def test_a_holder_that_only_fails_is_given_up_for_a_while_and_not_for_ever() -> None:
+    holders, a, b = Holders(), ("10.0.0.1", 1), ("10.0.0.2", 1)
+    for _ in range(GIVEN_UP_AFTER):
+        assert holders.pick([a], 0.0) == a
+        holders.failed(a, 0.0)
+    assert holders.pick([a], 0.0) is None
+    assert holders.hopeless([a], 0.0)
+    assert not holders.hopeless([a, b], 0.0)
+    assert holders.pick([a], FAILED_FOR) == a
+    holders.failed(a, FAILED_FOR)
+    assert holders.hopeless([a], FAILED_FOR), "one failure more is enough"
+    holders.gave(a)
+    assert holders.pick([a], FAILED_FOR) == a

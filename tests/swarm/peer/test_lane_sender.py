@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import os
 import queue
+import resource
 import socket
 import subprocess
 import threading
@@ -20,6 +22,7 @@ from swarm.peer.lane import serving, throttle
 from swarm.peer.lane.offers import Offer
 from swarm.peer.lane.sender import Sender
 from tests.parts.lane import Sample, sample
+from tests.parts.talk import until
 
 MIB = 1024 * 1024
 
@@ -273,3 +276,29 @@ async def test_who_comes_new_takes_the_place_of_who_was_idle_for_longest(
     assert await asyncio.to_thread(read, links[1]) == blob.data[:10], "kept"
     for link in links:
         link.close()
+
+
+async def test_where_no_descriptor_is_left_who_comes_is_served_when_there_is_one_again(
+    sender: tuple[Sender, int], stored: Stored, blob: Sample, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored.blobs[blob.digest] = blob
+    await get(sender[1], f"/{blob.digest}", "bytes=0-9")  # the offer is open from now on
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.create_connection(("127.0.0.1", sender[1]), timeout=30) as kept, socket.socket() as late:
+        ask_on = f"GET /{blob.digest} HTTP/1.1\r\nRange: bytes=0-9\r\n\r\n".encode()
+        late.settimeout(30)
+        kept.sendall(ask_on)
+        assert (await asyncio.to_thread(kept.recv, 4096)).endswith(blob.data[:10])
+        os.close(lowest := os.dup(late.fileno()))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                blob.offer()
+            late.connect(("127.0.0.1", sender[1]))
+            late.sendall(ask_on)
+            await until(lambda: "lane-accept-failed" in caplog.text)
+            kept.sendall(ask_on)
+            assert (await asyncio.to_thread(kept.recv, 4096)).endswith(blob.data[:10]), "others go on"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert (await asyncio.to_thread(late.recv, 4096)).endswith(blob.data[:10])
