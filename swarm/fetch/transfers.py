@@ -355,6 +355,7 @@ class Transfers:
 
     async def _start_whole(self) -> None:
         await self._sole_left()
+        await self._windows.joined()
         if self._mode is Mode.WHOLE:
             await self._whole.start()
 

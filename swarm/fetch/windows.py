@@ -57,6 +57,8 @@ class WindowTorrents:
         self._available: int | None = None
         self._torrents: dict[int, Torrent] = {}
         self._joining: dict[int, asyncio.Task[None]] = {}
+        self._dropped: set[int] = set()
+        """Of those that are about to come, the ones that are wanted no more."""
         self._seeding: set[int] = set()
         self._asked: set[int] = set()
         """Pieces that torrents were told to fetch."""
@@ -156,12 +158,19 @@ class WindowTorrents:
         """What is not here comes by another way from now on."""
         for index in [i for i in self._torrents if not self._place.pieces.holds(self._place.layout.windows[i])]:
             self._send_away(index)
+        self._dropped |= self._joining.keys()
+
+    async def joined(self) -> None:
+        """Until those that were about to come have come, or are on their way out."""
+        if self._joining:
+            await asyncio.wait(list(self._joining.values()))
 
     def restart(self) -> None:
         """The board began again: none of them is of use."""
         for index in list(self._torrents):
             self._send_away(index)
         self._joining.clear()
+        self._dropped.clear()
         self._asked, self._hurried = set(), set()
         self._partly.clear()
 
@@ -215,12 +224,17 @@ class WindowTorrents:
             )
             if torrent is None:
                 return
+            if window.index in self._dropped or self._joining.get(window.index) is not asyncio.current_task():
+                self._docking.send_away(torrent)
+                self._forget(window)
+                return
             self._torrents[window.index] = torrent
             if self._place.pieces.holds(window) or self._near_the_end(wanted):
                 torrent.want((piece, 0) for piece in self._outside(window))
         finally:
             if self._joining.get(window.index) is asyncio.current_task():
                 del self._joining[window.index]
+                self._dropped.discard(window.index)
         if not wanted.whole:
             self.want(self._available)  # other pieces may have been demanded meanwhile
 

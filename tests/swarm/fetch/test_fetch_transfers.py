@@ -154,6 +154,16 @@ async def test_the_torrent_of_the_whole_blob_leaves_too_and_comes_back_without_t
             assert scene.session.wants() >= scene.pieces(3)
 
 
+async def test_torrents_of_windows_that_were_about_to_come_give_way_to_that_of_the_whole_blob(tmp_path: Path) -> None:
+    """Two torrents in the session would write into the same file."""
+    async with transferring(tmp_path) as scene:
+        scene.publish(0, 1, 2, 3)
+        scene.transfers.set_mode(Mode.WHOLE, None, None)
+        await until(lambda: scene.session.added > 4 and not scene.session.leaving)
+        assert not scene.transfers.windows
+        assert [torrent.wants for torrent in scene.session.torrents] == [set(range(scene.place.layout.pieces))]
+
+
 async def test_what_comes_from_elsewhere_is_not_fetched(tmp_path: Path) -> None:
     async with transferring(tmp_path) as scene:
         scene.host.want = Wanted(whole=True, elsewhere=frozenset({0, 1}))
