@@ -245,7 +245,7 @@ class Node:
         """For the agent's /status."""
         return {
             "name": self.settings.name,
-            "swarm": {"ip": self.settings.listen[0], "port": self.port},
+            "swarm": {"ip": self.settings.listen[0], "port": self.port, "lane": self._lane.port},
             "member": self.member,
             "trackers": {link.url: link.up for link in self._trackers.links()},
             "refused": {link.url: link.refused for link in self._trackers.links() if link.refused},

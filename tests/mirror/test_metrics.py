@@ -191,8 +191,8 @@ async def three(tmp_path: Path) -> AsyncIterator[Cluster]:
     """Three agents; the third offers what a containerd has."""
     content = tmp_path / "content"
     (content / "blobs" / "sha256").mkdir(parents=True)
-    async with cluster(tmp_path, agents=2) as shoal:
-        await shoal.add(f"--containerd-content={content}")
+    async with cluster(tmp_path, agents=2, flags=["--window-lane"]) as shoal:
+        await shoal.add("--window-lane", f"--containerd-content={content}")
         yield shoal
 
 
@@ -251,10 +251,16 @@ async def test_each_metric_of_the_swarm_moves(origin: Registry, upstream: Counte
             await asyncio.gather(*(pull_until_right(each, blob["lied"], upstream.host) for each in shoal.agents))
             await lies.says("told quarantined")
 
+        for each in shoal.agents:
+            port = (await each.status())["swarm"]["lane"]
+            refused = await fetch(f"http://127.0.0.1:{port}/{digest_of('nobody has it')}")
+            assert refused.status == 404
+
         await upstream.rules(Rule(match="metrics/failed", status=500, times=2))
         await pull_until_right(two, blob["failed"], upstream.host)
         async with asyncio.timeout(30):
-            while not (await look()).get("shoal_swarm_sent_bytes_total"):  # noqa: ASYNC110 - told by a timer
+            while not {"shoal_swarm_sent_bytes", "shoal_swarm_lane_refusals"} <= moves.moved:  # told by a timer
+                await look()
                 await asyncio.sleep(0.2)
         served = {
             name.partition("origin=")[2].partition(",")[0].rstrip("}")
