@@ -24,7 +24,7 @@ class SwarmSettings:
     listen: tuple[str, int] = ("0.0.0.0", 6881)
     """IP and port of the BitTorrent listener (docs/design.md, Ports)."""
 
-    window_lane: bool = False
+    window_lane: bool = True
     """Windows travel between agents over HTTP, on the port after `listen`'s; else by BitTorrent alone."""
 
     trackers: tuple[str, ...] = ()

@@ -162,6 +162,16 @@ def test_an_agent_has_no_token_and_is_asked_only_by_its_node() -> None:
 
 
 @needs_helm
+def test_without_the_window_lane_no_port_is_open_for_it() -> None:
+    objects = render({"agent": {"settings": {"windowLane": False}}})
+    item = container(objects, "DaemonSet", "shoal-agent", "agent")
+    assert environment(item)["SHOAL_WINDOW_LANE"] == "false"
+    assert "lane" not in {port["name"] for port in item["ports"]}
+    policy = only(objects, "NetworkPolicy", "shoal-agent")["spec"]
+    assert {port["port"] for rule in policy["ingress"] for port in rule["ports"]} == {"swarm", "metrics"}
+
+
+@needs_helm
 def test_on_the_host_network_the_mirror_listens_on_loopback_itself() -> None:
     objects = render(VALUE_SETS["host network"])
     item = container(objects, "DaemonSet", "shoal-agent", "agent")

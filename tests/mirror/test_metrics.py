@@ -191,8 +191,8 @@ async def three(tmp_path: Path) -> AsyncIterator[Cluster]:
     """Three agents; the third offers what a containerd has."""
     content = tmp_path / "content"
     (content / "blobs" / "sha256").mkdir(parents=True)
-    async with cluster(tmp_path, agents=2, flags=["--window-lane"]) as shoal:
-        await shoal.add("--window-lane", f"--containerd-content={content}")
+    async with cluster(tmp_path, agents=2) as shoal:
+        await shoal.add(f"--containerd-content={content}")
         yield shoal
 
 
@@ -281,7 +281,7 @@ RARE = {"shoal_swarm_stalls", "shoal_swarm_read_back"}
 async def test_the_metrics_of_bad_luck_move(
     origin: Registry, upstream: Counter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A holder that nobody can reach; a file that is behind libtorrent's word."""
+    """A holder that nobody can reach; a file that is behind libtorrent's word. Without a lane: all by torrents."""
     monkeypatch.setattr(stalls, "STALL", 1.0)  # shorter than the trial of a sole seed that nobody has confirmed
     blob = origin.plant("metrics/luck", 4 * MIB, 979)
     path = f"/v2/{blob.repository}/blobs/{blob.digest}?ns={upstream.host}"
@@ -298,12 +298,12 @@ async def test_the_metrics_of_bad_luck_move(
         await ghost.hello()
         await ghost.say("whole", wire.Whole(**ghost.me, digest=blob.digest, size=blob.size, hashes=hashes), wire.Ok)
         moves = Moves()
-        async with agent(tmp_path / "one", tracker=(here.server.url,)) as one:
+        async with agent(tmp_path / "one", tracker=(here.server.url,), window_lane=False) as one:
             await until(lambda: counted(one.front.metrics.registry, "shoal_swarm_trackers_up") == 1)
             assert (await one.ask(path))[2] == content
             moves.registry(one.front.metrics.registry)
             monkeypatch.setattr(arrivals, "_check", late)
-            async with agent(tmp_path / "two", tracker=(here.server.url,)) as two:
+            async with agent(tmp_path / "two", tracker=(here.server.url,), window_lane=False) as two:
                 await until(lambda: counted(two.front.metrics.registry, "shoal_swarm_trackers_up") == 1)
                 assert (await two.ask(path))[2] == content
                 moves.registry(two.front.metrics.registry)
