@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from types import MappingProxyType
 
 from swarm.blob.digest import Digest
@@ -413,9 +414,11 @@ class Board(Standing):
         if single and not self.available.stalled and now >= self._sole_at:
             (holder,) = self.holders
             # From the first who seeks it on: to change over when the second comes costs it seconds (it would leave the
-            # holder, and libtorrent waits before it dials the same peer again).
-            sought = len(self.who.turning) > (holder in self.who.turning)
-            sole = holder if sought and self.window_count > 1 else ""
+            # holder, and libtorrent waits before it dials the same peer again). Where both have a lane it costs
+            # nothing, and a claim on each window costs the first one more than the window does.
+            seekers = [agent for agent in islice(self.who.turning, 3) if agent != holder]
+            first = len(seekers) == 1 and self._trust.direct is not None and self._trust.direct(seekers[0], holder)
+            sole = holder if seekers and not first and self.window_count > 1 else ""
         if sole != self.sole:
             self.sole = sole
             self.version += 1

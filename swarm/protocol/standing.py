@@ -20,7 +20,8 @@ class Trust:
 
     *zone_of*: given where each zone brings in a copy of its own. *member_of*: the member that an agent is a process of.
     *may_claim*: whether an agent is trusted to bring windows in; *doubted*: whether there is anybody who is not.
-    *proven*: whether an agent has delivered before.
+    *proven*: whether an agent has delivered before. *direct*: whether an agent fetches windows from another at once,
+    and need not be told apart from the next who asks the same one.
     *alone*: one agent keeps the board for itself, and its word is enough.
     """
 
@@ -31,6 +32,7 @@ class Trust:
     may_claim: Callable[[str], bool] | None = None
     doubted: Callable[[], bool] | None = None
     proven: Callable[[str], bool] | None = None
+    direct: Callable[[str, str], bool] | None = None
 
 
 NOBODY_ELSE = Trust()

@@ -112,6 +112,10 @@ class Agents:
         agent = self._agents.get(key)
         return agent.member if agent is not None else member_at(key)
 
+    def direct(self, key: str, other: str) -> bool:
+        """Whether the agents named *key* and *other* both give windows over a lane of their own."""
+        return all((agent := self._agents.get(name)) is not None and agent.peer.lane for name in (key, other))
+
     def zone_of(self, key: str) -> str:
         """The zone of the agent named *key*; "" if unknown."""
         agent = self._agents.get(key)

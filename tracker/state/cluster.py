@@ -84,6 +84,7 @@ class Cluster:
                 may_claim=self._may_claim,
                 doubted=lambda: self.trust.anybody,
                 proven=self.trust.proven,
+                direct=self.agents.direct,
             ),
         )
         self.names = Meanings(settings.names_keep, settings.max_names)

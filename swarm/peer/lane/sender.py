@@ -16,7 +16,7 @@ import ssl
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from swarm.blob.digest import Digest
@@ -197,9 +197,10 @@ class Sender:
     def accepted(self, sock: socket.socket, address: str) -> None:
         """A connection came: to the worker that has fewest."""
         every = [serving for worker in self._workers for serving in worker.snapshot()]
-        of_one = Counter(serving.address for serving in every)[address]
-        full = len(every) >= MOST_CONNECTIONS and not self._make_room()
-        if of_one >= MOST_OF_ONE or full:
+        of_one = [serving for serving in every if serving.address == address]
+        full = of_one if len(of_one) >= MOST_OF_ONE else every if len(every) >= MOST_CONNECTIONS else []
+        if full and not self._make_room(full):
+            log.debug("lane-full", extra={"fields": {"peer": address, "connections": len(full)}})
             sock.close()
             return
         sock.setblocking(False)
@@ -210,19 +211,18 @@ class Sender:
         worker = min(self._workers, key=lambda worker: len(worker.snapshot()))
         worker.tell(partial(worker.take, sock, address))
 
-    def _make_room(self) -> bool:
-        """Close the connection that was idle for longest; whether there was one."""
-        idle = [
-            (serving.since, worker, serving)
-            for worker in self._workers
-            for serving in worker.snapshot()
-            if serving.idle
-        ]
-        if not idle:
-            return False
-        _, worker, serving = min(idle, key=lambda found: found[0])
-        worker.tell(partial(worker.let_go, serving))
-        return True
+    def _make_room(self, among: Sequence[Serving]) -> bool:
+        """Close the connection *among* these that was idle for longest; whether there was one."""
+        idle = min((serving for serving in among if serving.idle), key=lambda serving: serving.since, default=None)
+        for worker in self._workers:
+            if idle is not None and idle in worker.snapshot():
+                worker.tell(partial(worker.let_go, idle))
+        return idle is not None
+
+
+def _who(ip: str, port: int) -> str:
+    """Whose connection it is, for what one may have at once. On this machine itself several agents share an address."""
+    return f"{ip}:{port}" if ip in ("127.0.0.1", "::1") else ip
 
 
 class _Worker(threading.Thread):
@@ -330,7 +330,7 @@ class _Worker(threading.Thread):
                 log.warning("lane-accept-failed", extra={"fields": {"error": error.strerror}})
                 self._selector.unregister(self._listener)  # no descriptor is left: who waits is looked at a tick later
                 return
-            self._sender.accepted(sock, str(address[0]))
+            self._sender.accepted(sock, _who(str(address[0]), int(address[1])))
 
     def _hear(self, now: float) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -857,6 +857,21 @@ def test_the_first_who_seeks_it_takes_turns_already() -> None:
     assert board.claims_of("b") == (2, 3)
 
 
+def test_who_has_a_lane_to_the_lone_holder_takes_turns_only_when_another_seeks_it_too() -> None:
+    """A claim on each window costs one that is alone more than the window does."""
+    lanes = {"seed", "a"}
+    trust = Trust(direct=lambda agent, holder: {agent, holder} <= lanes)
+    board = sought("a", trust=trust)
+    assert (board.sole, board.claims_of("a"), board.view("a").sealed) == ("", (), True)
+    assert sought("b", trust=trust).sole == "seed", "it has none"
+    board.join("b", 1.0, turns=2)
+    board.assign(1.0)
+    assert (board.sole, board.claims_of("a"), board.claims_of("b")) == ("seed", (0, 2), (1, 3))
+    board.join("b", 2.0)
+    board.assign(2.0)
+    assert (board.sole, board.view("a").sealed) == ("", True)
+
+
 def test_a_reader_of_ranges_asks_the_lone_holder_as_it_likes() -> None:
     board = sought("a", "b")
     board.join("c", 1.0, want=4, only_preferred=True, prefer=(3,))
