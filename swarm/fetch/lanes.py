@@ -60,6 +60,8 @@ class LaneWindows:
         """None: nothing is given; there is no lane, or no descriptor was left."""
         self._named: dict[int, tuple[Holder, ...]] = {}
         self._others: tuple[Holder, ...] = ()
+        self._sole: Holder | None = None
+        """The sole seed, while its windows are fetched by claims."""
         self._peers: dict[Address, PeerAddress] = {}
         self._strangers = False
         self._unanswered = False
@@ -125,6 +127,9 @@ class LaneWindows:
             if holders != self._named.get(window):
                 self._named[window] = holders
                 self._failed.pop(window, None)  # somebody else may give it
+        if news.sole is not None and self._sole is None:
+            self._spare(news.sole)
+        self._sole = news.sole
         self._others = news.others or self._others
         self._strangers = news.strangers
         every = (*self._others, *(holder for found in news.named.values() for holder in found))
@@ -213,6 +218,14 @@ class LaneWindows:
             self._lane.withdraw(self._digest, self._offer)
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _spare(self, sole: Holder) -> None:
+        """Nothing is asked of *sole* any more but by claims: others fetch from it what is not on its way here."""
+        self._others = tuple(other for other in self._others if other.peer != sole.peer)
+        left = ((window, tuple(h for h in found if h.peer != sole.peer)) for window, found in self._named.items())
+        self._named = {window: holders for window, holders in left if holders}
+        for errand in [e for e in self._errands if not e.moved and e.rank >= 0 and sole.address in e.holders]:
+            self._lane.cancel(errand)
 
     def _offered(self) -> Offer | None:
         place = self._place

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,10 +18,11 @@ from swarm.fetch.lanes import LaneWindows
 from swarm.fetch.partial import Partial
 from swarm.fetch.tasks import Tasks
 from swarm.peer.lane.lane import Lane
+from swarm.peer.lane.message import Request
 from swarm.peer.lane.offers import Offer
 from swarm.peer.peers import PeerAddress
 from swarm.storage.store import Store
-from tests.parts.lane import Odd, Sample, honest, lacking, sample
+from tests.parts.lane import Odd, Sample, head_of, honest, lacking, sample
 from tests.parts.talk import until
 
 SIZE = 3 * MIB
@@ -165,6 +169,35 @@ async def test_who_lacks_a_window_is_no_reason_to_offer_it_by_torrents(tmp_path:
         fetch.windows.want(None)
         await until(lambda: 0 in fetch.here.pieces)
         assert [r.start for r in other.requests] == [MIB, 0], "it was not asked again for what it lacks"
+
+
+async def test_once_another_seeks_the_sole_seed_only_what_is_on_its_way_comes_without_a_claim(tmp_path: Path) -> None:
+    """It went on to ask for all that was left, and the holder sent 1.4 copies."""
+    async with fetching(tmp_path) as (fetch, holder, other):
+        asked, go_on = threading.Event(), threading.Event()
+
+        def slow(sock: socket.socket, request: Request, count: int) -> bool:
+            sock.sendall(head_of(fetch.blob, request) + fetch.blob.data[request.start or 0 :][:1000])
+            asked.set()
+            go_on.wait(30)
+            sock.sendall(fetch.blob.data[(request.start or 0) + 1000 : request.stop])
+            return count >= 0
+
+        other.behaves = slow
+        fetch.publish(0)
+        fetch.windows.named(HoldersNamed({0: (holder,)}, (holder,), None, strangers=False))
+        fetch.windows.want(None)
+        await asyncio.to_thread(asked.wait, 30)
+        await until(lambda: fetch.windows.received > 0)
+        fetch.windows.named(HoldersNamed({}, (), holder, strangers=False))
+        fetch.publish(1, 2)
+        fetch.windows.want(None)
+        assert fetch.windows.coming == {0}
+        go_on.set()
+        await until(lambda: fetch.here.have == 0b1 and not fetch.windows.windows)
+        assert await fetch.windows.fetch(fetch.blob.cut.windows[2], holder), "by a claim"
+        assert fetch.here.have == 0b101
+        assert [(r.start or 0) // MIB for r in other.requests] == [0, 2]
 
 
 async def test_a_node_without_a_lane_asks_nobody_and_leaves_all_to_torrents(tmp_path: Path) -> None:
