@@ -117,15 +117,17 @@ class Answers:
         board = swarm.board
         turn = board.has_turn(agent.key)
         whole: list[str] = []
+        walled = self._walled(swarm, agent)  # each zone asks upstream for a copy of its own
         if not turn:
-            walled = self._walled(swarm, agent)
             whole = swarm.pool.pick_holders(agent.key, agent.zone, NAMED, self._chance, walled=walled)
         sole = board.sole if turn else ""
         known = self._agents.by_key.get
 
         def may(key: str) -> bool:
             other = known(key)
-            return other is not None and key != sole and not self._apart(swarm.digest, agent.member, other.member)
+            if other is None or key == sole or (walled and other.zone != agent.zone):
+                return False
+            return not self._apart(swarm.digest, agent.member, other.member)
 
         asking = Asking(agent.key, agent.zone, board.available.missing(agent.key), tuple(filter(may, whole)))
         holds = board.available.holds

@@ -392,6 +392,17 @@ async def test_with_a_copy_per_zone_peers_are_of_the_own_zone_while_that_can_bri
         assert (last.peers, last.sealed) == ((wire.Peer(ip=NORTH, port=1001),), True), "no wall strands a zone"
 
 
+async def test_with_a_copy_per_zone_windows_are_not_asked_of_another_zone_over_the_lane() -> None:
+    async with town(ZONES, copy_per_zone=True) as here:
+        a, b, c = here.agent("a", 1001, NORTH), here.agent("b", 1002, SOUTH), here.agent("c", 1003, NORTH)
+        a.me["lane"] = b.me["lane"] = c.me["lane"] = 7001
+        await a.board(D, want=1)
+        await a.publish(D, SIZE, 0)
+        assert (await b.board(D, want=8)).holders == {}
+        holder = wire.Peer(ip=NORTH, port=1001, lane=7001)
+        assert (await c.board(D, want=1)).holders == {0: (holder,)}
+
+
 async def test_a_sealed_blob_has_holders(here: Town) -> None:
     a, b = here.agent("a", 1001, "127.0.0.2"), here.agent("b", 1002)
     await a.bring_in(D, SIZE)
