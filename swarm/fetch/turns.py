@@ -18,8 +18,9 @@ ASKED = 4
 """Agents beside those that the tracker named that an errand may turn to."""
 
 
-BELIEVED = 0.8
-"""Seconds for which a holder that said what it has is taken at its word about what it lacks."""
+BELIEVED = 2.5
+"""Seconds for which a holder that said what it has is taken at its word about what it lacks: longer than until a window
+that nobody gave is asked for again, so that others are asked then."""
 
 
 def in_turn(me: str, missing: Sequence[int]) -> list[tuple[int, int]]:

@@ -44,6 +44,7 @@ class Answers:
             poll.incarnation != swarm.incarnation
             or poll.generation != board.generation
             or board.claims_of(agent.key) != tuple(sorted(poll.claims))
+            or self._wishes(swarm, agent) - swarm.wishes_heard.get(agent.key, frozenset())
         ):
             return True
         news = poll.since != board.version or swarm.hope_told.get(agent.key) != board.hope()
@@ -81,7 +82,7 @@ class Answers:
             poisoned=board.alone(agent.key),
             copies=len(board.holders),
             # Only who fetches windows over HTTP needs to know; to thousands of others it is a third of the answer.
-            holders=self._holders(swarm, agent) if news and agent.peer.lane else {},
+            holders=self._holders(swarm, agent) if agent.peer.lane and (news or self._reads(swarm, agent)) else {},
             peers=self._peers(swarm, agent, but=sole.key if sole is not None else ""),
             sole=sole.peer if sole is not None else None,
             available=None if elsewhere is None else wire.bitmap(elsewhere),
@@ -112,6 +113,20 @@ class Answers:
                 found.append(wire.Peer(ip=key.rpartition(":")[0].strip("[]"), port=announcer.told.port))
         return tuple(found)
 
+    def _reads(self, swarm: Swarm, agent: Agent) -> bool:
+        """Whether *agent* reads ranges, and fetches what it reads alone."""
+        who = swarm.board.participants.get(agent.key)
+        return who is not None and who.only_preferred
+
+    def _wishes(self, swarm: Swarm, agent: Agent) -> frozenset[int]:
+        """Published windows that *agent* needs for the ranges it reads, if it asks their holders over the lane.
+
+        It may wish for one that has been there for long: no news would tell it who holds that.
+        """
+        if not agent.peer.lane or not self._reads(swarm, agent):
+            return frozenset()
+        return frozenset(swarm.board.available.missing(agent.key))
+
     def _holders(self, swarm: Swarm, agent: Agent) -> dict[int, tuple[wire.Peer, ...]]:
         """Who holds what *agent* lacks of what is published."""
         board = swarm.board
@@ -129,7 +144,10 @@ class Answers:
                 return False
             return not self._apart(swarm.digest, agent.member, other.member)
 
-        asking = Asking(agent.key, agent.zone, board.available.missing(agent.key), tuple(filter(may, whole)))
+        reads = self._reads(swarm, agent)
+        if reads:
+            swarm.wishes_heard[agent.key] = self._wishes(swarm, agent)
+        asking = Asking(agent.key, agent.zone, board.available.missing(agent.key), tuple(filter(may, whole)), reads)
         holds = board.available.holds
         named = swarm.offers.name(
             asking, self._now(), lambda key, window: key != sole and holds(key, window), self._agents.zone_of

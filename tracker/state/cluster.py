@@ -384,8 +384,7 @@ class Cluster:
             return
         swarm.pool.remove(key)
         if key not in board.participants:
-            swarm.hope_told.pop(key, None)
-            swarm.wishes.pop(key, None)
+            swarm.forget(key)
             if agent is not None:
                 agent.boards.discard(swarm.digest)
 

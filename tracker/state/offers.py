@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 FANOUT = 4
 """Askers to whom a holder is named for one window within one period."""
 
+READ_FANOUT = 32
+"""The same for readers of ranges. They fetch a piece of it and never hold it, so that no tree grows by them: with
+FANOUT, each fifth of them waited for two seconds, and the next ones until they went upstream."""
+
 WHOLE_FANOUT = 128
 """Windows for which a holder of the whole blob is named within one period, over all askers."""
 
@@ -41,13 +45,15 @@ class _Turn:
 
     agent: str
     named: int = 0
+    read: int = 0
+    """To readers of ranges."""
     since: float = float("-inf")
 
-    def room(self, now: float, most: int) -> bool:
+    def room(self, now: float, most: int, *, reads: bool = False) -> bool:
         if now - self.since >= PERIOD:
-            self.named = 0
+            self.named = self.read = 0
             self.since = now
-        return self.named < most
+        return (self.read if reads else self.named) < most
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,8 @@ class Asking:
     zone: str
     missing: Iterable[int]
     whole: tuple[str, ...] = ()
+    reads: bool = False
+    """Ranges: it will not hold what it fetches."""
 
 
 @dataclass(slots=True)
@@ -119,22 +127,24 @@ class Offers:
     def _choose(
         self, asking: Asking, window: int, now: float, holds: Callable[[str, int], bool], zone_of: Callable[[str], str]
     ) -> list[str]:
-        turns = self._turns.get(window) if self._full.get(window, 0.0) <= now else None
+        turns = self._turns.get(window) if asking.reads or self._full.get(window, 0.0) <= now else None
+        most = READ_FANOUT if asking.reads else FANOUT
         near: list[_Turn] = []
         far: list[_Turn] = []
         if turns:
             for turn in list(turns):
                 if not holds(turn.agent, window):
                     turns.remove(turn)
-                elif turn.agent != asking.agent and turn.room(now, FANOUT):
+                elif turn.agent != asking.agent and turn.room(now, most, reads=asking.reads):
                     (near if zone_of(turn.agent) == asking.zone else far).append(turn)
                     if len(near) == NAMED:
                         break
-            if not near and not far:
+            if not near and not far and not asking.reads:
                 self._full[window] = min((turn.since + PERIOD for turn in turns), default=0.0)
         chosen = [*near, *far][:NAMED]
         if chosen and turns:  # the others are there in case the first one fails
-            chosen[0].named += 1
+            chosen[0].named += not asking.reads
+            chosen[0].read += asking.reads
             turns.remove(chosen[0])
             turns.append(chosen[0])
         found = [turn.agent for turn in chosen]

@@ -96,6 +96,8 @@ class Swarm:
     announcers: OrderedDict[str, Announcer] = field(default_factory=OrderedDict)
     """By `ip:port`, the one that will be forgotten first in front."""
     hope_told: dict[str, bool] = field(default_factory=dict)
+    wishes_heard: dict[str, frozenset[int]] = field(default_factory=dict)
+    """Reader of ranges -> published windows it was told the holders of, as far as there were some with room."""
     wishes: dict[str, float] = field(default_factory=dict)
     """Agent -> since when it would bring something in, without a claim yet."""
     info_hash: bytes | None = None
@@ -142,6 +144,12 @@ class Swarm:
     def idle(self) -> bool:
         """Whether nobody takes part, and nobody holds it."""
         return not self.board.participants and not self.board.holders and not self.announcers
+
+    def forget(self, agent: str) -> None:
+        """*agent* takes part no more."""
+        self.hope_told.pop(agent, None)
+        self.wishes_heard.pop(agent, None)
+        self.wishes.pop(agent, None)
 
     def got_whole(self, agent: str) -> None:
         """*agent* has all of it now: what it did not bring in from upstream came from peers, if it took part."""

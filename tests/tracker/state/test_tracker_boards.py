@@ -79,6 +79,19 @@ async def test_an_agent_is_told_who_holds_what_it_lacks_and_where_its_windows_ar
     assert told == (wire.Peer(ip="127.0.0.3", port=1002, lane=7001), wire.Peer(ip="127.0.0.2", port=1001, lane=7002))
 
 
+async def test_a_reader_of_ranges_is_told_at_once_who_holds_a_window_that_has_been_there_for_long(here: Town) -> None:
+    a, b = here.agent("a", 1001, "127.0.0.2"), here.agent("b", 1002, "127.0.0.3")
+    a.me["lane"] = b.me["lane"] = 7001
+    await a.board(D, want=1)
+    await a.publish(D, SIZE, 0)
+    assert (await b.board(D, want=1, only_preferred=True)).holders == {}, "it wishes for nothing yet"
+    holder = wire.Peer(ip="127.0.0.2", port=1001, lane=7001)
+    assert (await b.board(D, want=1, only_preferred=True, prefer=(0,), wait=20.0)).holders == {0: (holder,)}
+    waiting = asyncio.create_task(b.board(D, want=1, only_preferred=True, prefer=(0,), wait=20.0))
+    await wait_until_waiting(here, D, 1)
+    waiting.cancel()
+
+
 async def test_an_answer_without_the_news_does_not_move_the_cursor_of_the_news(here: Town) -> None:
     a, b = here.agent("a", 1001, "127.0.0.2"), here.agent("b", 1002, "127.0.0.3")
     await a.board(D, want=2, size=SIZE)

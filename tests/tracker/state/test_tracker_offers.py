@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tracker.state.offers import FANOUT, HUNGRY, KEPT, NAMED, PERIOD, WHOLE_FANOUT, WINDOWS, Asking, Offers
+from tracker.state.offers import FANOUT, HUNGRY, KEPT, NAMED, PERIOD, READ_FANOUT, WHOLE_FANOUT, WINDOWS, Asking, Offers
 
 
 class Cluster:
@@ -21,10 +21,16 @@ class Cluster:
         return self.offers.gained(agent, gained)
 
     def ask(
-        self, agent: str, *missing: int, now: float = 0.0, zone: str = "", whole: tuple[str, ...] = ()
+        self,
+        agent: str,
+        *missing: int,
+        now: float = 0.0,
+        zone: str = "",
+        whole: tuple[str, ...] = (),
+        reads: bool = False,
     ) -> dict[int, list[str]]:
         return self.offers.name(
-            Asking(agent, zone, missing, whole), now, lambda key, w: bool(self.have.get(key, 0) >> w & 1),
+            Asking(agent, zone, missing, whole, reads), now, lambda key, w: bool(self.have.get(key, 0) >> w & 1),
             lambda key: self.zones.get(key, ""),
         )  # fmt: skip
 
@@ -35,6 +41,16 @@ def test_a_holder_is_named_to_a_few_askers_and_then_to_nobody_for_a_while() -> N
     answers = [here.ask(f"n{n}", 0) for n in range(20)]
     assert sum(bool(answer) for answer in answers) == FANOUT
     assert here.ask("n9", 0, now=PERIOD) == {0: ["a"]}
+
+
+def test_readers_of_ranges_are_told_at_once_and_take_no_place_of_those_who_will_hold_it() -> None:
+    here = Cluster()
+    here.gain("a", 0)
+    answers = [here.ask(f"r{n}", 0, reads=True) for n in range(2 * READ_FANOUT)]
+    assert sum(bool(answer) for answer in answers) == READ_FANOUT
+    answers = [here.ask(f"n{n}", 0) for n in range(20)]
+    assert sum(bool(answer) for answer in answers) == FANOUT
+    assert here.ask("r", 0, now=PERIOD, reads=True) == {0: ["a"]}
 
 
 def test_whoever_gained_the_window_is_named_to_those_who_were_refused() -> None:
