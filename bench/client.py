@@ -118,10 +118,7 @@ def fetch(
 
 
 def pull(order: dict[str, Any], tally: Tally) -> None:
-    """Manifest, then the layers that the node lacks, once the node's own host is there. Raises Unserved."""
-    if wait := order.get("wait"):
-        url = urlsplit(order["hosts"][0])
-        wait_for(url.hostname or "", url.port or 80, time.monotonic() + wait)
+    """Manifest, then the layers that the node lacks. Raises Unserved."""
     manifest = bytearray()
     fetch(order, f"/v2/{order['repository']}/manifests/{order['tag']}", manifest.extend, Tally(tally.start), ACCEPT)
     layers = [layer["digest"] for layer in json.loads(manifest)["layers"]]

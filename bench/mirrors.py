@@ -35,7 +35,8 @@ class Running:
     kept: bool = False
     """Clients check the sha256 and write what they get, as a node does: a yardstick."""
     replace: Callable[[Host], None] | None = None
-    """Kill what runs on a node, and start it anew with nothing on its disk. None: nothing runs there."""
+    """Kill what runs on a node, and start it anew with nothing on its disk; returns once it takes requests. None:
+    nothing runs there."""
 
 
 Mirror = Callable[[Stage], AbstractContextManager[Running]]
@@ -169,6 +170,7 @@ def shoal(agent_flags: tuple[str, ...] = ()) -> Mirror:
                 place = next(place for place, one in enumerate(processes) if one.host is host)
                 processes[place].kill()
                 processes[place] = agent(host, f"{host.name}-new")
+                wait_listening([(processes[place], "127.0.0.1", stage.port(MIRROR_PORT, host))])
 
             for host in stage.nodes:
                 processes.append(agent(host, host.name))

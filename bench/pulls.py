@@ -6,7 +6,8 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -91,11 +92,11 @@ def pull(
 
     *skip*: layers that the nodes have. *check*: "all", "one" or "none" of the clients verify the
     sha256. *lost*: nodes that vanish so many seconds after the common instant, client and all; another comes in the
-    place of each, and its client pulls as soon as there is somebody to ask. *tick* is told (seconds, bytes over all
+    place of each, and its client begins as soon as there is somebody to ask. *tick* is told (seconds, bytes over all
     links) while it runs.
     """
     orders = {}
-    gone = sorted((at, node) for node, at in (lost or {}).items())
+    gone = [(at, node) for node, at in sorted((lost or {}).items(), key=lambda one: one[1])]
     for place, (node, delay) in enumerate(delays.items()):
         host = stage.network.hosts[node]
         orders[node] = _common(stage, mirror, host) | {
@@ -105,17 +106,10 @@ def pull(
         }  # fmt: skip
         if mirror.kept:
             orders[node]["keep"] = str(stage.fresh(f"kept-{node}"))
-    for at, node in gone:
+    for _, node in gone:
         orders[node]["hosts"] = orders[node]["hosts"][:1]  # who vanishes does not go on elsewhere
-        orders[f"{node}{NEW}"] = orders[node] | {"delay": at + 5 * _TICK, "wait": _IDLE}
-
-    def losing(seconds: float, moved: int) -> None:
-        while gone and seconds >= gone[0][0]:
-            assert mirror.replace is not None
-            mirror.replace(stage.network.hosts[gone.pop(0)[1]])
-        tick(seconds, moved)
-
-    return _run(stage, mirror, orders, losing)
+        orders[f"{node}{NEW}"] = orders[node] | {"delay": 0.0}
+    return _run(stage, mirror, orders, tick, gone)
 
 
 def read(
@@ -145,8 +139,13 @@ def _common(stage: Stage, mirror: Running, host: Host) -> dict[str, Any]:
 
 
 def _run(
-    stage: Stage, mirror: Running, orders: dict[str, dict[str, Any]], tick: Callable[[float, int], None]
+    stage: Stage,
+    mirror: Running,
+    orders: dict[str, dict[str, Any]],
+    tick: Callable[[float, int], None],
+    gone: Sequence[tuple[float, str]] = (),
 ) -> Measured:
+    """*gone*: (seconds, node) of those that are replaced, in order."""
     clients = {
         node: subprocess.Popen(
             stage.network.hosts[node.removesuffix(NEW)].command(CLIENT),
@@ -162,12 +161,22 @@ def _run(
             assert client.stdout is not None
             client.stdout.readline()
         at = time.monotonic() + _LEAD
-        for client in clients.values():
-            assert client.stdin is not None
-            client.stdin.write(f"{at}\n")
-            client.stdin.close()
+        for node, client in clients.items():
+            if not node.endswith(NEW):
+                _begin(client, at)
         time.sleep(max(0.0, at - time.monotonic()))
-        with _Watch(stage, mirror, at, tick) as watch:
+
+        def replace(after: float, node: str) -> None:
+            time.sleep(max(0.0, at + after - time.monotonic()))
+            try:
+                assert mirror.replace is not None
+                mirror.replace(stage.network.hosts[node])
+            finally:
+                _begin(clients[node + NEW], time.monotonic())
+
+        with _Watch(stage, mirror, at, tick) as watch, ThreadPoolExecutor(max(1, len(gone))) as pool:
+            for after, node in gone:
+                pool.submit(replace, after, node)
             pulled = []
             for node, client in clients.items():
                 assert client.stdout is not None
@@ -181,6 +190,13 @@ def _run(
             for end in (client.stdin, client.stdout):
                 if end is not None:
                     end.close()
+
+
+def _begin(client: subprocess.Popen[str], at: float) -> None:
+    """Have *client* start at the instant *at*."""
+    assert client.stdin is not None
+    client.stdin.write(f"{at}\n")
+    client.stdin.close()
 
 
 def _pulled(node: str, delay: float, told: dict[str, Any]) -> Pulled:
