@@ -27,7 +27,7 @@ PATIENCE = 60.0
 """Seconds for which a keeper that left may come back before another takes its place: a restart takes a few."""
 
 ANSWERS = 30.0
-"""Seconds within which an agent that was told says that it began; what was told is said again then."""
+"""Seconds within which an agent that was told says that it began; then another is asked."""
 
 RETRY = 600.0
 """Seconds after which an agent that could not keep an image may be asked again."""
@@ -186,8 +186,8 @@ class Entry:
     digest: str = ""
     """What two of its keepers agreed that it means."""
     kept: dict[str, tuple[Who, wire.Kept]] = field(default_factory=dict)
-    told: dict[str, float] = field(default_factory=dict)
-    """Agent that was told to keep it, and has not said that it does -> when."""
+    told: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """Agent that was told to keep it, and has not said that it does -> its name, when."""
     away: dict[str, tuple[Who, float]] = field(default_factory=dict)
     failed: dict[str, tuple[str, str, float]] = field(default_factory=dict)
     """Agent -> its name, the reason, when."""
@@ -228,8 +228,8 @@ class Entry:
 
     def look(self, everybody: Iterable[Who], now: float, patience: float) -> None:
         """Decide who is to be told what, of all agents that are here."""
-        for key in [key for key, at in self.told.items() if now - at >= ANSWERS]:
-            del self.told[key]
+        for key in [key for key, (_, at) in self.told.items() if now - at >= ANSWERS]:
+            self.failed[key] = (self.told.pop(key)[0], "it does not answer: is it of an older version?", now)
             self.sent.pop(key, None)
         for key in [key for key, (_, since) in self.away.items() if now - since >= patience]:
             del self.away[key]
@@ -271,8 +271,8 @@ class Entry:
         more, less = choose(self.keep.copies, candidates)
         if now < self.quiet or len(self.failed) >= self.keep.copies + TRIES:
             more = []
-        for one in more:
-            self.told[one.key] = now
+        for one in (*more, *(one for one in candidates if one.state == "told")):
+            self.told.setdefault(one.key, (one.name, now))
         take = wire.KeepHere(keep=self.keep, here=True, digest=self.digest)
         let_go = wire.KeepHere(keep=self.keep, here=False)
         orders = {key: take for key in present if self.state_of(key) == "told"}
@@ -287,7 +287,7 @@ class Entry:
 
     def wake_at(self, now: float, patience: float) -> float:
         """When it should be looked at again, if nothing happens before; infinity: never."""
-        times = [at + ANSWERS for at in self.told.values()]
+        times = [at + ANSWERS for _, at in self.told.values()]
         times += [since + patience for _, since in self.away.values()]
         times += [one.at + ANSWERS for key, one in self.sent.items() if key in self.orders]
         if self.short:
@@ -351,6 +351,8 @@ class Keeps:
             entry.away.pop(who.key, None)
             if one.keep.serial == entry.keep.serial:
                 entry.told.pop(who.key, None)
+                if one.state in ("fetching", "whole"):
+                    entry.failed.pop(who.key, None)
                 if one.state == "failed":
                     entry.failed.setdefault(who.key, (who.name, one.error[:300], now))
         for name, entry in self._entries.items():

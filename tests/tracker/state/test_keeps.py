@@ -309,14 +309,29 @@ def test_what_nobody_can_bring_in_is_not_asked_of_everybody() -> None:
     assert len(there.keepers()) == 2 * len("n000")
 
 
-def test_who_does_not_answer_is_told_again_and_then_another() -> None:
+def test_another_is_asked_for_who_does_not_answer() -> None:
+    """And whoever waits for the order hears an end of it."""
     there = World(dict.fromkeys("abc", ""), deaf={"a", "b"})
-    there.keeps.order(keep(1), there.now)
+    there.keeps.order(keep(2), there.now)
     there.look()
-    assert there.told == [("a", True)]
-    there.deaf.clear()
+    assert there.told == [("a", True), ("b", True)]
+    assert not held(there).settled
     there.later(ANSWERS)
-    assert there.keepers() == "a"
+    assert there.keepers() == "c"
+    assert (held(there).settled, set(held(there).failed)) == (True, {"a", "b"})
+    there.deaf.clear()
+    there.later(RETRY)
+    assert there.keepers() == "ac"
+
+
+def test_a_keeper_that_does_not_follow_a_newer_order_is_replaced() -> None:
+    there = world("abc", copies=1)
+    there.deaf.add("a")
+    there.keeps.order(keep(1, serial=2), there.now)
+    there.look()
+    there.later(ANSWERS)
+    assert there.keepers() == "ab"  # a keeps what it was told before
+    assert (held(there).whole, held(there).settled) == (1, True)
 
 
 def test_no_copies_reach_keepers_that_were_away() -> None:
