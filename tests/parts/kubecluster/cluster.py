@@ -82,8 +82,7 @@ class KubeCluster:
             "create", "clusterrolebinding", "kube-proxy", "--clusterrole=system:node-proxier",
             "--user=system:kube-proxy",
         )  # fmt: skip
-        for _ in range(nodes):
-            await self.add_node()
+        await asyncio.gather(*(self.add_node() for _ in range(nodes)))
         for node in self.nodes:
             await self.kubectl("wait", "node", node.name, "--for=create", "--timeout=120s")
         await self.kubectl("wait", "node", "--all", "--for=condition=Ready", "--timeout=120s")

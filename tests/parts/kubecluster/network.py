@@ -55,6 +55,8 @@ class Network:
         self.prefix = prefix
         self._places: dict[int, str] = {}
         self._nodes: set[int] = set()
+        self._joining = asyncio.Lock()
+        """One place after the other: each has to see all that came before it."""
 
     async def up(self) -> None:
         """Make the switch: a bridge in a namespace of its own."""
@@ -84,19 +86,24 @@ class Network:
 
     async def join(self, place: str, number: int, *, node: bool = False) -> None:
         """A namespace of its own for *place*. A node forwards, and every other place learns the way to its pods."""
-        await _ip("netns", "add", self.name(place))
-        self._places[number] = place
-        await self._in(place, "link", "set", "lo", "up")
-        for key in ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv6.conf.default.accept_dad=0"):
-            await run(self.enter(place, "sysctl", "-qw", key))
-        await self._plug(self.name(place), number)
-        for known in self._nodes:
-            await self._route(number, known)
-        if node:
-            self._nodes.add(number)
-            for other in self._places:
-                if other != number:
-                    await self._route(other, number)
+        async with self._joining:
+            await _ip("netns", "add", self.name(place))
+            self._places[number] = place
+            await self._in(place, "link", "set", "lo", "up")
+            for key in (
+                "net.ipv4.ip_forward=1",
+                "net.ipv6.conf.all.forwarding=1",
+                "net.ipv6.conf.default.accept_dad=0",
+            ):
+                await run(self.enter(place, "sysctl", "-qw", key))
+            await self._plug(self.name(place), number)
+            for known in self._nodes:
+                await self._route(number, known)
+            if node:
+                self._nodes.add(number)
+                for other in self._places:
+                    if other != number:
+                        await self._route(other, number)
 
     async def uplink(self) -> None:
         """A leg of this machine itself: the cluster's addresses can be reached from it, by nobody else. Raises
