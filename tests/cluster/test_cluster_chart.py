@@ -175,7 +175,7 @@ async def test_the_taint_of_a_node_goes_once_its_agent_is_a_member(cluster: Kube
 
 @long
 async def test_an_upgrade_and_a_rollback_while_pods_pull(cluster: KubeCluster, record_property: Record) -> None:
-    """Agents and trackers go one after the other, and the pods come up all the same. An agent that goes finishes what
+    """Agents go one after the other, and the pods come up all the same. An agent that goes finishes what
     its node pulls; what containerd begins while a node has none it fetches itself, once for each node at most."""
     release = Release(cluster)
     await release.present(IMAGE_VALUES)
@@ -196,6 +196,29 @@ async def test_an_upgrade_and_a_rollback_while_pods_pull(cluster: KubeCluster, r
     assert by_agents <= COPIES, sent
     await release.rollback()
     await release.rolled_out()
+    await release.joined(names(cluster))
+
+
+@long
+async def test_trackers_are_replaced_while_pods_pull(cluster: KubeCluster, record_property: Record) -> None:
+    """Both, one after the other: what a pull had agreed with one is agreed with another."""
+    release = Release(cluster)
+    await release.present(IMAGE_VALUES)
+    values = await private_registry(cluster)
+    await release.upgrade(IMAGE_VALUES, values)
+    await release.rolled_out()
+    await release.joined(names(cluster))
+    before = {pod["metadata"]["uid"] for pod in await release.pods("tracker")}
+    one_copy = await asyncio.to_thread(cluster.push_workload, "team/third", "v1", 4, 50 * MIB, 4)
+    await cluster.apply(deployment("third", "registry.test/team/third:v1", len(cluster.nodes)))
+    await release.upgrade(IMAGE_VALUES, values, {"tracker": {"podAnnotations": {"shoal/turn": "3"}}}, wait=False)
+    await cluster.kubectl("rollout", "status", "deployment/third", "--timeout=240s", deadline=260)
+    await release.rolled_out()
+    after = [pod["metadata"] for pod in await release.pods("tracker")]
+    assert not before & {meta["uid"] for meta in after if "deletionTimestamp" not in meta}
+    sent = sum(one.size for one in cluster.registry.sent("team/third")) / one_copy
+    record_property("copies", f"{sent:.3f}")
+    assert LEAST <= sent <= COPIES
     await release.joined(names(cluster))
 
 
