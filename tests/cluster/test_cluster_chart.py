@@ -45,6 +45,9 @@ COPIES = 1.1
 """Promise P1 is 1.02. Three nodes and a control plane share two cores here: what a slow agent was given to bring in is
 given to another, too."""
 
+TRACKER_LOST = 1.3
+"""What docs/faults.md allows where a tracker goes in mid-pull (P2): what it had given out may be given out again."""
+
 LEAST = 0.95
 """What is the same in two images is there already."""
 
@@ -218,7 +221,7 @@ async def test_trackers_are_replaced_while_pods_pull(cluster: KubeCluster, recor
     assert not before & {meta["uid"] for meta in after if "deletionTimestamp" not in meta}
     sent = sum(one.size for one in cluster.registry.sent("team/third")) / one_copy
     record_property("copies", f"{sent:.3f}")
-    assert LEAST <= sent <= COPIES
+    assert LEAST <= sent <= TRACKER_LOST
     await release.joined(names(cluster))
 
 
