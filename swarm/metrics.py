@@ -40,6 +40,12 @@ class SwarmMetrics:
         self.stalls = Counter(
             "shoal_swarm_stalls_total", "Times that no peer delivered published windows.", registry=registry
         )
+        self.direct = Counter(
+            "shoal_swarm_direct_streams_total",
+            "Streams that readers had from upstream past the cluster, by what they had waited for.",
+            ["kind"],
+            registry=registry,
+        )
         self.banned_peers = Counter(
             "shoal_swarm_banned_peers_total", "Peers banned for sending wrong bytes.", registry=registry
         )

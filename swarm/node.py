@@ -288,12 +288,8 @@ class Node:
             "banned_peers": _value(self.metrics.banned_peers),
             "stalls": _value(self.metrics.stalls),
             "rejections": _value(self.metrics.rejections),
-            "upstream_failures": sum(
-                sample.value
-                for metric in self.metrics.source_failures.collect()
-                for sample in metric.samples
-                if sample.name.endswith("_total")
-            ),
+            "direct_streams": _sum(self.metrics.direct),
+            "upstream_failures": _sum(self.metrics.source_failures),
         }
 
     async def on_answer(self, link: Link, answer: wire.AgentAnswer) -> None:
@@ -391,3 +387,7 @@ class Node:
 def _value(counter: Any) -> float:
     (family,) = counter.collect()
     return next((float(s.value) for s in family.samples if s.name.endswith("_total")), 0.0)
+
+
+def _sum(counter: Any) -> float:
+    return float(sum(s.value for family in counter.collect() for s in family.samples if s.name.endswith("_total")))

@@ -1,7 +1,8 @@
-"""The windows that this node brings in from upstream: by claim, by hedge, or out of one body that holds all.
+"""The windows that this node brings in by claim: each by a request, or out of one body that holds all.
 
-Owns the claims, the bytes that came for each, the hedges, what upstream refused, and the sequential
-body. Knows nothing of boards and peers: what it needs done it asks of its Host.
+Owns the claims, the bytes that came for each, what upstream refused, and the sequential body. Knows
+nothing of boards and peers: what it needs done it asks of its Host. A direct stream (direct.py) that
+comes to a window takes the work of its claim over (`covering`); the claim stays.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -31,8 +33,8 @@ log = logging.getLogger("shoal.swarm")
 STEP = 1024 * 1024
 """Bytes of one upstream request while only range readers wait: between two, whoever waits may come first."""
 
-HEDGE_DEADLINE = 15.0
-"""Seconds that a piece which is asked past all claims may take."""
+RECENT = 4
+"""Windows brought in last, by which it is judged how long upstream takes for one."""
 
 REFUSED_FOR = 30.0
 """Seconds for which this agent does not ask upstream again for a blob that was refused."""
@@ -90,27 +92,37 @@ class Host(Protocol):
 
 
 class Claims:
-    """See the module. *spawn* starts a task that ends with the fetch."""
+    """See the module. *spawn* starts a task that ends with the fetch.
+
+    Above the bound of methods: five of them are questions of one line about how the claims fare.
+    """
 
     def __init__(
         self,
         host: Host,
         pool: ThreadPoolExecutor,
         spawn: Callable[..., asyncio.Task[None]],
+        begun: Begun,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._host = host
-        self._clock = clock
-        self._begun = Begun()
         self._pool = pool
         self._spawn = spawn
+        self._begun = begun
+        self._clock = clock
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._covered: dict[int, bool] = {}
+        """Window that a direct stream brings in -> whether there is a claim on it."""
+        self._covering: dict[int, asyncio.Lock] = {}
+        self._closed = False
         self._done: dict[int, int] = {}
         self._since: dict[int, float] = {}
         """Window -> when its claim began."""
+        self._moved: dict[int, float] = {}
+        """Window -> when bytes of it came last; it is not there before the first."""
+        self._took: deque[float] = deque(maxlen=RECENT)
+        self._rates: deque[float] = deque(maxlen=RECENT)
         self._origin: Origin | None = None
-        self._hedged: dict[int, int] = {}
-        """Piece -> window, of pieces that are asked from upstream past all claims."""
         self._sequential: asyncio.Task[None] | None = None
         """Reads a body that upstream sends whole, and brings in every window from it."""
         self._refusal: SourceError | None = None
@@ -121,12 +133,18 @@ class Claims:
     @property
     def windows(self) -> tuple[int, ...]:
         """The windows claimed, in order."""
-        return tuple(sorted(self._tasks))
+        covered = {window for window, claimed in self._covered.items() if claimed}
+        return tuple(sorted(self._tasks.keys() | covered))
+
+    @property
+    def direct(self) -> tuple[int, ...]:
+        """The windows that come by a direct stream without a claim, in order."""
+        return tuple(sorted(window for window, claimed in self._covered.items() if not claimed))
 
     @property
     def elsewhere(self) -> frozenset[int]:
         """Windows that come from here: not to be fetched from peers."""
-        return frozenset(self._tasks.keys() | set(self._hedged.values()))
+        return frozenset(self._tasks.keys() | self._covered.keys())
 
     @property
     def done(self) -> dict[int, int]:
@@ -135,10 +153,32 @@ class Claims:
 
     def waiting(self) -> dict[int, float]:
         """Window -> seconds since its claim began, where upstream has not sent a byte."""
+        now = self._clock()
         if self._origin is not None:
             return {}
+        return {window: now - self._since[window] for window in self._tasks if window not in self._moved}
+
+    def moved(self, window: int) -> float | None:
+        """When bytes of a window came from upstream last; 0: none have; None: it is not brought in here."""
+        claimed = window in self._tasks and self._origin is None
+        if not claimed and window not in self._covered:
+            return None
+        return self._moved.get(window, 0.0)
+
+    def takes(self) -> float | None:
+        """Seconds that upstream takes for a window: what it took of late, and what it has taken by now."""
         now = self._clock()
-        return {window: now - self._since[window] for window in self._tasks if not self._done.get(window)}
+        known = [sum(self._took) / len(self._took)] if self._took else []
+        known += [now - self._since[window] for window in self._tasks] if self._origin is None else []
+        return max(known, default=None)
+
+    def rate(self) -> float | None:
+        """Bytes per second of one claim of this node, of late: of the quickest, while some are under way."""
+        now = self._clock()
+        known = list(self._rates)
+        if self._origin is None:
+            known += [self._done.get(w, 0) / max(0.001, now - self._since[w]) for w in self._tasks if w in self._moved]
+        return max(known, default=None)
 
     @property
     def refusal(self) -> SourceError | None:
@@ -164,18 +204,11 @@ class Claims:
         mine = set(windows)
         for window in [w for w in self._tasks if w not in mine]:
             self._tasks.pop(window).cancel()
-            self._done.pop(window, None)
-        place = self._host.place
-        for window in sorted(mine - self._tasks.keys() - set(but)):
-            if place is not None and place.pieces.holds(place.layout.windows[window]):
-                self._host.brought(window)  # it was here already: the claim ends with its hashes
-                continue
-            if origin is not None:
-                self._begin(window, origin.bring(window))
-            elif (source := self._source(window)) is not None:
-                self._begin(window, self._bring(window, source))
-            else:
-                self._host.unable(window, Failure.HANDED_OVER, None)
+            self._forget(window)
+        for window in self._covered:
+            self._covered[window] = window in mine
+        for window in sorted(mine - self._tasks.keys() - self._covered.keys() - set(but)):
+            self._start(window)
 
     def drop(self) -> None:
         """All claims end."""
@@ -183,6 +216,9 @@ class Claims:
             task.cancel()
         self._tasks.clear()
         self._done.clear()
+        self._moved.clear()
+        for window in self._covered:
+            self._covered[window] = False
         self._origin = None
 
     def restart(self) -> None:
@@ -194,41 +230,68 @@ class Claims:
 
     def arrived(self, window: int, count: int) -> None:
         """*count* bytes of a window that is claimed from elsewhere than upstream came."""
-        if self._origin is not None and window in self._done:
-            self._done[window] += count
+        if self._origin is not None and window in self._tasks:
+            self._arrived(window, count)
 
     async def close(self) -> None:
         """Nothing of it runs any more."""
+        self._closed = True
         tasks = [*self._tasks.values()]
         self.drop()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def hedge(self, piece: int, source: Source) -> None:
-        """Ask upstream for *piece*, past all claims. It may fail: others bring it in too."""
-        place = self._host.place
-        if place is None or piece in self._hedged or not self.may_ask():
-            return
-        window = place.window_of(piece)
-        offset, length = place.layout.piece_span(piece)
-        part = replace(window, offset=offset, length=length, first_piece=piece, pieces=1)
-        self._hedged[piece] = window.index
-        try:
-            async with asyncio.timeout(HEDGE_DEADLINE):
-                await place.reserve(window)
-                await self._download(place, part, source, None)
-        except (SourceError, TimeoutError) as error:
-            log.info("hedge-failed", extra={"fields": {"piece": piece, "error": str(error)}})
-        finally:
-            del self._hedged[piece]
+    @contextlib.asynccontextmanager
+    async def covering(self, window: int) -> AsyncIterator[None]:
+        """While entered, somebody else brings *window* in. A claim on it goes on, and its own work stops."""
+        async with self._covering.setdefault(window, asyncio.Lock()):
+            task = self._tasks.pop(window, None)
+            self._covered[window] = task is not None
+            self._moved[window] = self._clock()
+            try:
+                if task is not None:
+                    task.cancel()
+                    await asyncio.wait([task])
+                yield
+            finally:
+                claimed, place = self._covered.pop(window, False), self._host.place
+                self._moved.pop(window, None)
+                if claimed and not self._closed:
+                    self._start(window)
+                elif place is not None and place.pieces.holds(place.layout.windows[window]):
+                    self._host.brought(window)
 
-    def hedging(self, piece: int) -> bool:
-        """Whether *piece* is being asked past all claims."""
-        return piece in self._hedged
+    def covered(self, window: int, count: int) -> None:
+        """*count* bytes of a window came by another way than its claim's own."""
+        if window in self._covered:
+            self._moved[window] = self._clock()
+            if self._covered[window]:
+                self._done[window] = self._done.get(window, 0) + count
 
     # -- inside -----------------------------------------------------------------------------------
 
+    def _start(self, window: int) -> None:
+        """A claim on *window* was granted."""
+        place = self._host.place
+        if place is not None and place.pieces.holds(place.layout.windows[window]):
+            self._forget(window)
+            self._host.brought(window)  # it was here already: the claim ends with its hashes
+        elif self._origin is not None:
+            self._begin(window, self._origin.bring(window))
+        elif (source := self._source(window)) is not None:
+            self._begin(window, self._bring(window, source))
+        else:
+            self._host.unable(window, Failure.HANDED_OVER, None)
+
+    def _forget(self, window: int) -> None:
+        for known in (self._done, self._since, self._moved):
+            known.pop(window, None)
+
+    def _arrived(self, window: int, count: int) -> None:
+        self._done[window] = self._done.get(window, 0) + count
+        self._moved[window] = self._clock()
+
     def _begin(self, window: int, work: Coroutine[Any, Any, None]) -> None:
-        self._done[window] = 0
+        self._done.setdefault(window, 0)
         self._since[window] = self._clock()
         self._host.trace("window-claimed", window)
         task = self._tasks[window] = asyncio.create_task(work)
@@ -273,7 +336,7 @@ class Claims:
                     if body.broken:
                         await opened.aclose()
                         body = Sequential(await opened.enter_async_context(source.open(0, None)))
-                    await self._bring_into(place, window.index, source, body.part(window))
+                    await self._bring_into(place, window.index, source, body.part(window.end))
                     self._host.brought(window.index)
             except SourceError as error:
                 # Whoever has claims on the rest goes on, and gives them back if it is no better.
@@ -312,7 +375,7 @@ class Claims:
         def on_bytes(count: int) -> None:
             self._host.received(count)
             for claim in self._tasks if self._sequential is not None else self._tasks.keys() & {part.index}:
-                self._done[claim] = self._done.get(claim, 0) + count
+                self._arrived(claim, count)
 
         await download_window(
             source,
@@ -353,7 +416,11 @@ class Claims:
         mine = self._tasks.get(index) is task
         if mine:
             del self._tasks[index]
-            self._done.pop(index, None)
+            if not task.cancelled() and task.exception() is None and self._origin is None:
+                took = self._clock() - self._since[index]
+                self._took.append(took)
+                self._rates.append(self._done.get(index, 0) / max(0.001, took))
+            self._forget(index)
         if task.cancelled():
             return
         error = task.exception()

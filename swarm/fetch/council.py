@@ -110,6 +110,7 @@ class Council:
             claims=course.claims.windows,
             have=here.have if here is not None else 0,
             stalled=course.stalls.windows,
+            direct=course.claims.direct,
             coming=tuple(course.transfers.windows) if course.transfers is not None else (),
             wait=wait,
         )

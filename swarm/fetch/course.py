@@ -16,7 +16,9 @@ from swarm.blob.errors import SwarmError
 from swarm.fetch.claims import Claims
 from swarm.fetch.docking import Harbour
 from swarm.fetch.follower import Follower
+from swarm.fetch.line import Line, Traffic
 from swarm.fetch.partial import Partial
+from swarm.fetch.patience import Silence
 from swarm.fetch.readers import Readers
 from swarm.fetch.stalls import Stalls
 from swarm.fetch.tasks import Tasks
@@ -27,6 +29,7 @@ from swarm.peer.peers import PeerAddress
 from swarm.settings import SwarmSettings
 from swarm.storage.store import Store
 from swarm.tracking.trackers import Trackers
+from swarm.upstream.download import Begun
 
 if TYPE_CHECKING:
     from swarm.fetch.fetch import Fetch
@@ -83,6 +86,9 @@ class Parts:
     lane: Lane
     on_wrong: Callable[[Digest, PeerAddress], None]
     """An agent sent a piece over the lane that does not match its hash."""
+    silence: Silence = field(default_factory=Silence)
+    """Peers that sent nothing when asked."""
+    traffic: Traffic = field(default_factory=Traffic)
 
 
 @dataclass(eq=False)
@@ -106,12 +112,25 @@ class Course:
     """The size is known, or the fetch has failed."""
     partial: Partial | None = None
     transfers: Transfers | None = None
+    begun: Begun = field(default_factory=Begun)
+    """Parts of pieces from upstream, whoever asked for them."""
+    piece_at: float = float("-inf")
+    """When a piece became ready last."""
+    heard_peers: bool = False
+    """Some peer has sent a piece."""
+    line: Line = field(init=False)
     follower: Follower = field(init=False)
     claims: Claims = field(init=False)
     stalls: Stalls = field(init=False)
 
     def __post_init__(self) -> None:
         self.stalls = Stalls(self.started)
+        self.line = Line(self.parts.traffic, time.monotonic)
+
+    @property
+    def alive(self) -> float:
+        """When anything came last, from anywhere."""
+        return max(self.piece_at, self.line.moved)
 
     @property
     def is_verified(self) -> bool:

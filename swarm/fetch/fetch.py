@@ -1,13 +1,14 @@
 """One blob on its way to this node: the phase it is in, its readers, its beginning and its end.
 
 A Fetch lives while somebody on this node reads the blob (and a little longer, for the others in the
-cluster). Its owners hold the state, each its own, and three coordinators act on what they report:
+cluster). Its owners hold the state, each its own, and four coordinators act on what they report:
 
     partial    what is here              fetch     readers, phases, life
     follower   what the board says       council   acts on what the board says
     claims     what upstream sends       intake    takes what upstream and peers send
     transfers  what peers send
-    stalls     since when nothing came
+    stalls     since when nothing came   urgency   has what does not come in time brought past the cluster
+    line       what this node asks of upstream; direct and trial: two ways past the claims
 
 SIZING -> FILLING (a generation of the board) -> VERIFIED -> KEPT -> CLOSED, and FAILED from any.
 """
@@ -33,6 +34,7 @@ from swarm.fetch.partial import Partial
 from swarm.fetch.readers import Reader, Readers
 from swarm.fetch.reading import Span, spans
 from swarm.fetch.tasks import Tasks
+from swarm.fetch.urgency import Urgency
 from swarm.fetch.verifier import Matched, verify
 from swarm.storage.errnos import translate
 from swarm.upstream.source import Source
@@ -52,11 +54,6 @@ image minutes later, and what is not on the board they would take from upstream 
 DEMANDED_WINDOWS = 8
 """Windows of which a range reader demands pieces at once: as many as a board hands out claims."""
 
-HEDGE = 8.0
-"""Seconds after which a range reader asks upstream itself for a piece whose window is not published (where it is,
-peers that deliver nothing are noticed by STALL). A lease of 5 s has run out by then, and of the 30 s that overlaybd
-gives a read most are left. With 5 s, for all windows, 16 agents on two cores asked for 1.5 copies."""
-
 
 class Fetch:
     """See the module. Created by the node; `join` before anything else, `part` at the end.
@@ -75,7 +72,8 @@ class Fetch:
         self._intake = Intake(course, self._fail, self._reject)
         self._council = Council(course, self._intake.learn, self._intake.here)
         course.follower = Follower(digest, parts.trackers, self._council, course.tasks.spawn)
-        course.claims = Claims(self._intake, parts.pool, course.tasks.spawn)
+        course.claims = Claims(self._intake, parts.pool, course.tasks.spawn, course.begun)
+        self._urgency = Urgency(course, self._intake)
         self._settled = asyncio.Event()
         """Verified, or failed."""
         self._main: asyncio.Task[None] | None = None
@@ -135,6 +133,7 @@ class Fetch:
             "pieces": here.layout.pieces if here is not None else None,
             "ready": here.pieces.count if here is not None else 0,
             "claims": list(course.claims.windows),
+            "direct": self._urgency.streams,
             "readers": len(course.readers),
             "peers": len(course.follower.peers),
             "tracker": course.follower.tracker,
@@ -166,6 +165,7 @@ class Fetch:
     def part(self, reader: Reader) -> None:
         """*reader* is gone; what was done for it alone stops."""
         self._course.readers.discard(reader)
+        self._urgency.left(reader)
         self._council.look_at_entering()
         self._course.follower.tell()
         if not self._course.readers and not self.closing and self._idle is None:
@@ -174,7 +174,7 @@ class Fetch:
 
     async def sized(self) -> int:
         """Size of the blob in bytes, once known. Raises SwarmError."""
-        await self._course.sized.wait()
+        await self._urgency.sized()
         if self._course.partial is None:
             assert self.error is not None
             raise self.error
@@ -212,25 +212,8 @@ class Fetch:
             self._course.want()
 
     async def hurry(self, reader: Reader, piece: int) -> None:
-        """Until *piece* is ready. A range reader asks upstream past all claims if nobody brings it in time.
-
-        Its window may be long, and come slowly to whoever has the claim. What this costs upstream is the piece.
-        """
-        assert self._course.partial is not None
-        pieces = self._course.partial.pieces
-        if reader.whole or reader.low:
-            await pieces.wait(piece)
-            return
-        window = self._course.partial.window_of(piece).index
-        while piece not in pieces:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(HEDGE):
-                    await pieces.wait(piece)
-                    return
-            known = window in self._course.follower.hashes
-            if reader.source is not None and not known and not self._course.claims.hedging(piece):
-                await self._course.claims.hedge(piece, reader.source)
-                self._course.want()
+        """Until *piece* is ready, whatever it takes. Raises SwarmError."""
+        await self._urgency.bring(reader, piece)
 
     def tell_wish(self) -> None:
         """How many other blobs enter the cluster has changed."""

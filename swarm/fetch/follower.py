@@ -19,6 +19,7 @@ from swarm.blob.errors import BlobCorrupt, NotAMember, TrackerError, TrackerRefu
 from swarm.fetch.demand import Demand
 from swarm.fetch.events import Event, PeerAddress, Poisoned
 from swarm.fetch.news import Asked, News
+from swarm.fetch.others import Others
 from swarm.protocol import wire
 from swarm.protocol.board import Failure
 from swarm.tracking.boards import BoardLink, LocalBoard, RemoteBoard
@@ -51,6 +52,8 @@ class Standing:
     """Published windows that no peer delivers."""
     coming: tuple[int, ...] = ()
     """Windows that peers are sending."""
+    direct: tuple[int, ...] = ()
+    """Windows that direct streams bring in, without a claim."""
     wait: float = wire.MAX_WAIT
     """Seconds for which an answer may be held back."""
 
@@ -110,6 +113,9 @@ class Follower:
         """A tracker's board that was given up for one of our own, and has not been told so."""
         self._told: Demand | None = None
         self._nudge = asyncio.Event()
+        self._others = Others()
+        self._at_once = False
+        """The next poll is not to be held back."""
         self._heard: asyncio.Queue[_Heard] = asyncio.Queue()
         self._publishing: set[int] = set()
         self._sending = asyncio.Semaphore(PUBLISHING)
@@ -155,10 +161,23 @@ class Follower:
         """Windows whose hashes are on their way to the board."""
         return frozenset(self._publishing)
 
+    @property
+    def others(self) -> Others:
+        """What others bring in from upstream."""
+        return self._others
+
+    def ask_of_others(self) -> None:
+        """Ask the board who brings what in, if it has not said so lately."""
+        if self._others.is_stale(time.monotonic()) and self._board.shared and not self._at_once:
+            self._at_once = True
+            self._nudge.set()
+
     # -- what the node decides --------------------------------------------------------------------
 
     def sized(self, size: int) -> None:
-        """This node knows the size."""
+        """This node knows the size. The others wait for it: a board that does not know it is told at once."""
+        if self._news.size is None and self._news.incarnation:
+            self._nudge.set()
         self._news.sized(size)
 
     def tell(self) -> None:
@@ -325,6 +344,7 @@ class Follower:
                 self._alone = True
                 self._nudge.set()
             await self._node.handle(event)
+        self._others.hear(self._news.incarnation, self._news.coming, time.monotonic())
         await self._node.applied()
 
     async def _hear(self, board: BoardLink, answer: wire.BoardAnswer, asked: Asked) -> None:
@@ -374,12 +394,14 @@ class Follower:
     def _question(self) -> tuple[Asked, wire.BoardPoll]:
         now, news = self._node.standing(), self._news
         self._told = now.demand
+        wait = now.wait if news.incarnation and not self._at_once else 0.0
+        self._at_once = False
         message = wire.BoardPoll(
             **self._me(),
             incarnation=news.incarnation,
             generation=news.generation,
             since=news.since,
-            wait=now.wait if news.incarnation else 0.0,
+            wait=wait,
             size=now.size,
             want=now.demand.want,
             prefer=now.demand.prefer,
@@ -388,6 +410,7 @@ class Follower:
             have=wire.bitmap(now.have),
             stalled=now.stalled,
             turns=now.demand.turns,
+            direct=now.direct,
             concurrent=now.demand.concurrent,
         )
         return Asked(news.since), message

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -25,6 +26,9 @@ log = logging.getLogger("shoal.swarm")
 TELL_WITHIN = 0.25
 """Seconds after which the board is told of windows that have come from peers. Not of pieces: it knows no pieces, and a
 session of range readers asked it four times a second for each of 32 blobs."""
+
+FLOWING = 3.0
+"""Seconds since bytes came from upstream, within which a failed claim is not the end of all hope."""
 
 
 class Intake:
@@ -78,7 +82,8 @@ class Intake:
 
     def source(self, window: int | None = None) -> Source | None:
         """Upstream, as a reader of *window* asks it."""
-        return self._course.readers.source(window)
+        source = self._course.readers.source(window)
+        return self._course.line.watched(source) if source is not None else None
 
     def wanted(self) -> Wanted:
         """What the readers want of peers."""
@@ -102,7 +107,21 @@ class Intake:
 
     def received(self, count: int) -> None:
         """Bytes arrived from upstream."""
+        self._course.line.received()
         self._course.parts.metrics.bytes_in.labels("upstream").inc(count)
+
+    @contextlib.asynccontextmanager
+    async def covering(self, window: int) -> AsyncIterator[None]:
+        """Entered before a direct stream brings *window* in: a claim on it is fulfilled by this."""
+        course = self._course
+        async with course.claims.covering(window):
+            if window in course.claims.direct and course.follower.shared:
+                course.follower.poll()  # the board may give us the claim, so that nobody else brings the same bytes in
+            yield
+
+    def covered(self, window: int, count: int) -> None:
+        """Bytes of such a window arrived."""
+        self._course.claims.covered(window, count)
 
     def came(self, piece: int, sha1: bytes) -> None:
         """*piece* came from upstream."""
@@ -137,6 +156,9 @@ class Intake:
         course = self._course
         assert course.partial is not None, "the size is known before anything comes"
         course.stalls.moved(time.monotonic())
+        if not course.heard_peers:
+            course.heard_peers = True
+            course.parts.silence.broken(course.follower.peers)
         length = course.partial.layout.piece_span(piece)[1]
         course.parts.metrics.bytes_in.labels("peer").inc(length)
         course.claims.arrived(course.partial.window_of(piece).index, length)
@@ -182,6 +204,7 @@ class Intake:
 
     def _ready(self, piece: int, sha1: bytes, origin: str) -> None:
         assert self._course.partial is not None, "the size is known before anything comes"
+        self._course.piece_at = time.monotonic()
         done = self._course.partial.ready(piece, sha1, origin)
         if done is not None:
             self.trace("window-here", done.index, origin=origin)
@@ -192,7 +215,8 @@ class Intake:
     async def _give_back(self, window: int, failure: Failure, error: SourceError | None) -> None:
         retry_after = error.retry_after if error is not None else None
         hope = await self._course.follower.release((window,), failure, retry_after)
-        if not hope and error is not None:
+        flowing = time.monotonic() - self._course.line.moved < FLOWING
+        if not hope and error is not None and not flowing:
             raise BlobUnavailable(f"nobody can bring in {self._course.digest}", cause=error)
 
     async def _tell_size(self, error: SizeChanged) -> None:

@@ -52,6 +52,8 @@ class News:
         self.sole: PeerAddress | None = None
         self.available: int | None = None
         self.peers: tuple[PeerAddress, ...] = ()
+        self.coming: dict[int, float] = {}
+        """Windows that others bring in from upstream, as of the last answer."""
         self._size: int | None = None
         self._serial = 0
         self._sums = sums
@@ -83,7 +85,7 @@ class News:
 
     def moved(self) -> None:
         """Another board is followed from now on: it has been told nothing."""
-        self.incarnation, self.since, self._told = "", 0, set()
+        self.incarnation, self.since, self._told, self.coming = "", 0, set(), {}
 
     def again(self) -> None:
         """Have everything told once more: something may have been missed."""
@@ -123,6 +125,7 @@ class News:
         if self._begins_again(answer):
             yield Restarted(answer.generation)
         self._serial = answer.serial
+        self.coming = dict(answer.coming)
         yield from self._take_peers(answer)
         if answer.poisoned:
             yield Poisoned()

@@ -1,7 +1,8 @@
 """Who gets a claim on which window of one blob. No I/O; time is passed in.
 
-Whoever has few comes first, and whoever has delivered nothing yet gets one, while others would take some. Whoever
-would take a claim and finds none is given one of those who hold several.
+Whoever has few comes first, and whoever has delivered nothing yet gets one, while others would take some. A claim is
+not taken from who is slow, for all may be: but it goes to who brings the window in already, past the claim, where its
+holder is silent or has yet to deliver anything at all.
 """
 
 from __future__ import annotations
@@ -42,12 +43,8 @@ class Assignment:
     proven: Callable[[str], bool] | None = None
     _sole: str = ""
     """After a rejection: the one agent that brings everything in, so that it is known who told what."""
-    _yielded: float = float("-inf")
-    """When somebody last lost a claim to somebody who had none."""
-    _excused: dict[str, int] = field(default_factory=dict)
-    """Member that has delivered nothing -> the one window for which it was believed that upstream is late."""
     _disputed: set[int] = field(default_factory=set)
-    """Windows that were taken from who had only one: not again."""
+    """Windows that were taken from who was at work on them: not again."""
 
     def claimable(self, scene: Scene, zone: str) -> list[int]:
         """Windows that nobody in *zone* holds and nobody brings in, in order."""
@@ -71,7 +68,6 @@ class Assignment:
         """Another generation."""
         self._sole = ""
         self._disputed.clear()
-        self._excused.clear()
 
     @property
     def share(self) -> int:
@@ -96,15 +92,13 @@ class Assignment:
         most = TURNS if scene.sole else self.most * len(every)
         shared = most if scene.sole else self.share * len(every)
         out = self.leases.out
-        changed: set[str] = set()
-        if len(out) >= most and not (changed := self._make_room(now, scene)):
+        changed = self._hand_over(now, scene, zone_of)
+        if len(out) >= most:
             return changed
         asking = self._asking(scene, shared=len(out) < shared)
         if not asking:
             return changed
         free = {zone: self.claimable(scene, zone) for zone in every}
-        if not changed and not any(free.values()) and (changed := self._make_room(now, scene)):
-            free = {zone: self.claimable(scene, zone) for zone in every}
         if not any(free.values()) and not self.available.stalled:
             return changed  # before anything that walks over thousands
         able = self._takers(scene, asking)
@@ -189,50 +183,41 @@ class Assignment:
         who = self.who.get(agent)
         return (who is None or not who.brought) and self.proven is not None and not self.proven(agent)
 
-    def _make_room(self, now: float, scene: Scene) -> set[str]:
-        """Take a claim for somebody who would take one, has none and finds none; returns whose it was.
+    def _hand_over(self, now: float, scene: Scene, zone_of: Callable[[str], str]) -> set[str]:
+        """Give who brings a window in without a claim the claim on it; returns the agents whose claims changed.
 
-        Those who hold several give one up, or hold one for long without having brought anything in yet. It happens
-        once per lease, so that a slow line is not torn apart.
+        From somebody else it is taken where that one is silent, or has held it for a lease and never delivered
+        anything. The latter once for a window, so that two do not take it from each other.
         """
-        if scene.sole or now - self._yielded < LEASE:
-            return set()
-        member = self.evidence.member
-        held = Counter(member(claim.agent) for claim in self.leases.out.values())
-        victims = [
-            (claim.pace(now), window)
-            for window, claim in self.leases.out.items()
-            if now - claim.since >= LEASE
-            and self._may_lose(window, claim, now, scene, several=held[member(claim.agent)] > 1)
-        ]
-        if not victims:
-            return set()
-        self._yielded = now
-        everybody = self.who.everybody
-        if not any(
-            not held[member(agent)] and not everybody[agent].only_preferred and self.who.trusts(agent)
-            for agent in self.who.able
-        ):
-            return set()
-        _, window = min(victims)
-        claim = self.leases.out.pop(window)
-        self._disputed.add(window)
-        self.who.bar(claim.agent, now + LEASE)
-        return {claim.agent}
+        changed: set[str] = set()
+        if scene.sole or scene.layout is None:
+            return changed
+        for agent in self.who.trusted(self.who.direct):
+            held = self.available.within(zone_of(agent))
+            most = 1 if self._new(agent) else self.who.everybody[agent].want
+            for window in self.who.everybody[agent].direct:
+                if not 0 <= window < scene.count or held >> window & 1:
+                    continue
+                claim = self.leases.out.get(window)
+                if claim is not None and (claim.agent == agent or not self._may_lose(window, claim, now)):
+                    continue
+                if claim is not None:
+                    changed.add(claim.agent)
+                    if claim.alive(now):
+                        self._disputed.add(window)
+                    if claim.agent in self.who.everybody:
+                        self.who.bar(claim.agent, now + LEASE)
+                elif len(self.leases.out) >= self.most or len(self.leases.of(agent)) >= most:
+                    continue
+                self.leases.grant(agent, window, now, scene)
+                changed.add(agent)
+        return changed
 
-    def _may_lose(self, window: int, claim: Claim, now: float, scene: Scene, *, several: bool) -> bool:
-        """Whether *claim* may be taken for somebody who has none. That one would have to wait for upstream as well."""
-        member = self.evidence.member(claim.agent)
-        if now < claim.waits_until and (
-            not self._new(claim.agent) or self._excused.setdefault(member, window) == window
-        ):
-            return False
-        left = scene.length(window) - claim.done
-        if left <= claim.pace(now) * LEASE or claim.agent not in self.who.everybody:
-            return False  # it is nearly there
-        if several:
+    def _may_lose(self, window: int, claim: Claim, now: float) -> bool:
+        """Whether *claim* may be taken for somebody who brings its window in."""
+        if not claim.alive(now):
             return True
-        return self._new(claim.agent) and now - claim.since >= 2 * LEASE and window not in self._disputed
+        return self._new(claim.agent) and now - claim.since >= LEASE and window not in self._disputed
 
     def _choose(self, agent: str, able: Collection[str], open_windows: list[int], scene: Scene) -> int | None:
         who = self.who.everybody[agent]

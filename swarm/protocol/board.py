@@ -94,6 +94,7 @@ class Board(Standing):
         stalled: Collection[int] = (),
         turns: int = 0,
         concurrent: int = 0,
+        direct: Collection[int] = (),
     ) -> Outcome:
         """Take part, or say that one still does. *have* counts only for the current generation."""
         who = self._join(agent, now)
@@ -101,6 +102,7 @@ class Board(Standing):
         who.turns = max(0, turns)
         who.concurrent = max(0, concurrent)
         who.only_preferred = only_preferred
+        who.direct = tuple(direct)
         self.who.sort(agent)
         if self.sole and not turns:
             self._revoke(agent)

@@ -19,6 +19,9 @@ LEASE = 5.0
 TRIAL = 1.5
 """The same for a claim on a window of a sole seed whose word nobody has confirmed yet."""
 
+ALIVE = 3.0
+"""Seconds without a word of progress, which is told each second, after which a claimant may be gone."""
+
 LONGEST_WAIT = 60.0
 """Seconds without a byte from upstream that are believed, whatever an agent says of its timeout."""
 
@@ -51,12 +54,16 @@ class Claim:
     deadline: float
     done: int = 0
     """Bytes that have arrived."""
-    waits_until: float = float("-inf")
-    """Until when it is believed that upstream has not had its time to answer."""
+    heard: float = float("-inf")
+    """When it was told last that bytes came, or that upstream has not had its time."""
 
     def pace(self, now: float) -> float:
         """Bytes per second since it was granted."""
         return self.done / max(0.001, now - self.since)
+
+    def alive(self, now: float) -> bool:
+        """Whether its agent has shown lately that it is at work."""
+        return now - max(self.since, self.heard) < ALIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +140,6 @@ class Leases:
             # The agent's clock says how long upstream was asked; ours, for how long it may say so.
             early = claim is not None and max(waited, now - claim.since) < patience
             if claim is not None and early and claim.agent == agent and not claim.done:
-                claim.waits_until = now + LEASE
                 self._renew(claim, window, now, scene)
 
     def give_back(self, agent: str, windows: Iterable[int]) -> None:
@@ -192,6 +198,7 @@ class Leases:
 
     def _renew(self, claim: Claim, window: int, now: float, scene: Scene) -> None:
         """Let the lease of *claim* go on, unless somebody else would have the window much sooner, or it is too old."""
+        claim.heard = now
         oldest = claim.since + LONGEST_WAIT + scene.length(window) / SLOWEST
         if not scene.sole and self._lags(claim, now):
             claim.deadline = now

@@ -47,6 +47,8 @@ class Participant:
     failures: int = 0
     """Failed claims in a row."""
     refused: bool = False
+    direct: tuple[int, ...] = ()
+    """Windows that it brings in from upstream without a claim."""
     stalled: frozenset[int] = frozenset()
     """Published windows that it cannot get from anybody."""
     brought: int = 0
@@ -67,6 +69,8 @@ class Participants:
     """Who would take a claim of upstream now."""
     reading: dict[str, None] = field(default_factory=dict)
     """Those of them who read ranges."""
+    direct: dict[str, None] = field(default_factory=dict)
+    """Who brings something in without a claim."""
     turning: dict[str, None] = field(default_factory=dict)
     """Who would take a claim of a sole seed."""
     hopeful: dict[str, None] = field(default_factory=dict)
@@ -103,7 +107,7 @@ class Participants:
         """*agent* takes no part any more."""
         self.everybody.pop(agent, None)
         self.barred.discard(agent)
-        for place in (self.able, self.reading, self.turning, self.hopeful):
+        for place in (self.able, self.reading, self.direct, self.turning, self.hopeful):
             place.pop(agent, None)
 
     def sort(self, agent: str) -> None:
@@ -112,6 +116,7 @@ class Participants:
         for place, belongs in (
             (self.able, who.want > 0 and not who.barred_until),
             (self.reading, who.want > 0 and not who.barred_until and who.only_preferred),
+            (self.direct, who.want > 0 and bool(who.direct)),
             (self.turning, who.turns > 0),
             (self.hopeful, who.want > 0 and not who.refused and who.failures < HOPELESS),
         ):
@@ -168,6 +173,8 @@ class Participants:
         for who in self.everybody.values():
             who.have = who.brought = 0
             who.stalled = frozenset()
+            who.direct = ()
+        self.direct.clear()
 
     def deadlines(self) -> list[float]:
         """When somebody may claim again, and when somebody has been silent for too long."""

@@ -113,6 +113,13 @@ class Standing:
         """The hashes of all pieces, in order; only when `complete`."""
         return b"".join(self.windows[w].hashes for w in range(len(self.windows)))
 
+    def coming_for(self, agent: str, now: float) -> dict[int, float]:
+        """The windows that others than *agent* bring in from upstream, and are alive -> bytes per second so far."""
+        if self.sole:
+            return {}
+        others = {w: claim for w, claim in self.claims.items() if claim.agent != agent and claim.alive(now)}
+        return {window: claim.pace(now) for window, claim in others.items()}
+
     def claims_of(self, agent: str) -> tuple[int, ...]:
         """The windows that *agent* holds a claim on, in order."""
         return self.leases.of(agent)

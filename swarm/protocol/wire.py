@@ -249,6 +249,8 @@ class BoardPoll(Me, frozen=True, kw_only=True):
     """Windows that it would fetch at once from a sole seed, by claim. 0: it has the blob, or reads ranges of it."""
     concurrent: int = 0
     """How many other blobs it has enter the cluster at the same time: they share upstream."""
+    direct: Windows = ()
+    """Windows that it brings in from upstream without a claim, because its readers could not wait."""
 
 
 class Peer(Wire, frozen=True, kw_only=True, array_like=True, omit_defaults=False):
@@ -287,6 +289,9 @@ class BoardAnswer(Wire, frozen=True, kw_only=True):
     """The only agent that holds the blob: *claims* are on windows to fetch from it, and *peers* are the others."""
     available: Bitmap | None = None
     """Bitmap of the windows that *peers* hold, where not all that are published do; None: they do."""
+    coming: Annotated[dict[int, float], Meta(max_length=256)] = {}
+    """Window that another brings in from upstream, by a claim that is alive -> bytes per second since it was granted;
+    0: upstream has sent nothing yet."""
 
 
 # -- POST /v1/publish -> BoardAnswer (without waiting) --------------------------------------------

@@ -134,6 +134,7 @@ class LocalBoard:
                 stalled=message.stalled,
                 turns=message.turns,
                 concurrent=message.concurrent,
+                direct=message.direct if same else (),
             )
             answer = self._answer(message.since if same else 0, message.generation if same else None)
             new = not same or answer.version > message.since or answer.claims != message.claims

@@ -1,27 +1,28 @@
-"""A body that upstream sends whole although a range was asked for, read window after window."""
+"""A long body, read part after part: one that upstream sends whole, or one that was asked for to the end."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Any
 
-from swarm.blob.geometry import Window
-
 
 class Sequential:
-    """The blob's bytes from the first on, in turns. *body*: begins at offset 0, and goes on to the end of the blob."""
+    """The blob's bytes from an offset on, in turns.
 
-    def __init__(self, body: Any) -> None:
+    *everything*: the body goes on past what was asked for, to the end of the blob, and is to be read so.
+    """
+
+    def __init__(self, body: Any, *, everything: bool = True) -> None:
         self.total: int = body.total
-        self._chunks: AsyncIterator[bytes] = body.chunks(everything=True)
+        self._chunks: AsyncIterator[bytes] = body.chunks(everything=True) if everything else body.chunks()
         self._left = b""
-        self._at = 0
+        self._at: int = body.offset
         self.broken = False
         """It ended before the blob did: nothing more will come of it."""
 
-    def part(self, window: Window) -> Part:
-        """The Body (swarm/upstream/source.py) of *window*. The one before was read as far as anybody wants."""
-        return Part(self, window.end)
+    def part(self, end: int) -> Part:
+        """The Body (swarm/upstream/source.py) up to offset *end*. The one before was read as far as anybody wants."""
+        return Part(self, end)
 
     @property
     def offset(self) -> int:
@@ -41,7 +42,10 @@ class Sequential:
 
 
 class Part:
-    """One window's share of a Sequential."""
+    """A share of a Sequential."""
+
+    whole = False
+    etag = ""
 
     def __init__(self, through: Sequential, end: int) -> None:
         self._through = through
@@ -50,6 +54,6 @@ class Part:
         self.offset = through.offset
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The bytes up to the window's end."""
+        """The bytes up to its end."""
         while chunk := await self._through.next(self._end):
             yield chunk

@@ -36,6 +36,7 @@ NORMAL = {
     "shoal_swarm_source_failures_total": "0; `busy` where a registry throttles.",
     "shoal_swarm_rejections_total": "0.",
     "shoal_swarm_stalls_total": "0; single ones when nodes leave.",
+    "shoal_swarm_direct_streams_total": "0; it grows where the cluster was slower than a node's own line to upstream.",
     "shoal_swarm_banned_peers_total": "0.",
     "shoal_swarm_lane_refusals_total": "A few in a hundred requests, `busy` or `lacking`.",
     "shoal_swarm_fetches": "0 while nothing is pulled.",

@@ -58,7 +58,7 @@ def test_owners_know_nothing_of_each_other() -> None:
     owners = contracts["The owners of a fetch do not know each other."]
     assert owners["type"] == "independence"
     assert {name.rpartition(".")[2] for name in owners["modules"]} == {
-        "claims", "follower", "partial", "stalls", "transfers", "verifier",
+        "claims", "direct", "follower", "line", "partial", "stalls", "transfers", "trial", "verifier",
     }  # fmt: skip
     lint = told["ruff"]["lint"]
     assert "SLF" in lint["select"]

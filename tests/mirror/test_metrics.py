@@ -17,7 +17,7 @@ from mirror.metrics import FrontMetrics
 from mirror.settings import TagTtl
 from mirror.upstream.guard import Guard
 from swarm.blob.geometry import MIB, geometry
-from swarm.fetch import stalls
+from swarm.fetch import patience, stalls
 from swarm.metrics import SwarmMetrics
 from swarm.peer import arrivals
 from swarm.protocol import wire
@@ -273,7 +273,7 @@ async def test_each_metric_of_the_swarm_moves(origin: Registry, upstream: Counte
     assert declared(SwarmMetrics) - moves.moved - RARE == set()
 
 
-RARE = {"shoal_swarm_stalls", "shoal_swarm_read_back"}
+RARE = {"shoal_swarm_stalls", "shoal_swarm_read_back", "shoal_swarm_direct_streams"}
 """What happens by bad luck; it is brought about in the next test."""
 
 
@@ -283,6 +283,7 @@ async def test_the_metrics_of_bad_luck_move(
 ) -> None:
     """A holder that nobody can reach; a file that is behind libtorrent's word. Without a lane: all by torrents."""
     monkeypatch.setattr(stalls, "STALL", 1.0)  # shorter than the trial of a sole seed that nobody has confirmed
+    monkeypatch.setattr(patience, "SILENT", 20.0)
     blob = origin.plant("metrics/luck", 4 * MIB, 979)
     path = f"/v2/{blob.repository}/blobs/{blob.digest}?ns={upstream.host}"
     content, layout = await fetched(origin, blob), geometry(blob.size)
@@ -293,15 +294,23 @@ async def test_the_metrics_of_bad_luck_move(
     def late(fd: int, spans: Sequence[tuple[int, int]], expected: Sequence[bytes | None]) -> list[bool]:
         return [False] * len(spans) if behind and behind.pop() else check(fd, spans, expected)
 
-    async with town() as here:
-        ghost = here.agent("ghost", 1)
-        await ghost.hello()
-        await ghost.say("whole", wire.Whole(**ghost.me, digest=blob.digest, size=blob.size, hashes=hashes), wire.Ok)
+    async with town() as here, town() as elsewhere:
+        for place in (here, elsewhere):
+            ghost = place.agent("ghost", 1)
+            await ghost.hello()
+            whole = wire.Whole(**ghost.me, digest=blob.digest, size=blob.size, hashes=hashes)
+            await ghost.say("whole", whole, wire.Ok)
         moves = Moves()
         async with agent(tmp_path / "one", tracker=(here.server.url,), window_lane=False) as one:
             await until(lambda: counted(one.front.metrics.registry, "shoal_swarm_trackers_up") == 1)
             assert (await one.ask(path))[2] == content
             moves.registry(one.front.metrics.registry)
+            monkeypatch.setattr(stalls, "STALL", 20.0)
+            monkeypatch.setattr(patience, "SILENT", 0.5)
+            async with agent(tmp_path / "alone", tracker=(elsewhere.server.url,)) as alone:
+                await until(lambda: counted(alone.front.metrics.registry, "shoal_swarm_trackers_up") == 1)
+                assert (await alone.ask(path))[2] == content
+                moves.registry(alone.front.metrics.registry)
             monkeypatch.setattr(arrivals, "_check", late)
             async with agent(tmp_path / "two", tracker=(here.server.url,), window_lane=False) as two:
                 await until(lambda: counted(two.front.metrics.registry, "shoal_swarm_trackers_up") == 1)

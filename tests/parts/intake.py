@@ -18,6 +18,7 @@ from swarm.fetch.partial import Partial
 from swarm.fetch.tasks import Tasks
 from swarm.protocol.board import Failure
 from swarm.storage.store import Store
+from swarm.upstream.download import Begun
 from tests.parts import data
 
 
@@ -136,6 +137,13 @@ class NotingHost:
     def received(self, count: int) -> None:
         self.count += count
 
+    @asynccontextmanager
+    async def covering(self, window: int) -> AsyncIterator[None]:
+        yield
+
+    def covered(self, window: int, count: int) -> None:
+        return None
+
     def brought(self, window: int) -> None:
         self.done.append(window)
 
@@ -174,7 +182,7 @@ async def claiming(
     host.open = place
     if sized:
         await host.learn(size)
-    claims = Claims(host, pool, tasks.spawn)
+    claims = Claims(host, pool, tasks.spawn, Begun())
     try:
         yield claims, host, source
     finally:

@@ -86,6 +86,7 @@ class Answers:
             peers=self._peers(swarm, agent, but=sole.key if sole is not None else ""),
             sole=sole.peer if sole is not None else None,
             available=None if elsewhere is None else wire.bitmap(elsewhere),
+            coming=board.coming_for(agent.key, self._now()),
         )
 
     def seeds(self, swarm: Swarm) -> tuple[wire.Peer, ...]:

@@ -70,8 +70,7 @@ class Cluster:
         self.started = self.alarm.now()
         self.epoch = time.time() - self.started
         """Seconds since 1970 at zero of the loop's clock: people read dates."""
-        chance = chance or Random(secrets.randbits(64))
-        now = self.alarm.now
+        chance, now = chance or Random(secrets.randbits(64)), self.alarm.now
         self.history = History()
         self.agents = Agents()
         self.trust = Trust(settings.quarantine, self.agents.member_of)
@@ -231,6 +230,7 @@ class Cluster:
                 stalled=poll.stalled[:1024],
                 turns=min(poll.turns, 64) if trusted else 0,
                 concurrent=min(poll.concurrent, 64),
+                direct=poll.direct[:64] if trusted and same and poll.generation == board.generation else (),
             )
         )
         if moved and trusted and size is not None:

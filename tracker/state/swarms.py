@@ -80,6 +80,7 @@ class Raw(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     peers: tuple[wire.Peer, ...] = ()
     sole: wire.Peer | None = None
     available: bytes | None = None
+    coming: dict[int, float] = {}
 
 
 @dataclass(eq=False, slots=True)

@@ -112,6 +112,23 @@ async def test_a_claim_tells_how_long_it_waits_and_every_byte_that_comes(tmp_pat
         assert len(claims.waiting()) == 1
 
 
+async def test_a_direct_stream_takes_a_claims_work_over_and_the_claim_stays(tmp_path: Path) -> None:
+    async with claiming(tmp_path, SIZE) as (claims, host, upstream):
+        upstream.answers.clear()
+        claims.set({1})
+        await until(lambda: len(upstream.asked) == 1)
+        async with claims.covering(1):
+            assert claims.windows == (1,)
+            assert claims.elsewhere == {1}
+            claims.covered(1, 5_000)
+            assert claims.done[1] == 5_000
+            claims.set({1})
+            assert len(upstream.asked) == 1, "nobody else brings it in"
+        upstream.answers.set()
+        await until(lambda: host.done == [1])
+        assert len(upstream.asked) == 2, "the stream ended before: the claim goes on"
+
+
 async def test_nothing_outlives_the_close(tmp_path: Path) -> None:
     async with claiming(tmp_path, SIZE) as (claims, host, upstream):
         upstream.flows.clear()

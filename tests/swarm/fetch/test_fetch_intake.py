@@ -22,7 +22,7 @@ async def test_the_board_hears_of_windows_from_peers_soon_and_of_single_pieces_n
     polls: list[int] = []
     async with partial(tmp_path) as here:
         course = SimpleNamespace(
-            partial=here, closing=False,
+            partial=here, closing=False, heard_peers=True,
             stalls=SimpleNamespace(moved=lambda _now: None),
             claims=SimpleNamespace(arrived=lambda _window, _count: None),
             transfers=SimpleNamespace(mode=None, arrived=lambda _window: None),

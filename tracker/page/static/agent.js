@@ -8,7 +8,7 @@ import { has, legend, strip } from "./strip.js";
 const SIZE = 50;
 const ERRORS = {
   upstream_failures: "windows that upstream did not deliver", bad_pieces: "pieces from peers with a wrong hash", banned_peers: "peers banned for wrong bytes",
-  stalls: "waits for peers that delivered nothing", rejections: "blobs whose sha256 was wrong",
+  direct_streams: "streams from upstream past the cluster, for readers who could not wait", stalls: "waits for peers that delivered nothing", rejections: "blobs whose sha256 was wrong",
 };
 
 export const path = ({ name, query }) => `agents/${encodeURIComponent(name)}?${new URLSearchParams({ offset: query.get("offset") ?? "", limit: SIZE })}`;
