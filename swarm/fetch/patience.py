@@ -108,6 +108,8 @@ class Waiting:
     """Bytes per second of that trial."""
     busy: float = float("-inf")
     """When this node got a byte from the same upstream last, for whatever blob."""
+    failed: bool = False
+    """OTHERS: upstream failed this node last, so all wait for it: they must not all ask at once when it is back."""
     foreseen: bool = False
     """TRADED: none of the peers has sent anything lately."""
 
@@ -135,7 +137,8 @@ def _due_of_cluster(waiting: Waiting) -> float:
         return _believed(waiting, waiting.coming)
     if waiting.takes is None:
         return since + (RANGES if waiting.ranges else UNHEARD if waiting.unheard else STRANGE)
-    return since + max(RANGES if waiting.ranges else SOONEST, 1.5 * waiting.takes + 1.0)
+    least = RANGES if waiting.ranges else STRANGE if waiting.failed else SOONEST
+    return since + max(least, 1.5 * waiting.takes + 1.0)
 
 
 def _believed(waiting: Waiting, pace: float) -> float:

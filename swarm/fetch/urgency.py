@@ -156,7 +156,7 @@ class Urgency:
         window = course.partial.window_of(piece).index
         waiting = Waiting(
             began, Awaited.OTHERS, ranges=not reader.whole, takes=course.claims.takes(), left_at=plight.left_at,
-            busy=self._busy(),
+            busy=self._busy(), failed=course.line.refused,
         )  # fmt: skip
         mine = course.claims.moved(window)
         if mine is not None:

@@ -49,6 +49,8 @@ NEVER = float("inf")
         # While this node's own line moves a stream would take from it what it gives.
         (Waiting(100.0, OTHERS, busy=104.5), 106.5),
         (Waiting(100.0, OTHERS, busy=200.0), 115.0),
+        (Waiting(100.0, OTHERS, takes=0.1), 100.0 + patience.SOONEST),
+        (Waiting(100.0, OTHERS, takes=0.1, failed=True), 100.0 + patience.STRANGE),
         (Waiting(100.0, OTHERS, busy=200.0, ranges=True), 108.0),
         (Waiting(100.0, TRADED, moved=99.0, busy=105.0), 107.0),
         (Waiting(100.0, MINE, begun=True, moved=107.0, busy=200.0), 107.0 + patience.STOPPED),
