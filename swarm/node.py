@@ -288,8 +288,8 @@ class Node:
             "banned_peers": _value(self.metrics.banned_peers),
             "stalls": _value(self.metrics.stalls),
             "rejections": _value(self.metrics.rejections),
-            "direct_streams": _sum(self.metrics.direct),
-            "upstream_failures": _sum(self.metrics.source_failures),
+            "direct_streams": _value(self.metrics.direct),
+            "upstream_failures": _value(self.metrics.source_failures),
         }
 
     async def on_answer(self, link: Link, answer: wire.AgentAnswer) -> None:
@@ -385,9 +385,5 @@ class Node:
 
 
 def _value(counter: Any) -> float:
-    (family,) = counter.collect()
-    return next((float(s.value) for s in family.samples if s.name.endswith("_total")), 0.0)
-
-
-def _sum(counter: Any) -> float:
+    """What *counter* has counted, over all its labels."""
     return float(sum(s.value for family in counter.collect() for s in family.samples if s.name.endswith("_total")))

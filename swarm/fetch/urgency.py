@@ -231,8 +231,8 @@ class Urgency:
         now, course = time.monotonic(), self._course
         if any(stream is not self._ahead and stream.at <= piece < stream.at + 16 for stream in self._streams):
             return True
-        source = course.readers.source()
-        if source is None or not self._may_ask(now) or self._are_enough():
+        source = self._askable(now)
+        if source is None or self._are_enough():
             return False
         fields = {"digest": course.digest, "piece": piece, "why": why, "upstream": source.upstream}
         log.warning("went-direct", extra={"fields": fields})
@@ -322,10 +322,10 @@ class Urgency:
         if coming and waiting.coming:
             self._coming_at = now
         alive = max(alive, self._coming_at)  # what came to others is to come from them now
-        refused = course.line.refused or not self._may_ask(now)
+        refused = course.line.refused or self._askable(now) is None
         if is_over(now, alive, first=first, asking=asking, refused=refused):
             raise BlobUnavailable(f"nothing of {course.digest} came in time", cause=course.claims.refusal)
 
-    def _may_ask(self, now: float) -> bool:
-        """Whether this node may ask upstream directly: it knows how, and has not been refused a moment ago."""
-        return self._course.readers.source() is not None and self._course.claims.may_ask() and now >= self._not_before
+    def _askable(self, now: float) -> Source | None:
+        """What to ask of upstream directly; None: this node does not know how, or was refused a moment ago."""
+        return self._course.readers.source() if self._course.claims.may_ask() and now >= self._not_before else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import msgspec
 
 from swarm.blob.errors import StoreFull
 from swarm.protocol import wire
+from swarm.storage.disk import write_whole
 from swarm.storage.evict import cost
 
 log = logging.getLogger("shoal.swarm")
@@ -139,7 +139,7 @@ class Kept:
         async with self._one_writer:
             data = msgspec.json.encode(list(self._images.values()))
             try:
-                await asyncio.to_thread(_replace, self._path, data)
+                await asyncio.to_thread(write_whole, self._path, data)
             except OSError as error:
                 log.warning("kept-unsaved", extra={"fields": {"file": str(self._path), "error": error.strerror}})
 
@@ -148,13 +148,3 @@ def _read(path: Path) -> bytes:
     """The file. Blocks. Raises OSError."""
     with path.open("rb") as file:
         return file.read(MOST_BYTES)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write *data* to *path*: all of it, or nothing, whatever happens. Blocks. Raises OSError."""
-    beside = path.with_suffix(".new")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
