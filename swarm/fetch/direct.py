@@ -102,11 +102,6 @@ class Direct:
             return 0.0
         return self._count / max(0.001, self._clock() - self._started)
 
-    @property
-    def seconds(self) -> float:
-        """Since its first byte; 0 before."""
-        return self._clock() - self._started if self._started is not None else 0.0
-
     async def run(self) -> None:
         """Bring pieces in. Raises SourceError, StoreFull."""
         failures = 0

@@ -43,6 +43,9 @@ STREAMS = 4
 MOST_STREAMS = 8
 """The same of all blobs on this node."""
 
+NEAR = 16
+"""Pieces within which a direct stream is about to reach a reader: it gets none of its own."""
+
 AHEAD_AGAIN = 10.0
 """Seconds between two requests that run ahead of the claims on one blob."""
 
@@ -229,7 +232,7 @@ class Urgency:
     def _go(self, piece: int, stop: int | None, why: str) -> bool:
         """Start a direct stream, unless there is one, or upstream cannot be asked. Whether one runs for *piece*."""
         now, course = time.monotonic(), self._course
-        if any(stream is not self._ahead and stream.at <= piece < stream.at + 16 for stream in self._streams):
+        if any(stream is not self._ahead and stream.at <= piece < stream.at + NEAR for stream in self._streams):
             return True
         source = self._askable(now)
         if source is None or self._are_enough():
