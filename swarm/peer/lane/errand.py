@@ -57,6 +57,8 @@ class Errand:
         self.digest = digest
         self.holders = tuple(holders)
         """Replaced whole by the event loop when there are others."""
+        self.named: frozenset[Address] = frozenset()
+        """Those of them that the tracker names as holders of it."""
         self.rank = rank
         self.moved = 0
         """Bytes that came, wrong ones too."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 Address = tuple[str, int]
@@ -43,17 +43,28 @@ class Holders:
     def __init__(self) -> None:
         self._known: dict[Address, _Standing] = {}
 
-    def pick(self, candidates: Sequence[Address], now: float) -> Address | None:
-        """The one to ask now, earlier candidates first where they are equally busy; None: none can be asked now."""
-        best: tuple[tuple[bool, int], Address] | None = None
+    def pick(self, candidates: Sequence[Address], now: float, *, named: Collection[Address] = ()) -> Address | None:
+        """The one to ask now, earlier candidates first where they are equally busy; None: none can be asked now.
+
+        *named*: those of them that are known to have it. The others are asked where all of these have failed: while
+        one only has its requests, it is waited for, since whoever is asked by chance mostly refuses.
+        """
+        best: tuple[tuple[bool, bool, int], Address] | None = None
+        full = False
         for address in candidates:
             known = self._known.get(address) or _Standing()
-            if known.busy >= MOST_OF_ONE or now < known.busy_until or known.given_up(now):
+            failed = now < known.failed_until
+            if known.busy >= MOST_OF_ONE:
+                full = full or (address in named and not failed)
                 continue
-            rank = (now < known.failed_until, known.busy)
+            if now < known.busy_until or known.given_up(now):
+                continue
+            rank = (failed, address not in named, known.busy)
             if best is None or rank < best[0]:
                 best = rank, address
-        return best[1] if best is not None else None
+        if best is None or (full and best[0][1]):
+            return None
+        return best[1]
 
     def hopeless(self, candidates: Iterable[Address], now: float) -> bool:
         """Whether none of *candidates* is worth waiting for: all failed, one time after the other."""

@@ -163,7 +163,7 @@ class Receiver:
                     if only_urgent and errand.rank >= 0:
                         break
                     candidates = errand.candidates
-                    holder = self._holders.pick(candidates, now)
+                    holder = self._holders.pick(candidates, now, named=errand.named)
                     if holder is None and not errand.cancelled and not self._holders.hopeless(candidates, now):
                         # Requests of ours that end bring their thread here; who said "busy" is asked when it said.
                         free = self._holders.free_at(candidates, now)

@@ -14,7 +14,7 @@ from swarm.blob.digest import Digest
 from swarm.blob.geometry import MIB
 from swarm.fetch.demand import Wanted
 from swarm.fetch.events import Holder, HoldersNamed
-from swarm.fetch.lanes import LaneWindows
+from swarm.fetch.lanes import UNNAMED_URGENT, LaneWindows
 from swarm.fetch.partial import Partial
 from swarm.fetch.tasks import Tasks
 from swarm.peer.lane.lane import Lane
@@ -35,6 +35,7 @@ class Fetching:
 
     def __init__(self, blob: Sample, here: Partial, lane: Lane, tasks: Tasks) -> None:
         self.wanted = Wanted(whole=True)
+        self.now = 0.0
         self.hashes: dict[int, bytes] = {}
         self.wrong: list[PeerAddress] = []
         self.left: list[frozenset[int]] = []
@@ -43,7 +44,7 @@ class Fetching:
         self.blob = blob
         self.windows = LaneWindows(
             blob.digest, here, lane, self.hashes, lambda: self.wanted, came=self._came, wrong=self.wrong.append,
-            left=lambda: self.left.append(self.windows.taken), me="me", spawn=tasks.spawn, clock=lambda: 0.0,
+            left=lambda: self.left.append(self.windows.taken), me="me", spawn=tasks.spawn, clock=lambda: self.now,
         )  # fmt: skip
 
     def publish(self, *windows: int) -> None:
@@ -128,8 +129,23 @@ async def test_what_others_hold_is_still_had_from_them_when_the_tracker_is_lost(
         assert fetch.windows.coming == {0, 1}, "not from upstream"
         fetch.wanted = replace(fetch.wanted, windows=frozenset({0, 1}))
         fetch.windows.want(None)
+        fetch.now = UNNAMED_URGENT
         await until(lambda: fetch.here.have == 0b011 and not fetch.windows.coming)
         assert len(other.requests) == 2
+
+
+async def test_a_read_waits_a_moment_for_the_tracker_to_say_who_has_it(tmp_path: Path) -> None:
+    """Of sixteen agents that read ranges, fifteen have nothing of what is asked of them by chance."""
+    async with fetching(tmp_path) as (fetch, holder, other):
+        fetch.wanted = Wanted(False, frozenset({0}), frozenset({0}), frozenset({0}))
+        fetch.publish(0)
+        fetch.windows.named(HoldersNamed({}, (holder,), None, strangers=False))
+        fetch.windows.want(None)
+        assert not fetch.windows.windows
+        fetch.windows.named(HoldersNamed({0: (holder,)}, (holder,), None, strangers=False))
+        fetch.windows.want(None)
+        await until(lambda: 0 in fetch.here.pieces)
+        assert len(other.requests) == 1
 
 
 async def test_what_nobody_holds_or_upstream_brings_is_not_expected_of_others(tmp_path: Path) -> None:
@@ -167,6 +183,7 @@ async def test_who_lacks_a_window_is_no_reason_to_offer_it_by_torrents(tmp_path:
         other.behaves = honest(fetch.blob)
         fetch.wanted = Wanted(False, frozenset({0}), frozenset({0}), frozenset({0}))
         fetch.windows.want(None)
+        fetch.now = UNNAMED_URGENT
         await until(lambda: 0 in fetch.here.pieces)
         assert [r.start for r in other.requests] == [MIB, 0], "it was not asked again for what it lacks"
 

@@ -322,6 +322,18 @@ def test_holders_are_asked_least_busy_first_and_none_too_often() -> None:
     assert holders.pick([b], 2.5) == b
 
 
+def test_whoever_is_named_is_waited_for_before_others_are_asked_by_chance() -> None:
+    holders, a, b, c = Holders(), ("10.0.0.1", 1), ("10.0.0.2", 1), ("10.0.0.3", 1)
+    for _ in range(MOST_OF_ONE):
+        assert holders.pick([a, b, c], 0.0, named={a}) == a
+        holders.began(a)
+    assert holders.pick([a, b, c], 0.0, named={a}) is None, "it has it, and will have time"
+    assert holders.pick([a, b, c], 0.0, named={a, b}) == b
+    holders.ended(a)
+    holders.failed(a, 0.0)
+    assert holders.pick([a, b, c], 0.0, named={a}) == b, "who has failed is not waited for"
+
+
 def test_a_holder_that_only_fails_is_given_up_for_a_while_and_not_for_ever() -> None:
     holders, a, b = Holders(), ("10.0.0.1", 1), ("10.0.0.2", 1)
     for _ in range(GIVEN_UP_AFTER):
