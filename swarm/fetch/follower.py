@@ -116,6 +116,8 @@ class Follower:
         self._others = Others()
         self._at_once = False
         """The next poll is not to be held back."""
+        self._unheard = False
+        """The last poll was given up before its answer came."""
         self._heard: asyncio.Queue[_Heard] = asyncio.Queue()
         self._publishing: set[int] = set()
         self._sending = asyncio.Semaphore(PUBLISHING)
@@ -382,19 +384,23 @@ class Follower:
             poll = asyncio.ensure_future(self._board.poll(message))
             nudge = asyncio.ensure_future(self._nudge.wait())
             try:
-                await asyncio.wait((poll, nudge), return_when=asyncio.FIRST_COMPLETED)
+                # What is answered at once is waited for: a nudge would cost its answer, and the connection.
+                await asyncio.wait((poll, nudge) if message.wait else (poll,), return_when=asyncio.FIRST_COMPLETED)
                 answer = poll.result() if poll.done() else None
             finally:
                 for task in (poll, nudge):
                     task.cancel()
                 await asyncio.gather(poll, nudge, return_exceptions=True)
+            self._unheard = answer is None
             if answer is not None:
                 await self._hear(self._board, answer, asked)
 
     def _question(self) -> tuple[Asked, wire.BoardPoll]:
         now, news = self._node.standing(), self._news
         self._told = now.demand
-        wait = now.wait if news.incarnation and not self._at_once else 0.0
+        # The last answer may have been on its way when its poll was given up, and who holds a window is told once.
+        missed = self._unheard and bool(now.demand.prefer)
+        wait = now.wait if news.incarnation and not self._at_once and not missed else 0.0
         self._at_once = False
         message = wire.BoardPoll(
             **self._me(),

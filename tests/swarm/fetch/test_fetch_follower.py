@@ -15,6 +15,7 @@ from swarm.fetch.news import Asked
 from swarm.fetch.tasks import Tasks
 from swarm.protocol import wire
 from swarm.protocol.board import Failure
+from swarm.tracking.boards import LocalBoard
 from swarm.tracking.trackers import Trackers
 from tests.parts.harbour import Nobody
 from tests.parts.talk import Talker, digest_of, hashes_of, town, until
@@ -59,6 +60,28 @@ class Node:
     def claims(self) -> list[frozenset[int]]:
         """Each set of claims that it was given, in order."""
         return [event.windows for event in self.events if isinstance(event, ClaimsChanged)]
+
+
+class Deaf(LocalBoard):
+    """A board that notes how long it may hold each poll, and how many were given up."""
+
+    def __init__(self) -> None:
+        super().__init__(D)
+        self.waits: list[float] = []
+        self.cut = 0
+        self.go = asyncio.Event()
+
+    async def poll(self, message: wire.BoardPoll) -> wire.BoardAnswer:
+        self.waits.append(message.wait)
+        try:
+            if message.wait:
+                await asyncio.Event().wait()
+            elif len(self.waits) > 1:
+                await self.go.wait()
+        except asyncio.CancelledError:
+            self.cut += 1
+            raise
+        return answer(len(self.waits), size=SIZE)
 
 
 @asynccontextmanager
@@ -148,6 +171,27 @@ async def test_news_between_a_release_and_the_next_poll_is_heard() -> None:
             await _brings(other, windows=(1, 2))
             await follower.release((0,), Failure.BUSY)
             await until(lambda: {1, 2} <= follower.hashes.keys())
+
+
+async def test_who_may_have_missed_an_answer_is_answered_at_once() -> None:
+    """Who holds what is wished for is told once. A nudge that came with that answer lost it, and made a stall."""
+    node = Node(SIZE)
+    node.demand = Demand(prefer=(0,), only_preferred=True)
+    board = Deaf()
+    follower = Follower(D, Trackers((), "node", Nobody()), node, asyncio.ensure_future)
+    follower.sized(SIZE)
+    follower._board = board
+    tasks = [asyncio.ensure_future(follower._use(None)), asyncio.ensure_future(follower.apply())]
+    await until(lambda: len(board.waits) == 2 and board.waits[1] > 0)
+    follower.poll()
+    await until(lambda: len(board.waits) == 3)
+    follower.poll()  # what is answered at once is not given up
+    board.go.set()
+    await until(lambda: len(board.waits) == 4)
+    for task in tasks:
+        task.cancel()
+    assert [wait > 0 for wait in board.waits] == [False, True, False, True]
+    assert board.cut == 1
 
 
 async def test_a_rejection_that_the_board_ignores_is_no_dead_end() -> None:
