@@ -44,6 +44,10 @@ log = logging.getLogger("shoal.swarm")
 REPORT = 1.0
 """Seconds between two reports of progress on claims."""
 
+UNREAD = 10.0
+"""Seconds between two looks after what only time brings about, while nobody reads: 96 blobs that lingered took 2 % of a
+core of each of 16 agents."""
+
 IDLE = 1.0
 """Seconds that a fetch goes on without a reader: containerd's parallel ranges come and go."""
 
@@ -79,6 +83,8 @@ class Fetch:
         self._main: asyncio.Task[None] | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._left = 0.0
+        self._joined = asyncio.Event()
+        """A reader has come since the last look after what time brings about."""
 
     # -- what is known ----------------------------------------------------------------------------
 
@@ -147,6 +153,7 @@ class Fetch:
         """A new reader; *low*: one that every other comes before. The fetch starts with the first."""
         reader = Reader(whole, source, late=self.is_verified, low=low)
         self._course.readers.add(reader)
+        self._joined.set()
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
@@ -326,6 +333,11 @@ class Fetch:
         """Look after what only time brings about."""
         while True:
             await asyncio.sleep(stalls.STALL / 4)
+            if not self._course.readers:
+                self._joined.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(UNREAD):
+                        await self._joined.wait()
             if self._course.transfers is not None:
                 await self._course.transfers.tidy()
                 await self._council.look_at_stalls()
