@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -28,6 +29,17 @@ AGENT_READY = r"mirror-listening"
 
 JOINED = r"tracker-up"
 """What an agent logs once a tracker knows it."""
+
+
+def favour(pid: int) -> None:
+    """Have the kernel give the session of *pid* ten times the processor's time of others, where this user may.
+
+    In a cluster no tracker shares its processor with sixteen agents and their clients. Here it waited for three
+    quarters of the time, answered after 0.7 s, and agents went upstream for what it was about to tell them: 1.2 to 2.0
+    copies of a session, and 1.00 with this.
+    """
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text("-10")
 
 
 @dataclass
@@ -209,6 +221,8 @@ async def cluster(
         for tracker in running:
             stack.push_async_callback(tracker.process.stop)
         await asyncio.gather(*(tracker.start() for tracker in running))
+        for tracker in running:
+            favour(tracker.process.pid)
         whole = Cluster(directory, running)
         stack.push_async_callback(whole.stop_agents)
         # all at once: starting Python is most of it
