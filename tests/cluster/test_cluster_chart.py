@@ -15,7 +15,7 @@ from typing import TypeVar
 import pytest
 import pytest_asyncio
 
-from tests.parts.kubecluster.cluster import KubeCluster, kube_cluster
+from tests.parts.kubecluster.cluster import KubeCluster, Object, kube_cluster
 from tests.parts.kubecluster.node import Node
 from tests.parts.kubecluster.shoal import IMAGE_VALUES, Release, private_registry, ready
 from tests.parts.kubecluster.workload import deployment
@@ -84,6 +84,17 @@ def names(cluster: KubeCluster) -> set[str]:
     return {node.name for node in cluster.nodes}
 
 
+async def running(cluster: KubeCluster, *values: Object) -> tuple[Release, Object]:
+    """The chart with *values*, every node's agent a member that trusts the registry; and the values for that."""
+    release = Release(cluster)
+    await release.present(IMAGE_VALUES)
+    trust = await private_registry(cluster)
+    await release.upgrade(IMAGE_VALUES, trust, *values)
+    await release.rolled_out()
+    await release.joined(names(cluster))
+    return release, trust
+
+
 @pytest.mark.usefixtures("before")
 async def test_install_makes_every_agent_ready_and_a_member(cluster: KubeCluster) -> None:
     """With default values and the image's name."""
@@ -107,11 +118,7 @@ async def test_install_makes_every_agent_ready_and_a_member(cluster: KubeCluster
 
 async def test_three_pods_on_three_nodes_pull_one_copy(cluster: KubeCluster, record_property: Record) -> None:
     """200 MiB in four layers, from a registry whose certificate the agents were told to trust."""
-    release = Release(cluster)
-    await release.present(IMAGE_VALUES)
-    await release.upgrade(IMAGE_VALUES, await private_registry(cluster))
-    await release.rolled_out()
-    await release.joined(names(cluster))
+    await running(cluster)
     one_copy = await asyncio.to_thread(cluster.push_workload, "team/app", "v1", 4, 50 * MIB, 1)
     await cluster.apply(deployment("app", "registry.test/team/app:v1", len(cluster.nodes)))
     await cluster.kubectl("rollout", "status", "deployment/app", "--timeout=240s", deadline=260)
@@ -142,9 +149,7 @@ async def test_preheat_brings_an_image_to_every_node_before_anybody_asks(
     )
     one_copy = await asyncio.to_thread(cluster.push_workload, "team/warm", "v1", 2, 10 * MIB, 3)
     preheat = {"preheat": {"secret": "preheat", "images": [image]}}
-    await release.upgrade(IMAGE_VALUES, await private_registry(cluster), preheat)
-    await release.rolled_out()
-    await release.joined(names(cluster))
+    await running(cluster, preheat)
     await cluster.kubectl("create", "job", "once", "--from=cronjob/shoal-preheat", "-n", "shoal")
     await cluster.kubectl("wait", "job/once", "-n", "shoal", "--for=condition=Complete", "--timeout=120s")
     sent = cluster.registry.blob_bytes("team/warm")
@@ -158,17 +163,10 @@ async def test_preheat_brings_an_image_to_every_node_before_anybody_asks(
 @long
 async def test_the_taint_of_a_node_goes_once_its_agent_is_a_member(cluster: KubeCluster) -> None:
     """By the tracker, with the right that the chart gives it for that."""
-    release = Release(cluster)
-    await release.present(IMAGE_VALUES)
     node = cluster.nodes[-1].name
     await cluster.kubectl("taint", "node", node, "shoal.io/agent-not-ready=:NoSchedule")
-    await release.upgrade(
-        IMAGE_VALUES,
-        await private_registry(cluster),
-        {"tracker": {"settings": {"liftTaint": True}}, "agent": {"podAnnotations": {"shoal/turn": "taint"}}},
-    )
-    await release.rolled_out()
-    await release.joined(names(cluster))
+    lifting = {"tracker": {"settings": {"liftTaint": True}}, "agent": {"podAnnotations": {"shoal/turn": "taint"}}}
+    await running(cluster, lifting)
     async with asyncio.timeout(60):
         while "agent-not-ready" in await cluster.kubectl("get", "node", node, "-o", "jsonpath={.spec.taints}"):
             pass  # each question waits for its answer
@@ -180,12 +178,7 @@ async def test_the_taint_of_a_node_goes_once_its_agent_is_a_member(cluster: Kube
 async def test_an_upgrade_and_a_rollback_while_pods_pull(cluster: KubeCluster, record_property: Record) -> None:
     """Agents go one after the other, and the pods come up all the same. An agent that goes finishes what
     its node pulls; what containerd begins while a node has none it fetches itself, once for each node at most."""
-    release = Release(cluster)
-    await release.present(IMAGE_VALUES)
-    values = await private_registry(cluster)
-    await release.upgrade(IMAGE_VALUES, values)
-    await release.rolled_out()
-    await release.joined(names(cluster))
+    release, values = await running(cluster)
     one_copy = await asyncio.to_thread(cluster.push_workload, "team/other", "v1", 4, 50 * MIB, 2)
     await cluster.apply(deployment("other", "registry.test/team/other:v1", 3))
     await release.upgrade(IMAGE_VALUES, values, {"agent": {"podAnnotations": {"shoal/turn": "2"}}}, wait=False)
@@ -205,12 +198,7 @@ async def test_an_upgrade_and_a_rollback_while_pods_pull(cluster: KubeCluster, r
 @long
 async def test_trackers_are_replaced_while_pods_pull(cluster: KubeCluster, record_property: Record) -> None:
     """Both, one after the other: what a pull had agreed with one is agreed with another."""
-    release = Release(cluster)
-    await release.present(IMAGE_VALUES)
-    values = await private_registry(cluster)
-    await release.upgrade(IMAGE_VALUES, values)
-    await release.rolled_out()
-    await release.joined(names(cluster))
+    release, values = await running(cluster)
     before = {pod["metadata"]["uid"] for pod in await release.pods("tracker")}
     one_copy = await asyncio.to_thread(cluster.push_workload, "team/third", "v1", 4, 50 * MIB, 4)
     await cluster.apply(deployment("third", "registry.test/team/third:v1", len(cluster.nodes)))
