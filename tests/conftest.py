@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 from tests.parts import procs, skips
 from tests.parts.counter import Counter, counter
 from tests.parts.kubecluster import binaries
-from tests.parts.kubecluster.cluster import BINARIES
+from tests.parts.kubecluster.cluster import BINARIES, enough_watches
 from tests.parts.kubecluster.cluster import missing as lacks_of_a_cluster
 from tests.parts.kubecluster.supply import CLUSTER, HELM, Supply
 from tests.parts.registry import Registry, registry
@@ -85,6 +85,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers, and let helm be found where this machine builds it."""
     if shutil.which("helm") is None:
         os.environ["PATH"] += os.pathsep + str(binaries.directory())
+    if os.geteuid() == 0:
+        with contextlib.suppress(OSError):
+            enough_watches()
     for name, commands in TOOLS.items():
         config.addinivalue_line("markers", f"needs_{name}: is run only where {' and '.join(commands)} can be found")
     config.addinivalue_line("markers", "busy_loop(reason): the test keeps the loop busy itself")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +19,7 @@ from tests.swarm.identity.test_identity import listening, say
 from tracker.http.signing import AUDIENCE
 
 CHART = Path(__file__).parents[2] / "charts/shoal"
-pytestmark = pytest.mark.skipif(shutil.which("helm") is None, reason="helm is not installed")
+pytestmark = pytest.mark.needs_helm
 
 Object = dict[str, Any]
 

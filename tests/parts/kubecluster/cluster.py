@@ -48,8 +48,11 @@ def missing() -> list[str]:
     return lacks
 
 
-def _enough_watches() -> None:
-    """Raise what the kernel allows in inotify instances: three kubelets and containerds pass the default of 128."""
+def enough_watches() -> None:
+    """Raise what the kernel allows in inotify instances: three kubelets and containerds pass the default of 128.
+
+    So does a whole test run: each HTTP client's resolver (c-ares) has one until it is collected.
+    """
     allowed = Path("/proc/sys/fs/inotify/max_user_instances")
     if int(allowed.read_text()) < WATCHES:
         allowed.write_text(str(WATCHES))
@@ -69,7 +72,7 @@ class KubeCluster:
 
     async def up(self, *, nodes: int = 3) -> None:
         """Control plane, registry, and *nodes* nodes that are Ready. Without nodes: the control plane alone."""
-        await asyncio.to_thread(_enough_watches)
+        await asyncio.to_thread(enough_watches)
         await self.lan.up()
         hosts = {HOST: network.address(network.REGISTRY)}
         if not nodes:
