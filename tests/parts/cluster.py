@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.parts.fetch import Fetched, fetch
-from tests.parts.procs import Process, free_port, python
+from tests.parts.procs import Process, free_port, python, weigh
 from tests.parts.registry import Blob
 
 TRACKER_READY = r"tracker\.started"
@@ -30,16 +29,12 @@ AGENT_READY = r"mirror-listening"
 JOINED = r"tracker-up"
 """What an agent logs once a tracker knows it."""
 
+FAVOURED = -10
+"""Nice of a tracker's session: ten times the processor's time of others.
 
-def favour(pid: int) -> None:
-    """Have the kernel give the session of *pid* ten times the processor's time of others, where this user may.
-
-    In a cluster no tracker shares its processor with sixteen agents and their clients. Here it waited for three
-    quarters of the time, answered after 0.7 s, and agents went upstream for what it was about to tell them: 1.2 to 2.0
-    copies of a session, and 1.00 with this.
-    """
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text("-10")
+In a cluster no tracker shares its processor with sixteen agents and their clients. Here it waited for three quarters of
+the time, answered after 0.7 s, and agents went upstream for what it was about to tell them: 1.2 to 2.0 copies of a
+session, and 1.00 with this."""
 
 
 @dataclass
@@ -57,6 +52,7 @@ class Tracker:
     async def start(self) -> None:
         """Start it (again), and wait until it takes requests."""
         self.process.start()
+        weigh(self.process.pid, FAVOURED)
         await self.process.says(TRACKER_READY)
 
     async def kill(self) -> None:
@@ -221,8 +217,6 @@ async def cluster(
         for tracker in running:
             stack.push_async_callback(tracker.process.stop)
         await asyncio.gather(*(tracker.start() for tracker in running))
-        for tracker in running:
-            favour(tracker.process.pid)
         whole = Cluster(directory, running)
         stack.push_async_callback(whole.stop_agents)
         # all at once: starting Python is most of it

@@ -54,6 +54,15 @@ def guard() -> list[str]:
     return ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
 
 
+def weigh(pid: int, nice: int) -> None:
+    """Give the session of *pid* the processor's share that *nice* stands for, where this user may and the kernel can.
+
+    Nice alone counts among the processes of one session, where the kernel groups them so (sched(7), autogroup).
+    """
+    with suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+
+
 class Process:
     """One process. Output (both streams) goes line by line to *log*, without lines that *hush* is found in."""
 

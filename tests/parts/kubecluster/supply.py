@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.parts.kubecluster import binaries, images
-from tests.parts.procs import PartFailed, guard, ready
+from tests.parts.procs import PartFailed, guard, ready, weigh
 
 HELM, CLUSTER = "helm", "cluster"
 """What can be asked for: helm alone, or every binary and the image."""
@@ -151,14 +151,8 @@ def _image(failed: list[BaseException]) -> None:
         failed.append(problem)
 
 
-def _give_way() -> None:
-    """Nice alone counts among the processes of one session, where the kernel groups them so (sched(7), autogroup)."""
-    with suppress(OSError):
-        Path("/proc/self/autogroup").write_text("19")
-
-
 if __name__ == "__main__":
-    _give_way()
+    weigh(os.getpid(), 19)
     try:
         make(*sys.argv[1:])
     except (RuntimeError, OSError, subprocess.CalledProcessError, PartFailed) as problem:
