@@ -15,7 +15,7 @@ from swarm.blob.metainfo import HASH_LENGTH
 from swarm.fetch.demand import Wanted
 from swarm.fetch.events import Holder, HoldersNamed
 from swarm.fetch.place import Place
-from swarm.fetch.turns import Said, candidates, in_turn
+from swarm.fetch.turns import Said, candidates, in_turn, own_order
 from swarm.peer.lane.errand import Errand
 from swarm.peer.lane.holders import Address
 from swarm.peer.lane.lane import Lane
@@ -60,6 +60,7 @@ class LaneWindows:
         self._digest, self._place, self._lane, self._hashes = digest, place, lane, hashes
         self._wanted, self._came, self._left, self._wrong, self._me = wanted, came, left, wrong, me
         self._spawn, self._clock = spawn, clock
+        self._order = own_order(me, len(place.layout.windows))
         self._offer = self._offered() if lane.port else None
         """None: nothing is given; there is no lane, or no descriptor was left."""
         self._named: dict[int, tuple[Holder, ...]] = {}
@@ -155,7 +156,7 @@ class LaneWindows:
                 continue
             urgent = window.index in wanted.windows
             if not urgent and room <= 0:
-                continue
+                break  # urgent ones come first, and what is asked for looks again when it ends
             wait = self._wait(window.index, now, urgent) if self._is_held(window.index) else None
             if wait is None:
                 continue
@@ -253,8 +254,9 @@ class LaneWindows:
                 yield (-1 if wanted.urgent.intersection(windows[index].span) else 0), windows[index]
         if not wanted.whole:
             return
-        missing = [w.index for w in windows if not pieces.holds(w) and w.index not in wanted.windows]
-        for rank, index in in_turn(self._me, missing):
+        have = pieces.have
+        missing = [index for index in range(len(windows)) if not have >> index & 1 and index not in wanted.windows]
+        for rank, index in in_turn(self._order, missing):
             yield rank, windows[index]
 
     def _is_held(self, window: int) -> bool:

@@ -6,7 +6,7 @@ Where all ask in the same order, nobody has what another lacks. Where all ask th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from swarm.fetch.events import Holder
 from swarm.peer.lane.holders import Address
@@ -23,10 +23,16 @@ BELIEVED = 2.5
 that nobody gave is asked for again, so that others are asked then."""
 
 
-def in_turn(me: str, missing: Sequence[int]) -> list[tuple[int, int]]:
-    """(rank, window) of the *missing* windows for who reads all of the blob: after a few, in an order of its own."""
-    rest = sorted(missing[IN_ORDER:], key=lambda window: mixed(me, window))
-    return [*((0, window) for window in missing[:IN_ORDER]), *((1, window) for window in rest)]
+def own_order(me: str, windows: int) -> tuple[int, ...]:
+    """The *windows* of a blob in an order that only *me* has."""
+    return tuple(sorted(range(windows), key=lambda window: mixed(me, window)))
+
+
+def in_turn(order: Sequence[int], missing: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(rank, window) of the *missing* windows for who reads all of the blob: after a few, in an *order* of its own."""
+    yield from ((0, window) for window in missing[:IN_ORDER])
+    rest = set(missing[IN_ORDER:])
+    yield from ((1, window) for window in order if window in rest)
 
 
 def candidates(
