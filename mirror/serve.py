@@ -32,6 +32,7 @@ from mirror.front.keeping import Keeper
 from mirror.front.opaque import OpaqueCache
 from mirror.front.possession import Possession
 from mirror.front.preheat import Preheater
+from mirror.front.quiet import Quiet
 from mirror.front.streaming import StreamingFront
 from mirror.front.v2 import RegistryFront
 from mirror.limitsfile import Limits, LimitsFile
@@ -137,7 +138,7 @@ async def running(settings: MirrorSettings) -> AsyncIterator[Front]:
         stack.push_async_callback(keeper.close)
         swarm.names.ask_upstream = tags.asker(upstream)
         stack.push_async_callback(swarm.close)
-        front = front_of(settings, swarm, upstream, metrics, stack, images)
+        front = front_of(settings, swarm, upstream, metrics, stack, images, Quiet(given=lambda: swarm.given))
         listens = asyncio.Event()
 
         def ready() -> bool:
@@ -266,6 +267,7 @@ def front_of(
     metrics: FrontMetrics,
     stack: AsyncExitStack,
     images: Images | None = None,
+    quiet: Quiet | None = None,
 ) -> Front:
     """What answers requests; what it has to end is put onto *stack*."""
     bodies = Bodies(swarm)
@@ -291,6 +293,7 @@ def front_of(
         ),
         metrics,
         names=frozenset({settings.listen.host, settings.swarm().name, *settings.called}),
+        quiet=quiet or Quiet(),
     )
 
 

@@ -228,6 +228,11 @@ class Node:
                 await link.call("/v1/preheat", message, wire.Ok)
 
     @property
+    def given(self) -> int:
+        """Bytes sent to other agents so far; those of torrents as counted every COUNT_EVERY seconds."""
+        return self._session.sent + self._lane.counts.sent
+
+    @property
     def ready(self) -> bool:
         """Whether requests can be served by this node alone: store and swarm port are open, and it is not closing."""
         return self._started and not self._closing and not self._store.trouble

@@ -45,7 +45,7 @@ class Front:
     """By which clients may call this server, beside addresses and `localhost`."""
 
     most: int = MOST_REQUESTS
-    quiet: Quiet = field(default_factory=Quiet, init=False)
+    quiet: Quiet = field(default_factory=Quiet)
 
     @property
     def under_way(self) -> int:

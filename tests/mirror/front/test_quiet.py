@@ -1,4 +1,4 @@
-"""When an agent may go: once its node asks for nothing."""
+"""When an agent may go: once its node asks for nothing, and other agents have what they fetch from it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from mirror.front.app import MOST_WAITING, make_site
-from mirror.front.quiet import Quiet
+from mirror.front.quiet import GIVING, Quiet
 from mirror.metrics import FrontMetrics
 from mirror.serve import listening
 from swarm.base.flags import Endpoint
@@ -53,6 +53,32 @@ async def test_a_request_soon_after_another_is_the_same_pull() -> None:
         await turns()
     assert not waiting.done()
     waiting.cancel()
+
+
+async def test_others_that_fetch_from_here_are_waited_for() -> None:
+    """What this agent alone holds they would take from upstream once more."""
+    given = iter([0, 5, 5, 9, 9, 9])
+    quiet = Quiet(0, given=lambda: next(given), clock=lambda: 0.0)
+    assert await quiet.comes(LONG)
+    assert not list(given), "three looks: the third found that nothing more was sent"
+
+
+async def test_others_that_never_end_are_not_waited_for_for_ever() -> None:
+    """In a large cluster somebody always fetches something."""
+    sent, now = 0, 0.0
+
+    def given() -> int:
+        nonlocal sent
+        sent += 1
+        return sent
+
+    def clock() -> float:
+        nonlocal now
+        now += GIVING / 4
+        return now
+
+    assert await Quiet(0, given=given, clock=clock).comes(LONG)
+    assert now == pytest.approx(GIVING * 5 / 4), "as long as that from the first look on"
 
 
 async def test_the_wait_has_an_end() -> None:
