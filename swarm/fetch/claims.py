@@ -46,6 +46,9 @@ class Origin(Protocol):
     async def bring(self, window: int) -> None:
         """Returns when *window* is here."""
 
+    def arriving(self, window: int) -> int:
+        """Bytes of *window* that have come by what is under way, of whole pieces or not, as far as that is known."""
+
 
 class Host(Protocol):
     """What claims ask of the fetch, and tell it."""
@@ -149,7 +152,9 @@ class Claims:
     @property
     def done(self) -> dict[int, int]:
         """Window -> bytes that have arrived for the claim on it."""
-        return dict(self._done)
+        if (origin := self._origin) is None:
+            return dict(self._done)
+        return {window: max(done, origin.arriving(window)) for window, done in self._done.items()}
 
     def waiting(self) -> dict[int, float]:
         """Window -> seconds since its claim began, where upstream has not sent a byte."""

@@ -122,6 +122,10 @@ class LaneWindows:
         """Bytes that have come, of whole pieces or not."""
         return self._moved + sum(errand.moved for errand in self._errands)
 
+    def arriving(self, window: int) -> int:
+        """Bytes that have come by the errands that *window* has now, of whole pieces or not."""
+        return sum(errand.moved for errand, of in self._errands.items() if of == window)
+
     # -- what is decided elsewhere ----------------------------------------------------------------
 
     def named(self, news: HoldersNamed) -> None:

@@ -283,6 +283,10 @@ class Transfers:
             if not self._place.pieces.holds(place) and not self._stopped:
                 self._spawn(self._from_sole.want(self._sole_wants))
 
+    def arriving(self, window: int) -> int:
+        """Bytes of *window* that have come over the lane by what is under way; torrents tell of whole pieces alone."""
+        return self._lanes.arriving(window)
+
     # -- Listener of the docking ----------------------------------------------------------------------
 
     def expected(self, piece: int) -> bytes | None:

@@ -27,9 +27,6 @@ FEWEST_CLAIMS = 2
 ASKED = 16
 """Participants who are asked how many other boards they fill: all ask for the layers of an image at about one time."""
 
-TURNS = 16
-"""Claims that may be out at once on the windows of a sole seed: two for each of eight agents."""
-
 
 @dataclass(slots=True)
 class Assignment:
@@ -89,7 +86,7 @@ class Assignment:
         """
         zone_of = zones.__getitem__ if zones is not None else _nowhere
         every = set(zones.values()) if zones is not None else {""}
-        most = TURNS if scene.sole else self.most * len(every)
+        most = self.leases.turns if scene.sole else self.most * len(every)
         shared = most if scene.sole else self.share * len(every)
         out = self.leases.out
         changed = self._hand_over(now, scene, zone_of)

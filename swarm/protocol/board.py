@@ -26,6 +26,7 @@ from swarm.blob.geometry import geometry
 from swarm.blob.metainfo import check_hashes
 from swarm.protocol.assign import MAX_CLAIMS
 from swarm.protocol.blame import Blame, Published
+from swarm.protocol.leases import Leases
 from swarm.protocol.participants import Failure, Participant
 from swarm.protocol.standing import NOBODY_ELSE, Standing, Trust
 
@@ -283,10 +284,10 @@ class Board(Standing):
         """
         if self.sealed:
             self.available.doubt_holders()
-        if self.sole and self.leases.overdue(now):
+        if self.sole and self.leases.overdue(now) and now - self.leases.delivered >= Leases.patience(self._scene()):
             self._sole_failed(now)
         else:
-            self._outcome.changed |= self.leases.expire(now)
+            self._outcome.changed |= self.leases.expire(now, self._scene())
         self.who.unbar(now)
         for agent in self.who.silent(now):
             self._leave(agent)

@@ -34,6 +34,14 @@ SLOWEST = 8 * 1024
 PACES = 16
 """Finished claims whose pace is remembered, to compare those under way with."""
 
+FEWEST_TURNS, MOST_TURNS = 4, 16
+"""Claims that may be out at once on the windows of a sole seed. Fourteen flows over its link of 200 Mbit/s: some had
+nothing for 1.5 s, the first byte came after 0.9-3.6 s, and one run in ten lost the seed by that and took 2-3.5 x the
+bound."""
+
+SOON, LATE = 0.3, 0.8
+"""Seconds. A window of a sole seed that came sooner lets one claim more be out; one that came later, one less."""
+
 BARS = {"refused": 30.0, "busy": 1.0, "broken": 0.5}
 """Seconds without a claim after a failure, by its kind; each further failure in a row doubles them."""
 
@@ -96,6 +104,10 @@ class Leases:
     who: Participants
     out: dict[int, Claim] = field(default_factory=dict)
     """Window -> claim."""
+    turns: int = FEWEST_TURNS
+    """Claims that may be out at once on the windows of a sole seed."""
+    delivered: float = float("-inf")
+    """When bytes came last under a claim on one of those."""
     _paces: list[tuple[str, float]] = field(default_factory=list)
     """Agent and bytes per second of the claims that were finished last."""
 
@@ -109,7 +121,12 @@ class Leases:
 
     def grant(self, agent: str, window: int, now: float, scene: Scene) -> None:
         """*agent* is to bring *window* in."""
-        self.out[window] = Claim(agent, now, now + (TRIAL if scene.sole and scene.trial else LEASE))
+        self.out[window] = Claim(agent, now, now + self.patience(scene))
+
+    @staticmethod
+    def patience(scene: Scene) -> float:
+        """Seconds that a claim lives without progress."""
+        return TRIAL if scene.sole and scene.trial else LEASE
 
     def finish(self, agent: str, window: int, now: float, scene: Scene, *, first: bool) -> None:
         """*agent* published *window*, *first* of all: whoever else was bringing it in gets it from a peer now."""
@@ -117,7 +134,10 @@ class Leases:
         if claim is None:
             return
         if claim.agent == agent:
-            self._paces = [*self._paces, (agent, scene.length(window) / max(0.001, now - claim.since))][-PACES:]
+            took = now - claim.since
+            self._paces = [*self._paces, (agent, scene.length(window) / max(0.001, took))][-PACES:]
+            if scene.sole:
+                self.turns = min(MOST_TURNS, max(FEWEST_TURNS, self.turns + (took < SOON) - (took > LATE)))
         if first or claim.agent == agent:
             del self.out[window]
             self._delivers(agent, now, scene)
@@ -176,14 +196,17 @@ class Leases:
         for window in [w for w, claim in self.out.items() if self.who.heard(claim.agent) <= since]:
             del self.out[window]
 
-    def expire(self, now: float) -> set[str]:
-        """End the leases that ran out; returns whose."""
+    def expire(self, now: float, scene: Scene) -> set[str]:
+        """End the leases that ran out; returns whose. Those agents get none of the same kind for a lease."""
         changed: set[str] = set()
         for window, claim in list(self.out.items()):
             if claim.deadline <= now:
                 del self.out[window]
                 changed.add(claim.agent)
-                if (who := self.who.get(claim.agent)) is not None:
+                who = self.who.get(claim.agent)
+                if who is not None and scene.sole:
+                    self.who.unserved(claim.agent, now + LEASE)
+                elif who is not None:
                     who.failures += 1
                     self.who.bar(claim.agent, now + LEASE)
         return changed
@@ -217,6 +240,7 @@ class Leases:
     def _delivers(self, agent: str, now: float, scene: Scene) -> None:
         """The sole seed sends *agent* one window after the other: while one comes, the next has not failed."""
         if scene.sole:
+            self.delivered = now
             for claim in self.out.values():
                 if claim.agent == agent:
                     claim.deadline = now + LEASE

@@ -44,6 +44,9 @@ class Participant:
     """Bit w is set if it holds window w of the current generation."""
     seen: float = 0.0
     barred_until: float = 0.0
+    """No claim of upstream before."""
+    unserved_until: float = 0.0
+    """No claim of a sole seed before: it gave this agent nothing."""
     failures: int = 0
     """Failed claims in a row."""
     refused: bool = False
@@ -76,6 +79,7 @@ class Participants:
     hopeful: dict[str, None] = field(default_factory=dict)
     """Who may yet bring something in, if it is trusted."""
     barred: set[str] = field(default_factory=set)
+    """Who gets no claim of one kind, or of both, for a while."""
     _quiet_at: float | None = None
     """No participant is silent for too long before."""
 
@@ -117,7 +121,7 @@ class Participants:
             (self.able, who.want > 0 and not who.barred_until),
             (self.reading, who.want > 0 and not who.barred_until and who.only_preferred),
             (self.direct, who.want > 0 and bool(who.direct)),
-            (self.turning, who.turns > 0),
+            (self.turning, who.turns > 0 and not who.unserved_until),
             (self.hopeful, who.want > 0 and not who.refused and who.failures < HOPELESS),
         ):
             if belongs:
@@ -126,8 +130,14 @@ class Participants:
                 place.pop(agent, None)
 
     def bar(self, agent: str, until: float) -> None:
-        """*agent* gets no claim before *until*."""
+        """*agent* gets no claim of upstream before *until*."""
         self.everybody[agent].barred_until = until
+        self.barred.add(agent)
+        self.sort(agent)
+
+    def unserved(self, agent: str, until: float) -> None:
+        """*agent* gets no claim of a sole seed before *until*."""
+        self.everybody[agent].unserved_until = until
         self.barred.add(agent)
         self.sort(agent)
 
@@ -135,10 +145,16 @@ class Participants:
         """Whose time is over may have claims again."""
         for agent in list(self.barred):
             who = self.everybody[agent]
-            if who.barred_until <= now:
+            over = 0.0 < who.barred_until <= now, 0.0 < who.unserved_until <= now
+            if not any(over):
+                continue
+            if over[0]:
                 who.barred_until = 0.0
+            if over[1]:
+                who.unserved_until = 0.0
+            if not who.barred_until and not who.unserved_until:
                 self.barred.discard(agent)
-                self.sort(agent)
+            self.sort(agent)
 
     def rival(self, agent: str) -> bool:
         """Whether somebody else would take a claim."""
@@ -178,7 +194,9 @@ class Participants:
 
     def deadlines(self) -> list[float]:
         """When somebody may claim again, and when somebody has been silent for too long."""
-        times = [who.barred_until for agent in self.barred if (who := self.everybody[agent]).want]
+        barred = [self.everybody[agent] for agent in self.barred]
+        times = [who.barred_until for who in barred if who.want and who.barred_until]
+        times += [who.unserved_until for who in barred if who.turns and who.unserved_until]
         if self._quiet_at is not None and self.everybody:
             times.append(self._quiet_at)
         return times

@@ -15,8 +15,21 @@ from swarm.blob.geometry import MIB, geometry
 from swarm.protocol.assign import MAX_CLAIMS
 from swarm.protocol.blame import RESTARTS
 from swarm.protocol.board import MAX_GENERATIONS, SOLE_AGAIN, Board
-from swarm.protocol.leases import ALIVE, LEASE, LONGEST_WAIT, PATIENCE, SLOWEST, TRIAL
-from swarm.protocol.participants import SILENCE, Failure
+from swarm.protocol.leases import (
+    ALIVE,
+    FEWEST_TURNS,
+    LATE,
+    LEASE,
+    LONGEST_WAIT,
+    MOST_TURNS,
+    PATIENCE,
+    SLOWEST,
+    SOON,
+    TRIAL,
+    Leases,
+    Scene,
+)  # fmt: skip
+from swarm.protocol.participants import SILENCE, Failure, Participants
 from swarm.protocol.standing import NOBODY_ELSE, Trust
 
 DIGEST = parse("sha256:" + "ab" * 32)
@@ -877,7 +890,9 @@ def test_a_window_that_waits_its_turn_behind_another_of_the_same_agent_is_no_sta
     board = sought("a", "b")
     board.progress("a", 4.0, {0: 70_000})
     board.assign(6.0)
-    assert (board.sole, board.claims_of("a")) == ("", ()), "of b nothing has come"
+    assert (board.sole, board.claims_of("a"), board.claims_of("b")) == ("seed", (0, 2), ()), "of b nothing has come"
+    board.assign(9.0)
+    assert (board.sole, board.claims_of("a")) == ("", ()), "nor of anybody for a lease"
 
     board = sought("a")
     board.progress("a", 4.0, {0: 70_000})
@@ -887,6 +902,47 @@ def test_a_window_that_waits_its_turn_behind_another_of_the_same_agent_is_no_sta
     assert (board.sole, board.claims_of("a")) == ("seed", (1, 2))
     board.assign(13.5)
     assert board.sole == ""
+
+
+def test_whom_a_lone_holder_gives_nothing_has_no_turn_for_a_while() -> None:
+    """The others fetch its windows meanwhile, and give them to it: the holder is not asked by everybody again."""
+    board = sought("a", "b")
+    board.progress("a", 4.0, {0: 70_000, 2: 70_000})
+    board.assign(5.0)
+    assert (board.claims_of("a"), board.claims_of("b")) == ((0, 2), ())
+    publish(board, "a", 5.5, 0)
+    publish(board, "a", 5.6, 2)
+    board.assign(5.6)
+    assert board.claims_of("a") == (1, 3)
+    board.join("b", 6.0, want=4, turns=2, have=0b101, generation=board.generation)
+    board.assign(6.0)
+    assert (board.sole, board.claims_of("b"), board.view("b").available) == ("seed", (), 0b101)
+    assert board.next_deadline() == 5.0 + LEASE
+    board.release("a", 6.5, [3], Failure.HANDED_OVER)
+    board.join("a", 6.5, want=4, turns=1, generation=board.generation)
+    board.progress("a", 9.9, {1: 70_000})
+    board.assign(5.0 + LEASE)
+    assert board.claims_of("b") == (3,), "it may try again"
+
+
+@pytest.mark.parametrize(
+    ("took", "turns"),
+    [
+        ([], FEWEST_TURNS),
+        ([0.01] * 30, MOST_TURNS),
+        ([LATE + 0.1] * 30, FEWEST_TURNS),
+        ([0.01] * 5 + [(SOON + LATE) / 2] * 20, FEWEST_TURNS + 5),
+        ([0.01] * 20 + [LATE + 0.1] * 3, MOST_TURNS - 3),
+    ],
+)
+def test_a_lone_holder_is_asked_for_as_many_windows_as_come_soon(took: list[float], turns: int) -> None:
+    """More at once make each of them late; who has a fast link is asked for more."""
+    scene, leases = Scene(geometry(64 * MIB), "seed"), Leases(Participants())
+    leases.who.join("a", 0.0)
+    for window, seconds in enumerate(took):
+        leases.grant("a", window, 10.0 * window, scene)
+        leases.finish("a", window, 10.0 * window + seconds, scene, first=True)
+    assert leases.turns == turns
 
 
 def test_the_first_who_seeks_it_takes_turns_already() -> None:
@@ -1157,11 +1213,11 @@ class Boards(RuleBasedStateMachine):
         assert {w for w in range(8) if board.available.held >> w & 1} == holding
         assert {w for w in range(8) if board.available.published >> w & 1} == set(board.windows)
         assert board.available.stalled == {a for a, p in board.participants.items() if p.stalled}
-        assert board.who.barred == {a for a, p in board.participants.items() if p.barred_until}
+        assert board.who.barred == {a for a, p in board.participants.items() if p.barred_until or p.unserved_until}
         everybody = board.participants.items()
         assert board.who.able.keys() == {a for a, p in everybody if p.want and not p.barred_until}
         assert board.who.reading.keys() == {a for a in board.who.able if board.participants[a].only_preferred}
-        assert board.who.turning.keys() == {a for a, p in everybody if p.turns}
+        assert board.who.turning.keys() == {a for a, p in everybody if p.turns and not p.unserved_until}
         assert board.who.hopeful.keys() == {a for a, p in everybody if p.want and not p.refused and p.failures < 3}
 
     @invariant()
