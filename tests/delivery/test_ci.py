@@ -49,14 +49,8 @@ def test_where_kubernetes_is_kept_everything_is_one_run(tmp_path: Path) -> None:
     assert code == 0
 
 
-def test_where_it_is_not_it_is_left_out_and_that_is_said(tmp_path: Path) -> None:
+def test_where_it_is_not_it_is_compiled_when_everything_else_is_over(tmp_path: Path) -> None:
     _, lines = ci(tmp_path)
-    assert [line for line in lines if line.startswith("make test")] == ["make test SHOAL_CLUSTER=0 ARGS=-r fE "]
-    assert any(line.startswith("without a real Kubernetes") for line in lines)
-
-
-def test_where_it_is_asked_for_it_is_compiled_when_everything_else_is_over(tmp_path: Path) -> None:
-    _, lines = ci(tmp_path, SHOAL_CLUSTER="1")
     assert [line for line in lines if line.startswith("make test")] == [
         "make test SHOAL_CLUSTER=0 ARGS=-r fE -m 'not needs_cluster'",
         "make test SHOAL_CLUSTER=1 ARGS=-r fE -m needs_cluster",
@@ -70,7 +64,7 @@ def test_it_can_be_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("again", [0, 1])
 def test_what_failed_is_run_once_more_and_counted(tmp_path: Path, again: int) -> None:
-    code, lines = ci(tmp_path, FAILS="needs_cluster'", AGAIN=str(again), SHOAL_CLUSTER="1")
+    code, lines = ci(tmp_path, FAILS="needs_cluster'", AGAIN=str(again))
     only = "--last-failed --last-failed-no-failures none -m 'not needs_cluster'"
     assert f"make test SHOAL_CLUSTER=0 ARGS={only}" in lines
     assert ("flaky in this run: 1" in lines) == (not again)
