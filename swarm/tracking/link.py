@@ -82,6 +82,8 @@ class Link:
     kept: bool = False
     """The tracker has not been told yet what this node keeps now."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
+    again: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a tracker that is down is to be tried now, and not only after a pause."""
     full: bool = True
     refused: str = ""
     """Why this tracker refuses the agent; "" while it does not."""

@@ -45,6 +45,10 @@ _RESOLVE_EVERY = 5.0
 _RESOLVE_DEADLINE = 3.0
 _RETRY_FIRST, _RETRY_LONGEST = 0.1, 2.0
 
+_HANGS = 0.3
+"""Seconds without an answer after which a try that hangs is given up for another: a SYN that was lost is not sent again
+before one second is over."""
+
 
 class Holdings(Protocol):
     """What the agent tells its trackers about itself."""
@@ -190,9 +194,14 @@ class Trackers:
             link.news.set()
 
     def stir(self) -> None:
-        """Something begins to move: tell the counters now, where that is not already done every TELL_EVERY seconds."""
+        """Something begins to move: tell the counters now, where that is not already done every TELL_EVERY seconds.
+
+        A tracker that is down may be back: it is tried now, for a blob that begins without it comes twice.
+        """
         for link in self._links.values():
-            if link.wait > TELL_EVERY:
+            if not link.up:
+                link.again.set()
+            elif link.wait > TELL_EVERY:
                 link.news.set()
 
     async def silent(self) -> None:
@@ -272,7 +281,9 @@ class Trackers:
                 self._trouble(link, error)
                 self._down(link, str(error))
                 link.full = True
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause * random.uniform(0.5, 1.0)):
+                        await link.again.wait()
                 pause = min(_RETRY_LONGEST, pause * 2)
 
     def _trouble(self, link: Link, error: TrackerError) -> None:
@@ -312,11 +323,13 @@ class Trackers:
             wait=wait,
             stats=stats,
         )
+        link.again.clear()
         call = asyncio.ensure_future(link.call("/v1/agent", poll, wire.AgentAnswer, wait))
-        news = asyncio.ensure_future(link.news.wait())
+        news = asyncio.ensure_future(link.news.wait() if wait else _hangs(link))
         try:
-            await asyncio.wait((call, news) if wait else (call,), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((call, news) if wait or not link.up else (call,), return_when=asyncio.FIRST_COMPLETED)
             if not call.done():
+                link.full = link.full or not link.up
                 return
             try:
                 answer = call.result()
@@ -342,6 +355,12 @@ class Trackers:
             log.info("tracker-up", extra={"fields": {"tracker": link.url}})
             self._changed()
         await self._holdings.on_answer(link, answer)
+
+
+async def _hangs(link: Link) -> None:
+    """Until a try of *link* that began now has taken long, and another one is wanted."""
+    await asyncio.sleep(_HANGS)
+    await link.again.wait()
 
 
 def _socket(address: Any) -> socket.socket:

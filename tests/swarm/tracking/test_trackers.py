@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -27,7 +28,7 @@ from swarm.tracking.doubts import Doubts
 from swarm.tracking.trackers import Link, Trackers, rendezvous
 from tests.parts.harbour import Nobody
 from tests.parts.procs import free_port
-from tests.parts.talk import Town, digest_of, town
+from tests.parts.talk import Town, digest_of, town, until
 
 URLS = tuple(f"http://10.0.0.{i}:6969" for i in range(1, 4))
 
@@ -141,6 +142,30 @@ async def test_a_digest_goes_to_the_next_tracker_when_its_own_is_gone_and_back_w
                 assert seen.whose(digest) == first
                 (agent,) = again.server.cluster.agents.all()
                 assert agent.held == {digest_of("held")}, "a tracker that starts is told everything again"
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_tracker_that_was_away_is_tried_as_soon_as_something_begins(
+    hangs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A blob that begins without the tracker comes twice; a try that *hangs* is not waited for to its end."""
+    monkeypatch.setattr(trackers, "_RETRY_FIRST", 3600.0)
+    monkeypatch.setattr(trackers, "_HANGS", 0.01)
+    monkeypatch.setattr(links, "CONNECT_DEADLINE", 3600.0)
+    port = free_port()
+    with contextlib.ExitStack() as sockets:
+        silent = sockets.enter_context(socket.create_server(("127.0.0.1", port))) if hangs else None
+        async with seeing(f"http://127.0.0.1:{port}") as seen:
+            (link,) = seen.all.links()
+            if silent is None:
+                await until(lambda: len(seen.all._seldom) > 0)  # nobody was there
+            else:
+                silent.setblocking(False)
+                sockets.enter_context((await asyncio.get_running_loop().sock_accept(silent))[0])
+                silent.close()
+            async with at(port):
+                seen.all.stir()
+                await seen.up(link.url)
 
 
 async def test_a_tracker_that_answers_nothing_is_left_at_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
