@@ -157,7 +157,7 @@ class Council:
             several = len(course.partial.layout.windows) > 1
             if self._is_sealed() and course.transfers.mode is not Mode.WHOLE and not comes and several:
                 self._turn_whole()  # who has all of the blob may offer its windows no more
-        if stalls.look(waiting, time.monotonic()):
+        if stalls.look(waiting, time.monotonic(), course.transfers.lost if waiting else ()):
             if stalls.windows:
                 log.warning(
                     "swarm-stalled", extra={"fields": {"digest": course.digest, "windows": list(stalls.windows)}}

@@ -35,6 +35,9 @@ sixteen agents that read ranges fifteen lack what is asked of them by chance: 4,
 AGAIN = 1.0
 """Seconds after which a window that nobody gave is asked for again."""
 
+LOST = 1.0
+"""Seconds for which who holds a window must have been silent for it to be lost: a crowded node may be late."""
+
 
 class LaneWindows:
     """See the module. *hashes*: window -> piece hashes of what is published. *spawn* starts a task of the fetch.
@@ -81,6 +84,8 @@ class LaneWindows:
         """Window -> when it was wanted first."""
         self._failed: dict[int, float] = {}
         """Window -> when nobody gave it."""
+        self._silent: dict[int, float] = {}
+        """Of those, the ones whose holders do not answer: since when."""
         self._moved = 0
         """Bytes of errands that have ended."""
         self._timer: asyncio.TimerHandle | None = None
@@ -122,6 +127,13 @@ class LaneWindows:
         """Bytes that have come, of whole pieces or not."""
         return self._moved + sum(errand.moved for errand in self._errands)
 
+    @property
+    def lost(self) -> tuple[int, ...]:
+        """Published windows whose holders do not answer this node, in order, whatever else comes."""
+        pieces, windows, now = self._place.pieces, self._place.layout.windows, self._clock()
+        late = [window for window, since in self._silent.items() if now - since >= LOST]
+        return tuple(sorted(w for w in late if w in self._hashes and not pieces.holds(windows[w])))
+
     def arriving(self, window: int) -> int:
         """Bytes that have come by the errands that *window* has now, of whole pieces or not."""
         return sum(errand.moved for errand, of in self._errands.items() if of == window)
@@ -136,6 +148,7 @@ class LaneWindows:
             if holders != self._named.get(window):
                 self._named[window] = holders
                 self._failed.pop(window, None)  # somebody else may give it
+                self._silent.pop(window, None)
         if news.sole is not None and self._sole is None:
             self._spare(news.sole)
         self._sole = news.sole
@@ -177,6 +190,7 @@ class LaneWindows:
         if self._offer is not None:
             self._offer.add(window.span)
         self._named.pop(window.index, None)
+        self._silent.pop(window.index, None)
 
     async def fetch(self, window: Window, sole: Holder) -> bool:
         """Bring what is missing of *window* from the *sole* seed; whether all of it came."""
@@ -211,6 +225,7 @@ class LaneWindows:
             self._offer.drop()
         self._named.clear()
         self._failed.clear()
+        self._silent.clear()
         self._seen.clear()
         self._pieces.clear()
         for errand in list(self._errands):
@@ -349,6 +364,10 @@ class LaneWindows:
         if isinstance(error, Unserved):
             self._failed[window] = self._clock() + random.uniform(0.0, AGAIN / 2)
             self._unanswered = self._unanswered or errand.unanswered
+            if errand.unanswered:
+                self._silent.setdefault(window, self._clock())
+            else:
+                self._silent.pop(window, None)
             self._left()
         elif error is not None and not isinstance(error, Cancelled):
             self._spawn(_raise(error))

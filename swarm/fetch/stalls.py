@@ -38,9 +38,12 @@ class Stalls:
             self._moved = now
         return more or first
 
-    def look(self, waiting: tuple[int, ...], now: float) -> bool:
-        """Bring `windows` up to date: *waiting*, if it has been quiet for too long. Whether that is new."""
-        stalled = waiting[:8] if self.quiet(now) >= STALL else ()
+    def look(self, waiting: tuple[int, ...], now: float, lost: tuple[int, ...] = ()) -> bool:
+        """Bring `windows` up to date: *waiting*, if it has been quiet for too long. Whether that is new.
+
+        *lost*: windows that are known not to come, though others do.
+        """
+        stalled = waiting[:8] if self.quiet(now) >= STALL else lost[:8]
         if self.quiet(now) >= STALL / 2 and not stalled:
             return False
         changed, self.windows = stalled != self.windows, stalled

@@ -154,6 +154,12 @@ class Transfers:
             and not unheld >> w & 1
         )
 
+    @property
+    def lost(self) -> tuple[int, ...]:
+        """Published windows that are wanted from peers, and whose holders do not answer this node."""
+        elsewhere = self._wanted().elsewhere
+        return tuple(window for window in self._lanes.lost if window not in elsewhere)
+
     # -- what is decided elsewhere ----------------------------------------------------------------
 
     def named(self, news: HoldersNamed) -> None:

@@ -165,11 +165,17 @@ class Urgency:
         if mine is not None:
             return replace(waiting, awaited=Awaited.MINE, moved=mine, begun=mine > 0)
         if window in course.follower.hashes:
-            foreseen = course.parts.silence.is_foreseen(course.follower.peers, time.monotonic())
+            foreseen = self._is_lost(window) or course.parts.silence.is_foreseen(
+                course.follower.peers, time.monotonic()
+            )
             checking = course.transfers is not None and course.transfers.checking
             moved = time.monotonic() if checking else moved
             return replace(waiting, awaited=Awaited.TRADED, moved=moved, foreseen=foreseen)
         return self._believe(waiting, window) if reader.whole else waiting
+
+    def _is_lost(self, window: int) -> bool:
+        """Whether who holds *window* does not answer this node, whatever comes from others."""
+        return self._course.transfers is not None and window in self._course.transfers.lost
 
     @staticmethod
     def _is_late(waiting: Waiting, now: float) -> bool:
@@ -225,7 +231,7 @@ class Urgency:
         if (moved := course.claims.moved(window)) is not None and moved and now - moved < STOPPED:
             return True  # another request of this node brings it
         if window in course.follower.hashes:
-            return course.heard_peers
+            return course.heard_peers and not self._is_lost(window)
         pace = course.follower.others.pace(window, now)
         return pace is not None and pace > 0 and rate <= pace * MAX_CLAIMS  # as many windows come at once
 

@@ -22,7 +22,9 @@ class Left(Enum):
     """It has not what it was asked for."""
     BUSY = auto()
     FAILED = auto()
-    """Silent, slow, unreachable, or no HTTP."""
+    """Silent, slow, or no HTTP."""
+    UNREACHED = auto()
+    """It could not be connected to: the kernel has tried twice by then."""
     MIXED = auto()
     """A piece that came from several did not match: it comes again, whole, from one."""
     WRONG = auto()

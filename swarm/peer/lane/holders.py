@@ -89,10 +89,10 @@ class Holders:
         known = self._of(address)
         known.busy = max(0, known.busy - 1)
 
-    def failed(self, address: Address, now: float) -> None:
-        """It was silent, slow, unreachable, or sent what is wrong."""
+    def failed(self, address: Address, now: float, *, unreached: bool = False) -> None:
+        """It was silent, slow, or sent what is wrong. *unreached*: it could not be connected to, and is given up."""
         known = self._of(address)
-        known.failures += 1
+        known.failures += GIVEN_UP_AFTER if unreached else 1
         known.failed_until = now + FAILED_FOR
 
     def gave(self, address: Address) -> None:

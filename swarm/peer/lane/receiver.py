@@ -211,18 +211,23 @@ class Receiver:
                 return
             if why in (Left.LACKING, Left.WRONG):
                 errand.useless[holder] = why
-            if why in (Left.FAILED, Left.WRONG):
-                self._holders.failed(holder, now)
-        if why is Left.FAILED:
+            if why in (Left.FAILED, Left.UNREACHED, Left.WRONG):
+                self._holders.failed(holder, now, unreached=why is Left.UNREACHED)
+        if why in (Left.FAILED, Left.UNREACHED):
             errand.tries += 1
-            if errand.tries >= MOST_TRIES or (len(errand.candidates) == 1 and errand.tries > 1):
+            again = why is Left.FAILED and errand.tries < 2
+            if errand.tries >= MOST_TRIES or (len(errand.candidates) == 1 and not again):
                 errand.unanswered = True
                 raise Unserved(f"no holder of {errand.digest} answers")
 
     def _ask(self, errand: Errand, holder: Address, buffer: memoryview) -> Left | None:
         """One request. None: what it gave is here; there may be more to ask for."""
         intake = errand.intake
-        link = self._link(holder)
+        try:
+            link = self._link(holder)
+        except OSError as error:
+            log.debug("lane-unreached", extra={"fields": {"holder": holder[0], "why": str(error)}})
+            return Left.UNREACHED
         keep = False
         try:
             errand.use(link)
