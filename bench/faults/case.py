@@ -13,13 +13,16 @@ Deed = Callable[[Scene], None]
 
 ALL = ()
 
+MEMBERS = 5.0
+"""Seconds after the mending within which every agent is a member again: a cable that was pulled costs a second of ARP."""
+
 
 @dataclass(frozen=True)
 class Case:
     """A fault, and pulls under it.
 
     The blob is new, or held by *holders*. The fault is done *after* seconds of the pulls, or before them. Afterwards
-    all is mended, and every agent must get another blob at once.
+    all is mended, and every agent must be a member again within MEMBERS and get another blob.
     """
 
     name: str
@@ -138,6 +141,8 @@ def _is_expected(case: Case, digest: str, answer: Answer) -> bool:
 
 def _afterwards(case: Case, stage: Scene, seen: Seen) -> None:
     (case.mend or Scene.mend)(stage)
+    if not wait_until(lambda: all(agent.status().get("member") for agent in stage.agents), MEMBERS):
+        seen.bad.append(f"some agent is no member {MEMBERS:.0f} s after the mending")
     digest, rate = stage.blob(4), stage.up.rate
     stage.up.rate = max(rate, 4 * 1024 * 1024)
     everybody = range(len(stage.agents))

@@ -70,7 +70,11 @@ class Line:
 
     def asking(self, since: float) -> bool:
         """Whether an answer is awaited, and none has failed after *since*."""
-        return bool(self._asked) and self._failed < since
+        return bool(self._asked) and not self.failed_since(since)
+
+    def failed_since(self, since: float) -> bool:
+        """Whether a request has failed after *since*."""
+        return self._failed >= since
 
     def asked(self, request: object) -> None:
         """A request goes out."""

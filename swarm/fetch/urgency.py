@@ -194,7 +194,7 @@ class Urgency:
         if (rate := self._course.claims.rate()) is not None:  # this node's own claims have tried it
             return replace(waiting, tried=waiting.since, rate=rate)
         if self._trial is None and (source := self._course.readers.source()) is not None:
-            self._trial = Trial(source, self._offset(window), time.monotonic)
+            self._trial = Trial(self._course.line.watched(source), self._offset(window), time.monotonic)
             self._course.tasks.spawn(self._trial.run())
         if self._trial is not None:
             waiting = replace(waiting, tried=self._trial.answered, rate=self._trial.rate)
@@ -326,7 +326,9 @@ class Urgency:
         """Raises BlobUnavailable if nothing comes from anywhere, upstream asked by this node itself included."""
         course = self._course
         alive = max(waiting.since, waiting.moved, course.alive)
-        coming = waiting.coming is not None and (waiting.coming > 0 or now - waiting.since < COMING)
+        coming = waiting.coming is not None and (
+            waiting.coming > 0 or (now - waiting.since < COMING and not course.line.failed_since(alive))
+        )
         asking = course.line.asking(alive) or coming
         if coming and waiting.coming:
             self._coming_at = now
