@@ -204,15 +204,12 @@ class LaneWindows:
                 self._lane.cancel(errand)
         return self._place.pieces.holds(window)
 
-    async def vacate(self, window: int) -> None:
-        """Until no thread writes into *window*. It must not be wanted any more."""
-        await self._cancelled(window)
-
     async def drained(self) -> None:
         """Until no thread writes into the file any more. After `close`."""
-        await self._cancelled(None)
+        await self.vacate(None)
 
-    async def _cancelled(self, window: int | None) -> None:
+    async def vacate(self, window: int | None) -> None:
+        """Until no thread writes into *window*; None: into any. It must not be wanted any more."""
         while errands := [errand for errand, of in self._errands.items() if window is None or of == window]:
             for errand in errands:
                 self._lane.cancel(errand)
