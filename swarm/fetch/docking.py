@@ -110,7 +110,7 @@ class _Berth:
 
 
 class Docking:
-    """See the module. *spawn* starts a task that ends with the fetch."""
+    """See the module: the Host of Arrivals. *spawn* starts a task that ends with the fetch."""
 
     def __init__(
         self,
@@ -134,11 +134,7 @@ class Docking:
         """Torrents on their way out: until then, libtorrent may still write into the file."""
         self._offered: dict[int, Torrent] = {}
         """Pieces that were offered to a torrent and are not known to be in it."""
-        self._arrivals = Arrivals(
-            digest, place.layout, place.staged, place.file, pool, spawn,
-            generation=lambda: self._turn, expected=listener.expected, has=place.pieces.__contains__,
-            take=listener.came, late=self._late,
-        )  # fmt: skip
+        self._arrivals = Arrivals(digest, self, place.layout, place.staged, place.file, pool, spawn)
 
     @property
     def turn(self) -> int:
@@ -205,6 +201,21 @@ class Docking:
             for piece in [p for p, to in offered.items() if to is torrent and p < len(have) and not have[p]]:
                 await self.offer(torrent, piece)
 
-    def _late(self) -> None:
+    # -- Host of the arrivals -------------------------------------------------------------------------
+
+    def expected(self, piece: int) -> bytes | None:
+        """The SHA-1 of *piece*, if the board has told it."""
+        return self._listener.expected(piece)
+
+    def has(self, piece: int) -> bool:
+        """Whether *piece* is here already."""
+        return piece in self._place.pieces
+
+    def came(self, piece: int, sha1: bytes) -> None:
+        """*piece* is in the file, and right."""
+        self._listener.came(piece, sha1)
+
+    def late(self) -> None:
+        """A piece is not in the file although its alert came."""
         self._listener.moved()
         self._metrics.read_back.inc()
