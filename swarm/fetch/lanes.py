@@ -64,7 +64,7 @@ class LaneWindows:
         self._wanted, self._came, self._left, self._wrong, self._me = wanted, came, left, wrong, me
         self._spawn, self._clock = spawn, clock
         self._order = own_order(me, len(place.layout.windows))
-        self._offer = self._offered() if lane.port else None
+        self._offer = _offered(digest, place, lane) if lane.port else None
         """None: nothing is given; there is no lane, or no descriptor was left."""
         self._named: dict[int, tuple[Holder, ...]] = {}
         self._others: tuple[Holder, ...] = ()
@@ -238,6 +238,27 @@ class LaneWindows:
         if not offered and self._offer is not None:
             self._lane.withdraw(self._digest, self._offer)
 
+    # -- Owner of the errands -------------------------------------------------------------------------
+
+    def came(self, errand: Errand, piece: int, sha1: bytes) -> None:
+        """*piece* is in the file, and right."""
+        if not errand.cancelled and not self._closed:
+            self._pieces.discard(piece)
+            self._came(piece, sha1)
+
+    def blamed(self, holder: Address) -> None:
+        """A piece that came whole from *holder* is wrong: nothing more is asked of it."""
+        peer = self._peers.get(holder)
+        if peer is not None:
+            self._others = tuple(other for other in self._others if other.peer != peer)
+            for window, holders in self._named.items():
+                self._named[window] = tuple(other for other in holders if other.peer != peer)
+            self._wrong(peer)
+
+    def refused(self, holder: Address, pieces: int) -> None:
+        """*holder* gives nothing of what it was asked for. Bit p of *pieces*: it has piece p."""
+        self._said.hear(holder, pieces, self._clock())
+
     # -- inside -----------------------------------------------------------------------------------
 
     def _spare(self, sole: Holder) -> None:
@@ -247,16 +268,6 @@ class LaneWindows:
         self._named = {window: holders for window, holders in left if holders}
         for errand in [e for e in self._errands if not e.moved and e.rank >= 0 and sole.address in e.holders]:
             self._lane.cancel(errand)
-
-    def _offered(self) -> Offer | None:
-        place = self._place
-        held = [piece for w in place.layout.windows if place.pieces.holds(w) for piece in w.span]
-        try:
-            offer = Offer(self._digest, place.layout, place.file.fd, held)
-        except OSError:
-            return None
-        self._lane.offer(offer)
-        return offer
 
     def _look_again(self) -> None:
         self._timer = None
@@ -327,9 +338,8 @@ class LaneWindows:
         hashes, first = self._hashes[window.index], window.first_piece
         expected = {p: hashes[(p - first) * HASH_LENGTH : (p - first + 1) * HASH_LENGTH] for p in run}
         errand = Errand(
-            self._digest, self._place.layout, self._place.file.fd, run[0], run[-1], holders=holders, expected=expected,
-            on_piece=lambda piece, sha1: self._take(errand, piece, sha1), on_wrong=self._blame,
-            on_lacking=lambda address, pieces: self._said.hear(address, pieces, self._clock()), rank=rank,
+            self._digest, self._place.layout, self._place.file.fd, run[0], run[-1],
+            owner=self, holders=holders, expected=expected, rank=rank,
         )  # fmt: skip
         errand.named = self._named_for(window.index)
         self._errands[errand] = window.index
@@ -338,19 +348,6 @@ class LaneWindows:
         errand.ended.add_done_callback(partial(self._ended, errand, run, file.close))
         self._lane.submit(errand)
         return errand
-
-    def _take(self, errand: Errand, piece: int, sha1: bytes) -> None:
-        if not errand.cancelled and not self._closed:
-            self._pieces.discard(piece)
-            self._came(piece, sha1)
-
-    def _blame(self, address: Address) -> None:
-        peer = self._peers.get(address)
-        if peer is not None:
-            self._others = tuple(other for other in self._others if other.peer != peer)
-            for window, holders in self._named.items():
-                self._named[window] = tuple(holder for holder in holders if holder.peer != peer)
-            self._wrong(peer)
 
     def _ended(self, errand: Errand, run: list[int], close: Callable[[], None], ended: asyncio.Future[None]) -> None:
         close()
@@ -369,6 +366,17 @@ class LaneWindows:
         elif error is not None and not isinstance(error, Cancelled):
             self._spawn(_raise(error))
         self.want(self._available)
+
+
+def _offered(digest: Digest, place: Place, lane: Lane) -> Offer | None:
+    """What is here of the blob, given over *lane* from now on; None: no descriptor was left."""
+    held = [piece for w in place.layout.windows if place.pieces.holds(w) for piece in w.span]
+    try:
+        offer = Offer(digest, place.layout, place.file.fd, held)
+    except OSError:
+        return None
+    lane.offer(offer)
+    return offer
 
 
 async def _raise(error: BaseException) -> None:
