@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import groupby
+from typing import Protocol
 
 from swarm.blob.digest import Digest
 from swarm.blob.errors import Cancelled, Unserved
@@ -39,30 +40,39 @@ LOST = 1.0
 """Seconds for which who holds a window must have been silent for it to be lost: a crowded node may be late."""
 
 
-class LaneWindows:
-    """See the module. *hashes*: window -> piece hashes of what is published. *spawn* starts a task of the fetch.
+class Host(Protocol):
+    """What the windows of the lane ask of who fetches by it, and tell it."""
 
-    *left*: nobody gave a window, and torrents may bring it.
-    """
+    def wanted(self) -> Wanted:
+        """What the readers want."""
+
+    def came(self, piece: int, sha1: bytes) -> None:
+        """*piece* is in the file, and right."""
+
+    def unserved(self) -> None:
+        """Nobody gave a window, and torrents may bring it."""
+
+    def wrong(self, peer: PeerAddress) -> None:
+        """*peer* sent a wrong piece."""
+
+
+class LaneWindows:
+    """See the module. *hashes*: window -> piece hashes of what is published. *spawn* starts a task of the fetch."""
 
     def __init__(
         self,
         digest: Digest,
         place: Place,
+        host: Host,
         lane: Lane,
         hashes: Mapping[int, bytes],
-        wanted: Callable[[], Wanted],
         *,
-        came: Callable[[int, bytes], None],
-        left: Callable[[], None],
-        wrong: Callable[[PeerAddress], None],
         me: str,
         spawn: Callable[..., asyncio.Task[None]],
         clock: Callable[[], float],
     ) -> None:
-        self._digest, self._place, self._lane, self._hashes = digest, place, lane, hashes
-        self._wanted, self._came, self._left, self._wrong, self._me = wanted, came, left, wrong, me
-        self._spawn, self._clock = spawn, clock
+        self._digest, self._place, self._host, self._lane, self._hashes = digest, place, host, lane, hashes
+        self._me, self._spawn, self._clock = me, spawn, clock
         self._order = own_order(me, len(place.layout.windows))
         self._offer = _offered(digest, place, lane) if lane.port else None
         """None: nothing is given; there is no lane, or no descriptor was left."""
@@ -111,7 +121,7 @@ class LaneWindows:
         """
         if not self._others and not self._named:
             return self.windows
-        wanted = self._wanted()
+        wanted = self._host.wanted()
         known = {w.index for _, w in self._in_turn(wanted) if self._is_held(w.index) and w.index not in self._failed}
         return self.windows | (known & self._hashes.keys()) - wanted.elsewhere
 
@@ -165,7 +175,7 @@ class LaneWindows:
         if self._closed:
             return
         self._available = available
-        wanted, now = self._wanted(), self._clock()
+        wanted, now = self._host.wanted(), self._clock()
         later: float | None = None
         room = MOST_COMING - len(self.windows)
         for rank, window in self._in_turn(wanted):
@@ -244,7 +254,7 @@ class LaneWindows:
         """*piece* is in the file, and right."""
         if not errand.cancelled and not self._closed:
             self._pieces.discard(piece)
-            self._came(piece, sha1)
+            self._host.came(piece, sha1)
 
     def blamed(self, holder: Address) -> None:
         """A piece that came whole from *holder* is wrong: nothing more is asked of it."""
@@ -253,7 +263,7 @@ class LaneWindows:
             self._others = tuple(other for other in self._others if other.peer != peer)
             for window, holders in self._named.items():
                 self._named[window] = tuple(other for other in holders if other.peer != peer)
-            self._wrong(peer)
+            self._host.wrong(peer)
 
     def refused(self, holder: Address, pieces: int) -> None:
         """*holder* gives nothing of what it was asked for. Bit p of *pieces*: it has piece p."""
@@ -362,7 +372,7 @@ class LaneWindows:
                 self._silent.setdefault(window, self._clock())
             else:
                 self._silent.pop(window, None)
-            self._left()
+            self._host.unserved()
         elif error is not None and not isinstance(error, Cancelled):
             self._spawn(_raise(error))
         self.want(self._available)
