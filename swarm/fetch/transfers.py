@@ -108,7 +108,7 @@ class Transfers:
         self._whole = WholeTorrent(
             digest, place, self._docking, hashes, host.peers, self._left, spawn, lane=lane.port > 0
         )
-        self._from_sole = SoleSeed(self._add_sole, session.retire, session.remove)
+        self._from_sole = SoleSeed(self._add_sole, session)
         self._sole_leaving: asyncio.Task[None] | None = None
 
     # -- what is known ----------------------------------------------------------------------------
