@@ -13,6 +13,7 @@ from swarm.blob.geometry import geometry
 from swarm.blob.metainfo import sealed_info
 from swarm.metrics import SwarmMetrics
 from swarm.peer.lane.lane import Lane
+from swarm.peer.owner import Owner
 from swarm.peer.session import Session, Torrent
 from swarm.protocol import wire
 from swarm.storage.changes import Listener
@@ -105,12 +106,7 @@ class Copies:
                 with contextlib.suppress(SessionError, BadHashes):
                     info = sealed_info(digest, layout, hashes)
                     self._seeds[digest] = await self._session.add(
-                        info,
-                        path=held.path,
-                        have=every,
-                        wanted=every,
-                        on_piece=lambda _piece: None,
-                        on_error=lambda text: self._failed(digest, text),
+                        info, path=held.path, have=every, wanted=every, owner=_Seed(self, digest)
                     )
                     self._metrics.held.set(len(self._seeds))
             return hashes
@@ -132,6 +128,12 @@ class Copies:
             log.warning("copy-checked", extra={"fields": {"digest": digest, "right": right}})
             if right and size is not None:
                 self._tell(digest, size)
+
+    def failed(self, digest: Digest, text: str) -> None:
+        """The torrent that offers a blob met an error."""
+        log.error("seed-failed", extra={"fields": {"digest": digest, "error": text}})
+        self._withdraw(digest)
+        self._spawn(self._store.check(digest))  # a copy that cannot be read is no longer offered
 
     def stop(self) -> None:
         """Nothing is offered any more that is not yet."""
@@ -164,12 +166,18 @@ class Copies:
             self._lane.withdraw(digest, lost=True)
             self._withdraw(digest)
 
-    def _failed(self, digest: Digest, text: str) -> None:
-        log.error("seed-failed", extra={"fields": {"digest": digest, "error": text}})
-        self._withdraw(digest)
-        self._spawn(self._store.check(digest))  # a copy that cannot be read is no longer offered
-
     def _withdraw(self, digest: Digest) -> None:
         if (torrent := self._seeds.pop(digest, None)) is not None:
             self._session.remove(torrent)
         self._metrics.held.set(len(self._seeds))
+
+
+class _Seed(Owner):
+    """Owner of the torrent that offers a complete blob: peers dial it, and nothing comes by it."""
+
+    def __init__(self, copies: Copies, digest: Digest) -> None:
+        self._copies = copies
+        self._digest = digest
+
+    def failed(self, text: str) -> None:
+        self._copies.failed(self._digest, text)

@@ -13,6 +13,7 @@ from swarm.blob.digest import Digest
 from swarm.fetch.place import Place
 from swarm.metrics import SwarmMetrics
 from swarm.peer.arrivals import Arrivals
+from swarm.peer.owner import Owner
 from swarm.peer.peers import PeerAddress
 from swarm.peer.session import Torrent
 
@@ -47,11 +48,7 @@ class Harbour(Protocol):
         path: Path,
         have: Iterable[int],
         wanted: Iterable[int],
-        on_piece: Callable[[int], None],
-        on_bad_piece: Callable[[int], None],
-        on_error: Callable[[str], None],
-        peers: Peers,
-        on_ban: Callable[[PeerAddress], None],
+        owner: Owner,
         priority: int,
     ) -> Torrent:
         """The torrent of *info* over the file *path*. Raises SessionError."""
@@ -63,8 +60,57 @@ class Harbour(Protocol):
         """It leaves at once."""
 
 
+class _Berth:
+    """Owner of one torrent. *peers*: whom it dials."""
+
+    def __init__(
+        self, digest: Digest, arrivals: Arrivals, listener: Listener, metrics: SwarmMetrics, peers: Peers
+    ) -> None:
+        self._digest = digest
+        self._arrivals = arrivals
+        self._listener = listener
+        self._metrics = metrics
+        self._peers = peers
+        self._torrent: Torrent | None = None
+        self._early: list[int] = []
+        """Pieces that came before `enter`."""
+
+    def enter(self, torrent: Torrent) -> None:
+        """The session has added *torrent*."""
+        self._torrent = torrent
+
+    def catch_up(self) -> None:
+        """Have those pieces looked at that came before the torrent was known here."""
+        for piece in self._early:
+            self.arrived(piece)
+
+    def dialled(self) -> Iterable[PeerAddress]:
+        """Whom to dial."""
+        return self._peers()
+
+    def arrived(self, piece: int) -> None:
+        """It came, and may not be in the file yet."""
+        if self._torrent is None:
+            self._early.append(piece)
+        else:
+            self._arrivals.put(self._torrent, piece)
+
+    def mismatched(self, piece: int) -> None:
+        """Its hash did not match."""
+        self._metrics.bad_pieces.inc()
+
+    def spoiled(self, peer: PeerAddress) -> None:
+        """*peer* sent wrong bytes."""
+        if self._torrent is not None:
+            self._listener.spoiled(self._torrent, peer)
+
+    def failed(self, text: str) -> None:
+        """The torrent met an error."""
+        log.error("torrent-error", extra={"fields": {"digest": self._digest, "error": text}})
+
+
 class Docking:
-    """See the module. *spawn* starts a task that ends with the fetch."""
+    """See the module: the Host of Arrivals. *spawn* starts a task that ends with the fetch."""
 
     def __init__(
         self,
@@ -88,11 +134,7 @@ class Docking:
         """Torrents on their way out: until then, libtorrent may still write into the file."""
         self._offered: dict[int, Torrent] = {}
         """Pieces that were offered to a torrent and are not known to be in it."""
-        self._arrivals = Arrivals(
-            digest, place.layout, place.staged, place.file, pool, spawn,
-            generation=lambda: self._turn, expected=listener.expected, has=place.pieces.__contains__,
-            take=listener.came, late=self._late,
-        )  # fmt: skip
+        self._arrivals = Arrivals(digest, self, place.layout, place.staged, place.file, pool, spawn)
 
     @property
     def turn(self) -> int:
@@ -116,32 +158,15 @@ class Docking:
         turn = self._turn
         await self.drained()  # the session takes a torrent once
         self._listener.moved()
-        torrent: Torrent | None = None
-        early: list[int] = []
-
-        def on_piece(piece: int) -> None:
-            if torrent is None:
-                early.append(piece)
-            else:
-                self._arrivals.put(torrent, piece)
-
+        berth = _Berth(self._digest, self._arrivals, self._listener, self._metrics, peers)
         torrent = await self._session.add(
-            info,
-            path=self._place.path,
-            have=have,
-            wanted=wanted,
-            priority=priority,
-            on_piece=on_piece,
-            on_bad_piece=lambda _piece: self._metrics.bad_pieces.inc(),
-            on_error=lambda text: log.error("torrent-error", extra={"fields": {"digest": self._digest, "error": text}}),
-            peers=peers,
-            on_ban=lambda peer: self._listener.spoiled(torrent, peer) if torrent is not None else None,
+            info, path=self._place.path, have=have, wanted=wanted, owner=berth, priority=priority
         )
+        berth.enter(torrent)
         if turn != self._turn:
             await self._session.retire(torrent)
             return None
-        for piece in early:
-            on_piece(piece)
+        berth.catch_up()
         return torrent
 
     def send_away(self, torrent: Torrent) -> asyncio.Task[None]:
@@ -176,6 +201,21 @@ class Docking:
             for piece in [p for p, to in offered.items() if to is torrent and p < len(have) and not have[p]]:
                 await self.offer(torrent, piece)
 
-    def _late(self) -> None:
+    # -- Host of the arrivals -------------------------------------------------------------------------
+
+    def expected(self, piece: int) -> bytes | None:
+        """The SHA-1 of *piece*, if the board has told it."""
+        return self._listener.expected(piece)
+
+    def has(self, piece: int) -> bool:
+        """Whether *piece* is here already."""
+        return piece in self._place.pieces
+
+    def came(self, piece: int, sha1: bytes) -> None:
+        """*piece* is in the file, and right."""
+        self._listener.came(piece, sha1)
+
+    def late(self) -> None:
+        """A piece is not in the file although its alert came."""
         self._listener.moved()
         self._metrics.read_back.inc()

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import groupby
+from typing import Protocol
 
 from swarm.blob.digest import Digest
 from swarm.blob.errors import Cancelled, Unserved
@@ -39,32 +40,41 @@ LOST = 1.0
 """Seconds for which who holds a window must have been silent for it to be lost: a crowded node may be late."""
 
 
-class LaneWindows:
-    """See the module. *hashes*: window -> piece hashes of what is published. *spawn* starts a task of the fetch.
+class Host(Protocol):
+    """What the windows of the lane ask of who fetches by it, and tell it."""
 
-    *left*: nobody gave a window, and torrents may bring it.
-    """
+    def wanted(self) -> Wanted:
+        """What the readers want."""
+
+    def came(self, piece: int, sha1: bytes) -> None:
+        """*piece* is in the file, and right."""
+
+    def unserved(self) -> None:
+        """Nobody gave a window, and torrents may bring it."""
+
+    def wrong(self, peer: PeerAddress) -> None:
+        """*peer* sent a wrong piece."""
+
+
+class LaneWindows:
+    """See the module. *hashes*: window -> piece hashes of what is published. *spawn* starts a task of the fetch."""
 
     def __init__(
         self,
         digest: Digest,
         place: Place,
+        host: Host,
         lane: Lane,
         hashes: Mapping[int, bytes],
-        wanted: Callable[[], Wanted],
         *,
-        came: Callable[[int, bytes], None],
-        left: Callable[[], None],
-        wrong: Callable[[PeerAddress], None],
         me: str,
         spawn: Callable[..., asyncio.Task[None]],
         clock: Callable[[], float],
     ) -> None:
-        self._digest, self._place, self._lane, self._hashes = digest, place, lane, hashes
-        self._wanted, self._came, self._left, self._wrong, self._me = wanted, came, left, wrong, me
-        self._spawn, self._clock = spawn, clock
+        self._digest, self._place, self._host, self._lane, self._hashes = digest, place, host, lane, hashes
+        self._me, self._spawn, self._clock = me, spawn, clock
         self._order = own_order(me, len(place.layout.windows))
-        self._offer = self._offered() if lane.port else None
+        self._offer = _offered(digest, place, lane) if lane.port else None
         """None: nothing is given; there is no lane, or no descriptor was left."""
         self._named: dict[int, tuple[Holder, ...]] = {}
         self._others: tuple[Holder, ...] = ()
@@ -111,7 +121,7 @@ class LaneWindows:
         """
         if not self._others and not self._named:
             return self.windows
-        wanted = self._wanted()
+        wanted = self._host.wanted()
         known = {w.index for _, w in self._in_turn(wanted) if self._is_held(w.index) and w.index not in self._failed}
         return self.windows | (known & self._hashes.keys()) - wanted.elsewhere
 
@@ -165,7 +175,7 @@ class LaneWindows:
         if self._closed:
             return
         self._available = available
-        wanted, now = self._wanted(), self._clock()
+        wanted, now = self._host.wanted(), self._clock()
         later: float | None = None
         room = MOST_COMING - len(self.windows)
         for rank, window in self._in_turn(wanted):
@@ -204,15 +214,12 @@ class LaneWindows:
                 self._lane.cancel(errand)
         return self._place.pieces.holds(window)
 
-    async def vacate(self, window: int) -> None:
-        """Until no thread writes into *window*. It must not be wanted any more."""
-        await self._cancelled(window)
-
     async def drained(self) -> None:
         """Until no thread writes into the file any more. After `close`."""
-        await self._cancelled(None)
+        await self.vacate(None)
 
-    async def _cancelled(self, window: int | None) -> None:
+    async def vacate(self, window: int | None) -> None:
+        """Until no thread writes into *window*; None: into any. It must not be wanted any more."""
         while errands := [errand for errand, of in self._errands.items() if window is None or of == window]:
             for errand in errands:
                 self._lane.cancel(errand)
@@ -241,6 +248,27 @@ class LaneWindows:
         if not offered and self._offer is not None:
             self._lane.withdraw(self._digest, self._offer)
 
+    # -- Owner of the errands -------------------------------------------------------------------------
+
+    def came(self, errand: Errand, piece: int, sha1: bytes) -> None:
+        """*piece* is in the file, and right."""
+        if not errand.cancelled and not self._closed:
+            self._pieces.discard(piece)
+            self._host.came(piece, sha1)
+
+    def blamed(self, holder: Address) -> None:
+        """A piece that came whole from *holder* is wrong: nothing more is asked of it."""
+        peer = self._peers.get(holder)
+        if peer is not None:
+            self._others = tuple(other for other in self._others if other.peer != peer)
+            for window, holders in self._named.items():
+                self._named[window] = tuple(other for other in holders if other.peer != peer)
+            self._host.wrong(peer)
+
+    def refused(self, holder: Address, pieces: int) -> None:
+        """*holder* gives nothing of what it was asked for. Bit p of *pieces*: it has piece p."""
+        self._said.hear(holder, pieces, self._clock())
+
     # -- inside -----------------------------------------------------------------------------------
 
     def _spare(self, sole: Holder) -> None:
@@ -250,16 +278,6 @@ class LaneWindows:
         self._named = {window: holders for window, holders in left if holders}
         for errand in [e for e in self._errands if not e.moved and e.rank >= 0 and sole.address in e.holders]:
             self._lane.cancel(errand)
-
-    def _offered(self) -> Offer | None:
-        place = self._place
-        held = [piece for w in place.layout.windows if place.pieces.holds(w) for piece in w.span]
-        try:
-            offer = Offer(self._digest, place.layout, place.file.fd, held)
-        except OSError:
-            return None
-        self._lane.offer(offer)
-        return offer
 
     def _look_again(self) -> None:
         self._timer = None
@@ -330,9 +348,8 @@ class LaneWindows:
         hashes, first = self._hashes[window.index], window.first_piece
         expected = {p: hashes[(p - first) * HASH_LENGTH : (p - first + 1) * HASH_LENGTH] for p in run}
         errand = Errand(
-            self._digest, self._place.layout, self._place.file.fd, run[0], run[-1], holders=holders, expected=expected,
-            on_piece=lambda piece, sha1: self._take(errand, piece, sha1), on_wrong=self._blame,
-            on_lacking=lambda address, pieces: self._said.hear(address, pieces, self._clock()), rank=rank,
+            self._digest, self._place.layout, self._place.file.fd, run[0], run[-1],
+            owner=self, holders=holders, expected=expected, rank=rank,
         )  # fmt: skip
         errand.named = self._named_for(window.index)
         self._errands[errand] = window.index
@@ -341,19 +358,6 @@ class LaneWindows:
         errand.ended.add_done_callback(partial(self._ended, errand, run, file.close))
         self._lane.submit(errand)
         return errand
-
-    def _take(self, errand: Errand, piece: int, sha1: bytes) -> None:
-        if not errand.cancelled and not self._closed:
-            self._pieces.discard(piece)
-            self._came(piece, sha1)
-
-    def _blame(self, address: Address) -> None:
-        peer = self._peers.get(address)
-        if peer is not None:
-            self._others = tuple(other for other in self._others if other.peer != peer)
-            for window, holders in self._named.items():
-                self._named[window] = tuple(holder for holder in holders if holder.peer != peer)
-            self._wrong(peer)
 
     def _ended(self, errand: Errand, run: list[int], close: Callable[[], None], ended: asyncio.Future[None]) -> None:
         close()
@@ -368,10 +372,21 @@ class LaneWindows:
                 self._silent.setdefault(window, self._clock())
             else:
                 self._silent.pop(window, None)
-            self._left()
+            self._host.unserved()
         elif error is not None and not isinstance(error, Cancelled):
             self._spawn(_raise(error))
         self.want(self._available)
+
+
+def _offered(digest: Digest, place: Place, lane: Lane) -> Offer | None:
+    """What is here of the blob, given over *lane* from now on; None: no descriptor was left."""
+    held = [piece for w in place.layout.windows if place.pieces.holds(w) for piece in w.span]
+    try:
+        offer = Offer(digest, place.layout, place.file.fd, held)
+    except OSError:
+        return None
+    lane.offer(offer)
+    return offer
 
 
 async def _raise(error: BaseException) -> None:

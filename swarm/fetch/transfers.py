@@ -103,15 +103,12 @@ class Transfers:
         self._shared = True
         """Whether others see the same board."""
         self._docking = Docking(digest, place, self, session, pool, metrics, spawn)
-        self._lanes = LaneWindows(
-            digest, place, lane, hashes, self._wanted,
-            came=self.came, left=self._want_torrents, wrong=host.wrong, me=host.me(), spawn=spawn, clock=clock,
-        )  # fmt: skip
+        self._lanes = LaneWindows(digest, place, self, lane, hashes, me=host.me(), spawn=spawn, clock=clock)
         self._windows = WindowTorrents(digest, place, self._docking, hashes, self._dial, self._left, spawn, clock)
         self._whole = WholeTorrent(
             digest, place, self._docking, hashes, host.peers, self._left, spawn, lane=lane.port > 0
         )
-        self._from_sole = SoleSeed(self._add_sole, session.retire, session.remove)
+        self._from_sole = SoleSeed(self._add_sole, session)
         self._sole_leaving: asyncio.Task[None] | None = None
 
     # -- what is known ----------------------------------------------------------------------------
@@ -142,7 +139,7 @@ class Transfers:
 
     def waiting(self) -> tuple[int, ...]:
         """Published windows that are wanted from peers and not here, those without a torrent last."""
-        wanted, place = self._wanted(), self._place
+        wanted, place = self.wanted(), self._place
         unheld = ~self._available if self._available is not None and self._sole is None else 0
         here = self.windows
         return tuple(
@@ -157,7 +154,7 @@ class Transfers:
     @property
     def lost(self) -> tuple[int, ...]:
         """Published windows that are wanted from peers, and whose holders do not answer this node."""
-        elsewhere = self._wanted().elsewhere
+        elsewhere = self.wanted().elsewhere
         return tuple(window for window in self._lanes.lost if window not in elsewhere)
 
     # -- what is decided elsewhere ----------------------------------------------------------------
@@ -293,7 +290,20 @@ class Transfers:
         """Bytes of *window* that have come over the lane by what is under way; torrents tell of whole pieces alone."""
         return self._lanes.arriving(window)
 
-    # -- Listener of the docking ----------------------------------------------------------------------
+    # -- Host of the windows of the lane, and Listener of the docking ---------------------------------
+
+    def wanted(self) -> Wanted:
+        """What the readers want. Windows that somebody else writes into come from elsewhere."""
+        wanted = self._host.wanted()
+        return replace(wanted, elsewhere=wanted.elsewhere | self._written.keys()) if self._written else wanted
+
+    def unserved(self) -> None:
+        """Nobody gave a window over the lane, and torrents may bring it."""
+        self._want_torrents()
+
+    def wrong(self, peer: PeerAddress) -> None:
+        """*peer* sent a wrong piece over the lane."""
+        self._host.wrong(peer)
 
     def expected(self, piece: int) -> bytes | None:
         """The SHA-1 of *piece*, if the board has told it."""
@@ -329,10 +339,6 @@ class Transfers:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _wanted(self) -> Wanted:
-        wanted = self._host.wanted()
-        return replace(wanted, elsewhere=wanted.elsewhere | self._written.keys()) if self._written else wanted
-
     def _want_torrents(self) -> None:
         if self._stopped:
             return
@@ -343,7 +349,7 @@ class Transfers:
 
     def _left(self) -> Wanted:
         """What the lane leaves to torrents."""
-        wanted = self._wanted()
+        wanted = self.wanted()
         return replace(wanted, elsewhere=wanted.elsewhere | self._lanes.taken)
 
     def _all(self) -> list[Torrent]:

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 from swarm.blob.digest import Digest
 from swarm.blob.errors import SessionError
@@ -33,40 +33,46 @@ _AT_ONCE = 2
 """Pieces asked back at once: each is in memory three times meanwhile."""
 
 
-class Arrivals:
-    """See the module. *file* is the one that *staged* writes to; *spawn* starts a task that ends with the fetch.
+class Host(Protocol):
+    """What arrivals ask of who waits for them, and tell it."""
 
-    *generation*: of the board; what was looked at in an earlier one is void. *expected*: the SHA-1 of a piece, if the
-    board has told it. *has*: whether a piece is here already. *take*: a piece is in the file, and right. *late*: one is
-    not in the file although its alert came.
-    """
+    @property
+    def turn(self) -> int:
+        """Counts the board's restarts: what was looked at before the last one is void."""
+
+    def expected(self, piece: int) -> bytes | None:
+        """The SHA-1 of *piece*, if the board has told it."""
+
+    def has(self, piece: int) -> bool:
+        """Whether *piece* is here already."""
+
+    def came(self, piece: int, sha1: bytes) -> None:
+        """*piece* is in the file, and right."""
+
+    def late(self) -> None:
+        """A piece is not in the file although its alert came."""
+
+
+class Arrivals:
+    """See the module. *file* is the one that *staged* writes to; *spawn* starts a task that ends with the fetch."""
 
     def __init__(
         self,
         digest: Digest,
+        host: Host,
         layout: Geometry,
         staged: Staged,
         file: BlobHandle,
         pool: ThreadPoolExecutor,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
-        *,
-        generation: Callable[[], int],
-        expected: Callable[[int], bytes | None],
-        has: Callable[[int], bool],
-        take: Callable[[int, bytes], None],
-        late: Callable[[], None],
     ) -> None:
         self._digest = digest
+        self._host = host
         self._layout = layout
         self._staged = staged
         self._file = file
         self._pool = pool
         self._spawn = spawn
-        self._generation = generation
-        self._expected = expected
-        self._has = has
-        self._take = take
-        self._on_late = late
         self._waiting: list[tuple[Torrent, int]] = []
         self._checking = False
         self._late = 0
@@ -80,7 +86,7 @@ class Arrivals:
 
     def put(self, torrent: Torrent, piece: int) -> None:
         """*torrent* says that *piece* has come."""
-        if self._has(piece):
+        if self._host.has(piece):
             return
         self._waiting.append((torrent, piece))
         if not self._checking:
@@ -91,14 +97,14 @@ class Arrivals:
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
-                generation = self._generation()
-                expected = [self._expected(piece) for _, piece in batch]
+                turn = self._host.turn
+                expected = [self._host.expected(piece) for _, piece in batch]
                 good = await self._are_right([piece for _, piece in batch], expected)
                 for (torrent, piece), sha1, right in zip(batch, expected, good, strict=True):
-                    if generation != self._generation() or sha1 is None or self._has(piece):
+                    if turn != self._host.turn or sha1 is None or self._host.has(piece):
                         continue
                     if right:
-                        self._take(piece, sha1)
+                        self._host.came(piece, sha1)
                     else:
                         self._late += 1
                         self._spawn(self._read_back(torrent, piece, sha1)).add_done_callback(self._ended)
@@ -113,8 +119,8 @@ class Arrivals:
 
         A slow disk keeps libtorrent busy for long; then it may have written them itself by the next look.
         """
-        self._on_late()
-        generation = self._generation()
+        self._host.late()
+        turn = self._host.turn
         for attempt in range(READ_BACKS):
             try:
                 async with self._reading_back:
@@ -127,10 +133,10 @@ class Arrivals:
                 right = hashlib.sha1(data, usedforsecurity=False).digest() == sha1
                 if right:
                     await self._staged.write(data, self._layout.piece_span(piece)[0])
-            if generation != self._generation() or torrent.removed:
+            if turn != self._host.turn or torrent.removed:
                 return
             if right:
-                self._take(piece, sha1)
+                self._host.came(piece, sha1)
                 return
             await asyncio.sleep(0.1 * 2 ** min(attempt, 5))
 

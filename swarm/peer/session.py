@@ -29,6 +29,7 @@ from swarm.blob.metainfo import info_hash as hash_of_info
 from swarm.blob.metainfo import secured
 from swarm.identity.tls import DH, Identity
 from swarm.peer.nodelay import quicken
+from swarm.peer.owner import Owner
 from swarm.peer.peers import LoopbackAnnounce, PeerAddress
 from swarm.peer.strangers import Door
 
@@ -58,20 +59,12 @@ MANY_OPEN = 1000
 
 @dataclass(eq=False)
 class Torrent:
-    """A torrent in the session. The callbacks run on the event loop."""
+    """A torrent in the session."""
 
     info_hash: bytes
     name: str
     """Name in the info dictionary: the digest."""
-    on_piece: Callable[[int], None]
-    """A piece arrived and its hash matched. Its bytes may not be in the file yet (docs/engine.md)."""
-    on_bad_piece: Callable[[int], None]
-    """A piece arrived and its hash did not match."""
-    on_error: Callable[[str], None]
-    peers: Callable[[], Iterable[PeerAddress]]
-    """Whom to dial, asked when the session announces."""
-    on_ban: Callable[[PeerAddress], None] = lambda _peer: None
-    """A peer was banned because it sent wrong bytes; the session's own `on_bad_peer` was told before."""
+    owner: Owner
     announce_url: str = ""
     announces: bool = False
     """Whether libtorrent knows the tracker on loopback: not before others are to be dialled than at first."""
@@ -315,11 +308,7 @@ class Session:
         path: Path,
         have: Iterable[int],
         wanted: Iterable[int],
-        on_piece: Callable[[int], None],
-        on_bad_piece: Callable[[int], None] = lambda _piece: None,
-        on_error: Callable[[str], None] = lambda _text: None,
-        peers: Callable[[], Iterable[PeerAddress]] = tuple,
-        on_ban: Callable[[PeerAddress], None] = lambda _peer: None,
+        owner: Owner,
         priority: int = 4,
     ) -> Torrent:
         """Add the torrent of the bencoded *info* over the file *path*.
@@ -351,7 +340,7 @@ class Session:
         params.renamed_files = {0: path.name}
         params.storage_mode = lt.storage_mode_t.storage_mode_sparse
         # libtorrent dials those whom an SSL torrent begins with before it has its certificate: in clear.
-        first = [] if self._identity is not None else list(peers())
+        first = [] if self._identity is not None else list(owner.dialled())
         params.peers = first  # dialled at once, since nothing is to be verified
         params.flags = (
             lt.torrent_flags.no_verify_files
@@ -360,9 +349,7 @@ class Session:
             | lt.torrent_flags.disable_pex
             | lt.torrent_flags.override_trackers
         )
-        torrent = Torrent(
-            key, params.ti.name(), on_piece, on_bad_piece, on_error, peers, on_ban, self._announce_url, fetches=fetches
-        )
+        torrent = Torrent(key, params.ti.name(), owner, self._announce_url, fetches=fetches)
         self._torrents[key] = torrent
         self._session.async_add_torrent(params)
         try:
@@ -374,7 +361,7 @@ class Session:
         except asyncio.CancelledError:
             self.remove(torrent)  # or nobody could add it again; what libtorrent adds yet is dropped by its alert
             raise
-        if not set(first).issuperset(peers()):
+        if not set(first).issuperset(owner.dialled()):
             torrent.reannounce()  # there are others since
         return torrent
 
@@ -440,7 +427,7 @@ class Session:
 
     def _peers_of(self, info_hash: bytes) -> Iterable[PeerAddress]:
         torrent = self._torrents.get(info_hash)
-        return torrent.peers() if torrent is not None else ()
+        return torrent.owner.dialled() if torrent is not None else ()
 
     def _on_wake(self) -> None:
         assert self._wake is not None
@@ -487,11 +474,11 @@ class Session:
 
     def _on_piece(self, alert: Any) -> None:
         if (torrent := self._torrent_of(alert)) is not None:
-            torrent.on_piece(int(alert.piece_index))
+            torrent.owner.arrived(int(alert.piece_index))
 
     def _on_hash_failed(self, alert: Any) -> None:
         if (torrent := self._torrent_of(alert)) is not None:
-            torrent.on_bad_piece(int(alert.piece_index))
+            torrent.owner.mismatched(int(alert.piece_index))
 
     def _on_connected(self, alert: Any) -> None:
         if self._door is not None:
@@ -524,7 +511,7 @@ class Session:
         ip, port = alert.endpoint
         self._on_bad_peer(alert.handle.info_hash().to_bytes(), str(ip), int(port))
         if (torrent := self._torrent_of(alert)) is not None:
-            torrent.on_ban((str(ip), int(port)))
+            torrent.owner.spoiled((str(ip), int(port)))
 
     def _on_flushed(self, alert: Any) -> None:
         if (torrent := self._torrent_of(alert)) is not None:
@@ -550,7 +537,7 @@ class Session:
 
     def _on_torrent_error(self, alert: Any) -> None:
         if (torrent := self._torrent_of(alert)) is not None:
-            torrent.on_error(alert.message())
+            torrent.owner.failed(alert.message())
 
     def _on_listening(self, alert: Any) -> None:
         if self._listening is not None and not self._listening.done():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Protocol
 
 from swarm.peer.session import Torrent
 
@@ -15,20 +16,23 @@ FIRST = 6
 """libtorrent's priority of the window that was claimed first; of later ones one less each, 1 at least."""
 
 
-class SoleSeed:
-    """See the module. *add* adds the torrent, these pieces wanted; *retire* waits until nothing is left to write, and
-    *remove* is for when nothing can be."""
+class Exit(Protocol):
+    """By which a torrent leaves the session (swarm/peer/session.py)."""
 
-    def __init__(
-        self,
-        add: Callable[[Collection[int]], Awaitable[Torrent | None]],
-        retire: Callable[[Torrent], Awaitable[None]],
-        remove: Callable[[Torrent], None],
-    ) -> None:
+    async def retire(self, torrent: Torrent) -> None:
+        """It leaves; returns once nothing of it is left to be written."""
+
+    def remove(self, torrent: Torrent) -> None:
+        """It leaves at once: nothing of it is left to be written."""
+
+
+class SoleSeed:
+    """See the module. *add* makes the torrent, these pieces wanted, or None if it cannot be had yet."""
+
+    def __init__(self, add: Callable[[Collection[int]], Awaitable[Torrent | None]], exit_: Exit) -> None:
         self.torrent: Torrent | None = None
         self._add = add
-        self._retire = retire
-        self._remove = remove
+        self._exit = exit_
         self._asked: set[int] = set()
         """Pieces that were wanted of it and have not arrived."""
         self._lock = asyncio.Lock()
@@ -62,9 +66,9 @@ class SoleSeed:
     async def _leave(self) -> None:
         torrent, self.torrent, asked, self._asked = self.torrent, None, self._asked, set()
         if torrent is not None and asked:
-            await self._retire(torrent)
+            await self._exit.retire(torrent)
         elif torrent is not None:
-            self._remove(torrent)
+            self._exit.remove(torrent)
 
     def arrived(self, piece: int) -> None:
         """*piece* is here."""

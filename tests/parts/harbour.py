@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-from swarm.peer.peers import PeerAddress
+from swarm.peer.owner import Owner
 from swarm.peer.session import Torrent
 from swarm.protocol import wire
 from swarm.tracking.trackers import Link
@@ -15,8 +15,8 @@ from swarm.tracking.trackers import Link
 class NotedTorrent(Torrent):
     """A torrent that libtorrent has never seen: what it is told is noted."""
 
-    def __init__(self, have: Iterable[int], wanted: Iterable[int], on_ban: Callable[[PeerAddress], None]) -> None:
-        super().__init__(b"", "", lambda _: None, lambda _: None, lambda _: None, tuple, on_ban)
+    def __init__(self, have: Iterable[int], wanted: Iterable[int], owner: Owner) -> None:
+        super().__init__(b"", "", owner)
         self.had = set(have)
         self.wants = set(wanted) - self.had
 
@@ -51,10 +51,10 @@ class NotedSession:
         *,
         have: Iterable[int],
         wanted: Iterable[int],
-        on_ban: Callable[[PeerAddress], None],
+        owner: Owner,
         **_others: Any,
     ) -> Torrent:
-        torrent = NotedTorrent(have, wanted, on_ban)
+        torrent = NotedTorrent(have, wanted, owner)
         self.torrents.append(torrent)
         self.added += 1
         return torrent

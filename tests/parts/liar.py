@@ -21,6 +21,7 @@ import aiohttp
 from swarm.blob.digest import parse
 from swarm.blob.geometry import Window, geometry
 from swarm.blob.metainfo import window_info
+from swarm.peer.owner import Owner
 from swarm.peer.session import Session, Torrent
 from swarm.protocol import wire
 from tests.parts import data
@@ -111,7 +112,7 @@ class Liar:
                 hashes += hashlib.sha1(file.read(length), usedforsecurity=False).digest()
         span = window.span
         info = window_info(self.digest, layout, window, hashes)
-        self.torrents.append(await self.session.add(info, path=self.path, have=span, wanted=span, on_piece=_ignore))
+        self.torrents.append(await self.session.add(info, path=self.path, have=span, wanted=span, owner=_Careless()))
         self.published.add(window.index)
         self.have |= 1 << window.index
         message = wire.Publish(
@@ -127,8 +128,8 @@ class Liar:
         print(f"published {window.index} of {len(layout.windows)}", flush=True)
 
 
-def _ignore(_piece: int) -> None:
-    """It has every piece that it offers."""
+class _Careless(Owner):
+    """Owner of what is offered: it has every piece, and need not hear of any."""
 
 
 async def _main(tracker: str, digest: str, size: int, directory: Path) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
+from functools import partial
+from typing import Protocol
 
 from swarm.blob.digest import Digest
 from swarm.blob.errors import Cancelled
@@ -31,10 +33,26 @@ class Left(Enum):
     """A piece that came whole from it did not match."""
 
 
+class Owner(Protocol):
+    """What an errand tells its owner, on the event loop. Who derives from it needs only what it has a use for."""
+
+    def came(self, errand: Errand, piece: int, sha1: bytes) -> None:
+        """*piece* is in the file, and right."""
+        return
+
+    def blamed(self, holder: Address) -> None:
+        """A piece that came whole from *holder* is wrong."""
+        return
+
+    def refused(self, holder: Address, pieces: int) -> None:
+        """*holder* gives nothing of what it was asked for. Bit p of *pieces*: it has piece p."""
+        return
+
+
 class Errand:
     """Pieces *first* to *last* of a blob, to be brought into the file *fd*. *fd* must stay open until it ended.
 
-    *rank*: less is more urgent; below 0: somebody waits for just these bytes. The callbacks run on the event loop.
+    *rank*: less is more urgent; below 0: somebody waits for just these bytes.
     """
 
     def __init__(
@@ -45,18 +63,14 @@ class Errand:
         first: int,
         last: int,
         *,
+        owner: Owner,
         holders: Sequence[Address],
         expected: Mapping[int, bytes],
-        on_piece: Callable[[int, bytes], None],
-        on_wrong: Callable[[Address], None] = lambda _address: None,
-        on_lacking: Callable[[Address, int], None] = lambda _address, _pieces: None,
         rank: int = 0,
     ) -> None:
-        """*expected*: piece -> SHA-1. *on_wrong*: a piece that came whole from this holder is wrong.
-
-        *on_lacking*: this holder gives nothing of it; bit p: it has piece p.
-        """
+        """*expected*: piece -> SHA-1."""
         self.digest = digest
+        self.owner = owner
         self.holders = tuple(holders)
         """Replaced whole by the event loop when there are others."""
         self.named: frozenset[Address] = frozenset()
@@ -64,7 +78,6 @@ class Errand:
         self.rank = rank
         self.moved = 0
         """Bytes that came, wrong ones too."""
-        self.on_piece, self.on_wrong, self.on_lacking = on_piece, on_wrong, on_lacking
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when no thread works on it any more. Raises Unserved, Cancelled, StoreFull, Unwritable."""
         self.intake = Intake(layout, fd, first, last, expected=expected.get, on_piece=self._piece)
@@ -108,7 +121,7 @@ class Errand:
 
     def _piece(self, piece: int, sha1: bytes) -> None:
         self.givers.clear()
-        self.tell(lambda: self.on_piece(piece, sha1))
+        self.tell(partial(self.owner.came, self, piece, sha1))
 
     def end(self, error: BaseException | None) -> None:
         """No thread works on it any more."""

@@ -281,7 +281,7 @@ class Receiver:
         """A piece did not match. Who sent all of it is to blame; where several did, it comes again from one."""
         givers, errand.givers = errand.givers, set()
         if givers == {holder}:
-            errand.tell(partial(errand.on_wrong, holder))
+            errand.tell(partial(errand.owner.blamed, holder))
             return Left.WRONG
         return Left.MIXED
 
@@ -298,7 +298,7 @@ class Receiver:
         if why == "busy":
             return Left.BUSY
         if why != "other" and said is not None:
-            errand.tell(partial(errand.on_lacking, holder, int.from_bytes(said, "little")))
+            errand.tell(partial(errand.owner.refused, holder, int.from_bytes(said, "little")))
         return Left.LACKING
 
     def _short(self, link: Link, length: int, buffer: memoryview) -> bytes | None:

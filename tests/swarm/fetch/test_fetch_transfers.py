@@ -215,7 +215,7 @@ async def test_a_spoiled_torrent_begins_anew_a_few_times(tmp_path: Path) -> None
         scene.publish(1)
         for time_ in range(MOST_REBUILT + 2):
             await until(lambda: len(scene.session.torrents) == 1 and scene.transfers.windows == {1})
-            scene.session.torrents[0].on_ban((f"10.0.1.{time_}", 6881))
+            scene.session.torrents[0].owner.spoiled((f"10.0.1.{time_}", 6881))
         await until(lambda: not scene.session.leaving)
         assert len(scene.host.banned_peers) == MOST_REBUILT + 2
         assert scene.session.added == 1 + MOST_REBUILT

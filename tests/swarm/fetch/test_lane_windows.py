@@ -31,31 +31,39 @@ ALONE = HoldersNamed({}, (), None, strangers=False)
 
 
 class Fetching:
-    """The windows of a blob that one other agent holds. *wanted* is for the test to set."""
+    """The windows of a blob that one other agent holds. *wants* is for the test to set."""
 
     def __init__(self, blob: Sample, here: Partial, lane: Lane, tasks: Tasks) -> None:
-        self.wanted = Wanted(whole=True)
+        self.wants = Wanted(whole=True)
         self.now = 0.0
         self.hashes: dict[int, bytes] = {}
-        self.wrong: list[PeerAddress] = []
+        self.liars: list[PeerAddress] = []
         self.left: list[frozenset[int]] = []
         """What the lane still took upon itself each time that nobody gave a window."""
         self.here = here
         self.blob = blob
         self.windows = LaneWindows(
-            blob.digest, here, lane, self.hashes, lambda: self.wanted, came=self._came, wrong=self.wrong.append,
-            left=lambda: self.left.append(self.windows.taken), me="me", spawn=tasks.spawn, clock=lambda: self.now,
-        )  # fmt: skip
+            blob.digest, here, self, lane, self.hashes, me="me", spawn=tasks.spawn, clock=lambda: self.now
+        )
 
     def publish(self, *windows: int) -> None:
         """The board tells the hashes of *windows*."""
         for window in windows:
             self.hashes[window] = b"".join(self.blob.sums[piece] for piece in self.blob.cut.windows[window].span)
 
-    def _came(self, piece: int, sha1: bytes) -> None:
+    def wanted(self) -> Wanted:
+        return self.wants
+
+    def came(self, piece: int, sha1: bytes) -> None:
         done = self.here.ready(piece, sha1, "peer")
         if done is not None:
             self.windows.arrived(done)
+
+    def unserved(self) -> None:
+        self.left.append(self.windows.taken)
+
+    def wrong(self, peer: PeerAddress) -> None:
+        self.liars.append(peer)
 
 
 @asynccontextmanager
@@ -106,13 +114,13 @@ async def test_a_named_holder_is_asked_at_once_and_for_whole_windows(tmp_path: P
         fetch.windows.want(None)
         await until(lambda: fetch.here.have == 0b101)
         assert sorted((r.start, r.stop) for r in other.requests) == [(0, MIB), (2 * MIB, 3 * MIB)]
-        assert fetch.wrong == []
+        assert fetch.liars == []
 
 
 async def test_a_reader_of_ranges_gets_its_pieces_and_no_more(tmp_path: Path) -> None:
     async with fetching(tmp_path, by_window=True) as (fetch, holder, other):
         fetch.publish(0, 1, 2)
-        fetch.wanted = Wanted(False, frozenset({5}), frozenset({5}), frozenset({1}))
+        fetch.wants = Wanted(False, frozenset({5}), frozenset({5}), frozenset({1}))
         fetch.windows.named(HoldersNamed({1: (holder,)}, (), None, strangers=False))
         fetch.windows.want(None)
         await until(lambda: 5 in fetch.here.pieces)
@@ -127,7 +135,7 @@ async def test_what_others_hold_is_still_had_from_them_when_the_tracker_is_lost(
         fetch.publish(0, 1)
         fetch.windows.named(ALONE)
         assert fetch.windows.coming == {0, 1}, "not from upstream"
-        fetch.wanted = replace(fetch.wanted, windows=frozenset({0, 1}))
+        fetch.wants = replace(fetch.wants, windows=frozenset({0, 1}))
         fetch.windows.want(None)
         fetch.now = UNNAMED_URGENT
         await until(lambda: fetch.here.have == 0b011 and not fetch.windows.coming)
@@ -137,7 +145,7 @@ async def test_what_others_hold_is_still_had_from_them_when_the_tracker_is_lost(
 async def test_a_read_waits_a_moment_for_the_tracker_to_say_who_has_it(tmp_path: Path) -> None:
     """Of sixteen agents that read ranges, fifteen have nothing of what is asked of them by chance."""
     async with fetching(tmp_path) as (fetch, holder, other):
-        fetch.wanted = Wanted(False, frozenset({0}), frozenset({0}), frozenset({0}))
+        fetch.wants = Wanted(False, frozenset({0}), frozenset({0}), frozenset({0}))
         fetch.publish(0)
         fetch.windows.named(HoldersNamed({}, (holder,), None, strangers=False))
         fetch.windows.want(None)
@@ -153,7 +161,7 @@ async def test_what_nobody_holds_or_upstream_brings_is_not_expected_of_others(tm
         fetch.publish(0, 1, 2)
         assert fetch.windows.coming == set(), "nobody is known"
         fetch.windows.named(HoldersNamed({}, (holder,), None, strangers=False))
-        fetch.wanted = Wanted(whole=True, elsewhere=frozenset({1}))
+        fetch.wants = Wanted(whole=True, elsewhere=frozenset({1}))
         assert fetch.windows.coming == {0, 2}
 
 
@@ -181,7 +189,7 @@ async def test_who_lacks_a_window_is_no_reason_to_offer_it_by_torrents(tmp_path:
         assert fetch.windows.alone
         fetch.windows.named(HoldersNamed({}, (holder,), None, strangers=False))
         other.behaves = honest(fetch.blob)
-        fetch.wanted = Wanted(False, frozenset({0}), frozenset({0}), frozenset({0}))
+        fetch.wants = Wanted(False, frozenset({0}), frozenset({0}), frozenset({0}))
         fetch.windows.want(None)
         fetch.now = UNNAMED_URGENT
         await until(lambda: 0 in fetch.here.pieces)

@@ -13,11 +13,15 @@ import pytest
 from swarm.blob.digest import Digest
 from swarm.blob.errors import Unserved
 from swarm.identity.name import Role
-from swarm.peer.lane.errand import Errand
+from swarm.peer.lane.errand import Errand, Owner
 from swarm.peer.lane.lane import Lane
 from swarm.peer.lane.offers import Offer
 from tests.parts.lane import sample
 from tests.swarm.identity.test_identity import authority, of, stranger
+
+
+class Heedless(Owner):
+    """Who has an errand run, and looks at its end alone."""
 
 
 async def nothing(_digest: Digest) -> Offer | None:
@@ -32,8 +36,8 @@ async def test_pieces_come_encrypted_from_a_member(tmp_path: Path) -> None:
     giver.offer(blob.offer())
     with blob.empty() as fd:
         errand = Errand(
-            blob.digest, blob.cut, fd, 0, blob.cut.pieces - 1, holders=[("127.0.0.1", giver.port)],
-            expected=blob.sums, on_piece=lambda _piece, _sha1: None,
+            blob.digest, blob.cut, fd, 0, blob.cut.pieces - 1,
+            owner=Heedless(), holders=[("127.0.0.1", giver.port)], expected=blob.sums,
         )  # fmt: skip
         taker.submit(errand)
         await errand.ended
@@ -72,8 +76,8 @@ async def test_an_agent_takes_nothing_from_who_is_no_member(tmp_path: Path) -> N
     giver.offer(blob.offer())
     with blob.empty() as fd:
         errand = Errand(
-            blob.digest, blob.cut, fd, 0, 0, holders=[("127.0.0.1", giver.port)], expected=blob.sums,
-            on_piece=lambda _piece, _sha1: None,
+            blob.digest, blob.cut, fd, 0, 0,
+            owner=Heedless(), holders=[("127.0.0.1", giver.port)], expected=blob.sums,
         )  # fmt: skip
         taker.submit(errand)
         with pytest.raises(Unserved):

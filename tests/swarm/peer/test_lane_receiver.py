@@ -49,10 +49,18 @@ class Told:
         self.wrong: list[Address] = []
         self.lacking: list[tuple[Address, int]] = []
         self.errand = Errand(
-            blob.digest, blob.cut, fd, first, blob.cut.pieces - 1 if last is None else last, holders=holders,
-            expected=blob.sums, on_piece=lambda piece, _sha1: self.pieces.append(piece), on_wrong=self.wrong.append,
-            on_lacking=lambda address, pieces: self.lacking.append((address, pieces)),
+            blob.digest, blob.cut, fd, first, blob.cut.pieces - 1 if last is None else last,
+            owner=self, holders=holders, expected=blob.sums,
         )  # fmt: skip
+
+    def came(self, _errand: Errand, piece: int, _sha1: bytes) -> None:
+        self.pieces.append(piece)
+
+    def blamed(self, holder: Address) -> None:
+        self.wrong.append(holder)
+
+    def refused(self, holder: Address, pieces: int) -> None:
+        self.lacking.append((holder, pieces))
 
 
 async def bring(blob: Sample, receiver: Receiver, holders: list[Odd], deadline: float = 30.0) -> Told:

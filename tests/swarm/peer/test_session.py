@@ -13,6 +13,7 @@ from swarm.blob.digest import parse
 from swarm.blob.geometry import geometry
 from swarm.blob.metainfo import sealed_info
 from swarm.peer import session as sessions
+from swarm.peer.owner import Owner
 from swarm.peer.peers import LoopbackAnnounce, PeerAddress
 from swarm.peer.session import Session, Torrent
 from tests.parts.data import blob, digest_of
@@ -24,25 +25,28 @@ INFO = sealed_info(parse(digest_of(DATA)), CUT, hashes_of(DATA))
 DEADLINE = 20.0
 
 
-class Node:
+class Node(Owner):
     """A session, its directory, and the pieces that came to it."""
 
     def __init__(self, session: Session, address: PeerAddress, directory: Path) -> None:
         self.session = session
         self.address = address
         self.path = directory / "blob"
+        self.peers: Sequence[PeerAddress] = ()
         self.came: set[int] = set()
         self.whole = asyncio.Event()
 
     async def add(self, peers: Sequence[PeerAddress] = (), *, seed: bool = False) -> Torrent:
         """The torrent of the blob, which a *seed* has. *peers* is looked at anew when they are asked for again."""
         self.path.write_bytes(DATA if seed else b"")
+        self.peers = peers
         every = range(CUT.pieces)
-        return await self.session.add(
-            INFO, path=self.path, have=every if seed else (), wanted=every, on_piece=self._piece, peers=lambda: peers
-        )
+        return await self.session.add(INFO, path=self.path, have=every if seed else (), wanted=every, owner=self)
 
-    def _piece(self, piece: int) -> None:
+    def dialled(self) -> Sequence[PeerAddress]:
+        return self.peers
+
+    def arrived(self, piece: int) -> None:
         self.came.add(piece)
         if len(self.came) == CUT.pieces:
             self.whole.set()
