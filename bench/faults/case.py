@@ -14,7 +14,7 @@ Deed = Callable[[Scene], None]
 ALL = ()
 
 MEMBERS = 5.0
-"""Seconds after the mending within which every agent is a member again: a cable that was pulled costs a second of ARP."""
+"""Seconds after the mending within which every agent is a member again: a cable that was pulled costs one of ARP."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ sixteen agents that read ranges fifteen lack what is asked of them by chance: 4,
 AGAIN = 1.0
 """Seconds after which a window that nobody gave is asked for again."""
 
-LOST = 1.0
+LOST = 1.5
 """Seconds for which who holds a window must have been silent for it to be lost: a crowded node may be late."""
 
 
@@ -46,7 +46,7 @@ class Host(Protocol):
     def wanted(self) -> Wanted:
         """What the readers want."""
 
-    def came(self, piece: int, sha1: bytes) -> None:
+    def given(self, piece: int, sha1: bytes) -> None:
         """*piece* is in the file, and right."""
 
     def unserved(self) -> None:
@@ -254,7 +254,7 @@ class LaneWindows:
         """*piece* is in the file, and right."""
         if not errand.cancelled and not self._closed:
             self._pieces.discard(piece)
-            self._host.came(piece, sha1)
+            self._host.given(piece, sha1)
 
     def blamed(self, holder: Address) -> None:
         """A piece that came whole from *holder* is wrong: nothing more is asked of it."""

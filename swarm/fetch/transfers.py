@@ -24,6 +24,7 @@ from swarm.fetch.events import Holder, HoldersNamed
 from swarm.fetch.lanes import LaneWindows
 from swarm.fetch.modes import Mode
 from swarm.fetch.place import Place
+from swarm.fetch.stalls import STALL
 from swarm.fetch.whole import WholeTorrent
 from swarm.fetch.windows import WindowTorrents
 from swarm.metrics import SwarmMetrics
@@ -102,6 +103,9 @@ class Transfers:
         self._stopped = False
         self._shared = True
         """Whether others see the same board."""
+        self._clock = clock
+        self._torrents_at = float("-inf")
+        """When a piece came by a torrent last."""
         self._docking = Docking(digest, place, self, session, pool, metrics, spawn)
         self._lanes = LaneWindows(digest, place, self, lane, hashes, me=host.me(), spawn=spawn, clock=clock)
         self._windows = WindowTorrents(digest, place, self._docking, hashes, self._dial, self._left, spawn, clock)
@@ -153,8 +157,13 @@ class Transfers:
 
     @property
     def lost(self) -> tuple[int, ...]:
-        """Published windows that are wanted from peers, and whose holders do not answer this node."""
-        elsewhere = self.wanted().elsewhere
+        """Published windows that are to come from peers, and whose holders do not answer this node.
+
+        None while torrents bring something: a firewall may let them pass, and no lane.
+        """
+        if self._clock() - self._torrents_at < STALL:
+            return ()
+        elsewhere = self.wanted().elsewhere if self._sole is None else frozenset()
         return tuple(window for window in self._lanes.lost if window not in elsewhere)
 
     # -- what is decided elsewhere ----------------------------------------------------------------
@@ -314,11 +323,16 @@ class Transfers:
         at = (piece - window.first_piece) * HASH_LENGTH
         return hashes[at : at + HASH_LENGTH]
 
-    def came(self, piece: int, sha1: bytes) -> None:
+    def given(self, piece: int, sha1: bytes) -> None:
         """*piece* is in the file, and right."""
         if piece not in self._place.pieces:
             self._from_sole.arrived(piece)
             self._host.came_from_peer(piece, sha1)
+
+    def came(self, piece: int, sha1: bytes) -> None:
+        """*piece* is in the file by a torrent, and right."""
+        self._torrents_at = self._clock()
+        self.given(piece, sha1)
 
     def moved(self) -> None:
         """Something is on its way."""

@@ -12,6 +12,16 @@ def test_windows_are_named_only_after_it_was_quiet_for_long_enough() -> None:
     assert not stalls.look((1, 2), STALL + 1), "nothing new"
 
 
+def test_what_is_known_to_be_lost_is_named_whatever_else_comes() -> None:
+    """Bytes from others hid that the windows of one who cannot be dialled never came: 22 s of nothing more."""
+    stalls = Stalls(0.0)
+    stalls.moved(9.9)
+    assert stalls.look(tuple(range(20)), 10.0, lost=tuple(range(3, 15)))
+    assert stalls.windows == tuple(range(3, 11))
+    assert stalls.look((), 11.0), "they are here"
+    assert stalls.windows == ()
+
+
 def test_a_piece_ends_a_stall() -> None:
     stalls = Stalls(0.0)
     stalls.look((1,), STALL)

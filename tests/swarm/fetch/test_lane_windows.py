@@ -14,7 +14,7 @@ from swarm.blob.digest import Digest
 from swarm.blob.geometry import MIB
 from swarm.fetch.demand import Wanted
 from swarm.fetch.events import Holder, HoldersNamed
-from swarm.fetch.lanes import UNNAMED_URGENT, LaneWindows
+from swarm.fetch.lanes import LOST, UNNAMED_URGENT, LaneWindows
 from swarm.fetch.partial import Partial
 from swarm.fetch.tasks import Tasks
 from swarm.peer.lane.lane import Lane
@@ -23,6 +23,7 @@ from swarm.peer.lane.offers import Offer
 from swarm.peer.peers import PeerAddress
 from swarm.storage.store import Store
 from tests.parts.lane import Odd, Sample, head_of, honest, lacking, sample
+from tests.parts.procs import free_port
 from tests.parts.talk import until
 
 SIZE = 3 * MIB
@@ -54,7 +55,7 @@ class Fetching:
     def wanted(self) -> Wanted:
         return self.wants
 
-    def came(self, piece: int, sha1: bytes) -> None:
+    def given(self, piece: int, sha1: bytes) -> None:
         done = self.here.ready(piece, sha1, "peer")
         if done is not None:
             self.windows.arrived(done)
@@ -140,6 +141,23 @@ async def test_what_others_hold_is_still_had_from_them_when_the_tracker_is_lost(
         fetch.now = UNNAMED_URGENT
         await until(lambda: fetch.here.have == 0b011 and not fetch.windows.coming)
         assert len(other.requests) == 2
+
+
+async def test_a_window_whose_holder_cannot_be_dialled_is_lost_though_others_come(tmp_path: Path) -> None:
+    """Until somebody else is named for it, or it is here."""
+    async with fetching(tmp_path) as (fetch, holder, _):
+        gone = Holder(("127.0.0.1", 1), free_port())
+        fetch.publish(0, 1)
+        fetch.windows.named(HoldersNamed({0: (gone,), 1: (holder,)}, (), None, strangers=False))
+        fetch.windows.want(None)
+        await until(lambda: fetch.here.have == 0b10 and bool(fetch.left))
+        assert not fetch.windows.lost, "it may be late"
+        fetch.now += LOST
+        assert [*fetch.windows.lost] == [0]
+        fetch.windows.named(HoldersNamed({0: (holder,)}, (), None, strangers=False))
+        assert not fetch.windows.lost
+        fetch.windows.want(None)
+        await until(lambda: fetch.here.have == 0b11)
 
 
 async def test_a_read_waits_a_moment_for_the_tracker_to_say_who_has_it(tmp_path: Path) -> None:
