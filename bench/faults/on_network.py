@@ -112,7 +112,7 @@ CASES = [
     Case("N1 racks, large", "network", "the same, 96 MiB at 6 MB/s: bytes go on coming", racks, Shape(agents=4, rate=6), 96, seconds=45, gap=5, copies=2.3),
     Case("N2 tracker cut in mid-pull", "network", "one agent loses the only tracker in mid-pull", cut_tracker("a2"), Shape(rate=8), 32, after=1.2, seconds=10, copies=2.0),
     Case("N2 tracker cut, new blob", "network", "an agent without a tracker pulls a new blob", cut_tracker("a2"), Shape(rate=8), 16, ask=[2], seconds=5, copies=1.05),
-    Case("N3 port closed, cold", "network", "one agent cannot be dialled, cold pull", closed_port, FOUR, 48, seconds=8, copies=1.1),
+    Case("N3 port closed, cold", "network", "one agent cannot be dialled, cold pull: what it brings in comes again", closed_port, FOUR, 48, seconds=8, copies=1.6),
     Case("N3 port closed, sole seed", "network", "the sole seed cannot be dialled", closed_port, FOUR, 48, holders=[0], seconds=8, copies=2.0),
     Case("N3 port closed, small", "network", "the same, 1 MiB", closed_port, THREE, 1, holders=[0], ask=[1], seconds=3, copies=1.1),
     Case("N4 MTU hole, cold", "network", "long packets vanish between one agent and the others", hole("a0", "a1", "a2"), THREE, 48, seconds=8, copies=2.0),

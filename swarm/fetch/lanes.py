@@ -36,8 +36,12 @@ sixteen agents that read ranges fifteen lack what is asked of them by chance: 4,
 AGAIN = 1.0
 """Seconds after which a window that nobody gave is asked for again."""
 
-LOST = 1.5
-"""Seconds for which who holds a window must have been silent for it to be lost: a crowded node may be late."""
+LOST = 0.5
+"""Seconds after which a window is lost whose holders do not answer. To find that out has taken two of dialling, or four
+of silence; torrents may have begun to bring it."""
+
+NOTHING = 4.0
+"""Seconds without a byte of a window that was asked for, after which it is lost as well: as for a whole blob."""
 
 
 class Host(Protocol):
@@ -94,8 +98,8 @@ class LaneWindows:
         """Window -> when it was wanted first."""
         self._failed: dict[int, float] = {}
         """Window -> when nobody gave it."""
-        self._silent: dict[int, float] = {}
-        """Of those, the ones whose holders do not answer: since when."""
+        self._silent: dict[int, tuple[float, frozenset[Address]]] = {}
+        """Of those, the ones whose holders do not answer: since when, and who they are."""
         self._moved = 0
         """Bytes of errands that have ended."""
         self._timer: asyncio.TimerHandle | None = None
@@ -139,9 +143,10 @@ class LaneWindows:
 
     @property
     def lost(self) -> tuple[int, ...]:
-        """Published windows whose holders do not answer this node, in order, whatever else comes."""
+        """Published windows whose holders do not answer this node, or send nothing, in order, whatever else comes."""
         pieces, windows, now = self._place.pieces, self._place.layout.windows, self._clock()
-        late = [window for window, since in self._silent.items() if now - since >= LOST]
+        late = {window for window, (since, _) in self._silent.items() if now - since >= LOST}
+        late |= {w for errand, w in self._errands.items() if errand.heard is not None and now - errand.heard >= NOTHING}
         return tuple(sorted(w for w in late if w in self._hashes and not pieces.holds(windows[w])))
 
     def arriving(self, window: int) -> int:
@@ -158,7 +163,8 @@ class LaneWindows:
             if holders != self._named.get(window):
                 self._named[window] = holders
                 self._failed.pop(window, None)  # somebody else may give it
-                self._silent.pop(window, None)
+                if window in self._silent and not {h.address for h in holders} <= self._silent[window][1]:
+                    del self._silent[window]
         if news.sole is not None and self._sole is None:
             self._spare(news.sole)
         self._sole = news.sole
@@ -369,7 +375,8 @@ class LaneWindows:
             self._failed[window] = self._clock() + random.uniform(0.0, AGAIN / 2)
             self._unanswered = self._unanswered or errand.unanswered
             if errand.unanswered:
-                self._silent.setdefault(window, self._clock())
+                since, silent = self._silent.get(window, (self._clock(), frozenset()))
+                self._silent[window] = since, silent | frozenset(errand.candidates)
             else:
                 self._silent.pop(window, None)
             self._host.unserved()

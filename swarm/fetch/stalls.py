@@ -5,6 +5,10 @@ from __future__ import annotations
 STALL = 4.0
 """Seconds without a byte from any peer after which missing windows are asked from upstream again."""
 
+FEW, MANY = 8, 64
+"""Windows that are named at once: where it is quiet, and where they are known to be lost. Of those, eight each second
+kept a node at a third of what upstream gave."""
+
 
 class Stalls:
     """See the module. *now*: seconds of any monotonic clock."""
@@ -43,7 +47,7 @@ class Stalls:
 
         *lost*: windows that are known not to come, though others do.
         """
-        stalled = waiting[:8] if self.quiet(now) >= STALL else lost[:8]
+        stalled = waiting[:FEW] if self.quiet(now) >= STALL and not lost else lost[:MANY]
         if self.quiet(now) >= STALL / 2 and not stalled:
             return False
         changed, self.windows = stalled != self.windows, stalled

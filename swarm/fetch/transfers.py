@@ -21,10 +21,9 @@ from swarm.blob.metainfo import HASH_LENGTH
 from swarm.fetch.demand import Wanted
 from swarm.fetch.docking import Docking, Harbour
 from swarm.fetch.events import Holder, HoldersNamed
-from swarm.fetch.lanes import LaneWindows
+from swarm.fetch.lanes import NOTHING, LaneWindows
 from swarm.fetch.modes import Mode
 from swarm.fetch.place import Place
-from swarm.fetch.stalls import STALL
 from swarm.fetch.whole import WholeTorrent
 from swarm.fetch.windows import WindowTorrents
 from swarm.metrics import SwarmMetrics
@@ -157,13 +156,14 @@ class Transfers:
 
     @property
     def lost(self) -> tuple[int, ...]:
-        """Published windows that are to come from peers, and whose holders do not answer this node.
+        """Published windows that are to come from peers for who reads the whole blob, and whose holders do not answer.
 
         None while torrents bring something: a firewall may let them pass, and no lane.
         """
-        if self._clock() - self._torrents_at < STALL:
+        wanted = self.wanted()
+        if not wanted.whole or self._clock() - self._torrents_at < NOTHING:
             return ()
-        elsewhere = self.wanted().elsewhere if self._sole is None else frozenset()
+        elsewhere = wanted.elsewhere if self._sole is None else frozenset()
         return tuple(window for window in self._lanes.lost if window not in elsewhere)
 
     # -- what is decided elsewhere ----------------------------------------------------------------

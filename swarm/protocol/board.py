@@ -118,6 +118,8 @@ class Board(Standing):
         if generation is None or generation == self.generation:
             self._have(agent, lambda: self.available.gain(agent, have))
             self.available.stall(agent, stalled)
+        if who.stalled and not self.sealed:
+            self._sole_at = now + SOLE_AGAIN  # who seals it first may be the one that gives nothing
         return self._done()
 
     def hold(self, agent: str, have: int, generation: int) -> Outcome:

@@ -78,6 +78,8 @@ class Errand:
         self.rank = rank
         self.moved = 0
         """Bytes that came, wrong ones too."""
+        self.heard: float | None = None
+        """When a byte came last, or the holder that is asked now was asked; None: no thread works on it. Monotonic."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when no thread works on it any more. Raises Unserved, Cancelled, StoreFull, Unwritable."""
         self.intake = Intake(layout, fd, first, last, expected=expected.get, on_piece=self._piece)

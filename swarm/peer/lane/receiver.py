@@ -185,6 +185,8 @@ class Receiver:
             errand.unanswered = errand.unanswered or bool(errand.candidates)
             raise Unserved(f"nobody gives {errand.digest}")
         before = errand.moved
+        if errand.heard is None:
+            errand.heard = time.monotonic()
         try:
             left = self._ask(errand, holder, buffer)
         except (Malformed, OSError) as error:
@@ -271,7 +273,7 @@ class Receiver:
             if not count:
                 return Left.FAILED
             heard, left, since = now, left - count, since + count
-            errand.moved += count
+            errand.moved, errand.heard = errand.moved + count, now
             errand.givers.add(holder)
             if intake.put(buffer[:count]) is not None:
                 return self._wrong(errand, holder)

@@ -17,7 +17,7 @@ def test_what_is_known_to_be_lost_is_named_whatever_else_comes() -> None:
     stalls = Stalls(0.0)
     stalls.moved(9.9)
     assert stalls.look(tuple(range(20)), 10.0, lost=tuple(range(3, 15)))
-    assert stalls.windows == tuple(range(3, 11))
+    assert stalls.windows == tuple(range(3, 15))
     assert stalls.look((), 11.0), "they are here"
     assert stalls.windows == ()
 

@@ -1018,6 +1018,23 @@ def test_after_a_claim_on_its_windows_failed_nobody_is_lone_for_a_while(end: str
         assert board.sole == sole
 
 
+def test_who_seals_a_blob_of_which_others_miss_windows_is_not_lone_at_once() -> None:
+    """It cannot be dialled, say: others asked in vain for what it brought in, and its turns would end alike."""
+    board = filled("seed")
+    for agent in "ab":
+        board.join(agent, 1.0, want=4, turns=2, have=0b1110, generation=board.generation)
+    board.join("a", 2.0, want=4, turns=2, have=0b1110, stalled=(0,), generation=board.generation)
+    board.assign(2.0)
+    assert board.claims_of("a") == (0,)
+    assert publish(board, "a", 2.5, 0)
+    board.seal("seed", board.generation)
+    board.leave("seed")
+    board.assign(2.6)
+    assert (board.sole, board.view("b").sealed) == ("", True)
+    board.assign(2.0 + SOLE_AGAIN)
+    assert board.sole == "seed"
+
+
 def test_turns_that_are_handed_over_are_no_failure() -> None:
     board = sought("a", "b")
     board.release("a", 1.0, [0, 2], Failure.HANDED_OVER)
