@@ -40,6 +40,9 @@ LOST = 0.5
 """Seconds after which a window is lost whose holders do not answer. To find that out has taken two of dialling, or four
 of silence; torrents may have begun to bring it."""
 
+GONE = 2.0
+"""Seconds more where a holder's process has ended: the tracker hears of that, and names another."""
+
 NOTHING = 4.0
 """Seconds without a byte of a window that was asked for, after which it is lost as well: as for a whole blob."""
 
@@ -81,6 +84,8 @@ class LaneWindows:
         self._offer = _offered(digest, place, lane) if lane.port else None
         """None: nothing is given; there is no lane, or no descriptor was left."""
         self._named: dict[int, tuple[Holder, ...]] = {}
+        self._named_at: dict[int, float] = {}
+        """Window -> when somebody was named for it who was not before."""
         self._others: tuple[Holder, ...] = ()
         self._sole: Holder | None = None
         """The sole seed, while its windows are fetched by claims."""
@@ -146,7 +151,10 @@ class LaneWindows:
         """Published windows whose holders do not answer this node, or send nothing, in order, whatever else comes."""
         pieces, windows, now = self._place.pieces, self._place.layout.windows, self._clock()
         late = {window for window, (since, _) in self._silent.items() if now - since >= LOST}
-        late |= {w for errand, w in self._errands.items() if errand.heard is not None and now - errand.heard >= NOTHING}
+        for errand, window in self._errands.items():
+            known = now - self._named_at.get(window, float("-inf"))  # whoever was named since has his time, too
+            if min(errand.silence(now), known) >= NOTHING:
+                late.add(window)
         return tuple(sorted(w for w in late if w in self._hashes and not pieces.holds(windows[w])))
 
     def arriving(self, window: int) -> int:
@@ -160,6 +168,8 @@ class LaneWindows:
         if not self._lane.port:
             return
         for window, holders in news.named.items():
+            if not set(holders) <= set(self._named.get(window, ())):
+                self._named_at[window] = self._clock()
             if holders != self._named.get(window):
                 self._named[window] = holders
                 self._failed.pop(window, None)  # somebody else may give it
@@ -239,6 +249,7 @@ class LaneWindows:
         self._named.clear()
         self._failed.clear()
         self._silent.clear()
+        self._named_at.clear()
         self._seen.clear()
         self._pieces.clear()
         for errand in list(self._errands):
@@ -375,7 +386,8 @@ class LaneWindows:
             self._failed[window] = self._clock() + random.uniform(0.0, AGAIN / 2)
             self._unanswered = self._unanswered or errand.unanswered
             if errand.unanswered:
-                since, silent = self._silent.get(window, (self._clock(), frozenset()))
+                now = self._clock() + (GONE if errand.gone else 0.0)
+                since, silent = self._silent.get(window, (now, frozenset()))
                 self._silent[window] = since, silent | frozenset(errand.candidates)
             else:
                 self._silent.pop(window, None)

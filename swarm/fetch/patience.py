@@ -112,6 +112,8 @@ class Waiting:
     """OTHERS: upstream failed this node last, so all wait for it: they must not all ask at once when it is back."""
     foreseen: bool = False
     """TRADED: none of the peers has sent anything lately."""
+    lost: bool = False
+    """TRADED: who holds it does not answer, whatever comes from others."""
 
 
 def due(waiting: Waiting) -> float:
@@ -132,7 +134,9 @@ def _due_of_cluster(waiting: Waiting) -> float:
     if since - waiting.left_at < REMEMBERED and not waiting.ranges and waiting.coming is None:
         return since + AGAIN
     if waiting.awaited is Awaited.TRADED:
-        return since + FORESEEN if waiting.foreseen else max(since, waiting.moved) + SILENT
+        if waiting.foreseen:
+            return since + FORESEEN
+        return (since if waiting.lost else max(since, waiting.moved)) + SILENT
     if waiting.coming is not None and not waiting.ranges and (waiting.takes is None or waiting.coming > 0):
         return _believed(waiting, waiting.coming)
     if waiting.takes is None:

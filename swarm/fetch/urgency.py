@@ -165,12 +165,13 @@ class Urgency:
         if mine is not None:
             return replace(waiting, awaited=Awaited.MINE, moved=mine, begun=mine > 0)
         if window in course.follower.hashes:
-            foreseen = self._is_lost(window) or course.parts.silence.is_foreseen(
+            lost = self._is_lost(window)
+            foreseen = (lost and not plight.fed) or course.parts.silence.is_foreseen(
                 course.follower.peers, time.monotonic()
             )
             checking = course.transfers is not None and course.transfers.checking
             moved = time.monotonic() if checking else moved
-            return replace(waiting, awaited=Awaited.TRADED, moved=moved, foreseen=foreseen)
+            return replace(waiting, awaited=Awaited.TRADED, moved=moved, foreseen=foreseen, lost=lost)
         return self._believe(waiting, window) if reader.whole else waiting
 
     def _is_lost(self, window: int) -> bool:

@@ -80,6 +80,8 @@ class Errand:
         """Bytes that came, wrong ones too."""
         self.heard: float | None = None
         """When a byte came last, or the holder that is asked now was asked; None: no thread works on it. Monotonic."""
+        self.muted = 0.0
+        """Seconds for which holders that were asked before had sent nothing, since a byte came last."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when no thread works on it any more. Raises Unserved, Cancelled, StoreFull, Unwritable."""
         self.intake = Intake(layout, fd, first, last, expected=expected.get, on_piece=self._piece)
@@ -93,6 +95,8 @@ class Errand:
         """Failures since the last byte that came."""
         self.unanswered = False
         """It ended because holders do not answer, not because they lack it."""
+        self.gone = False
+        """Nobody listens any more where it was asked for: that process has ended, and the tracker hears of it, too."""
         self._lock = threading.Lock()
         self._link: Link | None = None
         self._cancelled = False
@@ -101,6 +105,11 @@ class Errand:
     def candidates(self) -> tuple[Address, ...]:
         """Holders that may have it."""
         return tuple(address for address in self.holders if address not in self.useless)
+
+    def silence(self, now: float) -> float:
+        """Seconds for which whoever was asked has sent nothing. To wait for one who is busy is not counted."""
+        heard = self.heard
+        return self.muted + (now - heard if heard is not None else 0.0)
 
     @property
     def cancelled(self) -> bool:

@@ -185,8 +185,7 @@ class Receiver:
             errand.unanswered = errand.unanswered or bool(errand.candidates)
             raise Unserved(f"nobody gives {errand.digest}")
         before = errand.moved
-        if errand.heard is None:
-            errand.heard = time.monotonic()
+        errand.heard = time.monotonic()
         try:
             left = self._ask(errand, holder, buffer)
         except (Malformed, OSError) as error:
@@ -196,6 +195,7 @@ class Receiver:
             left = Left.FAILED
         finally:
             errand.use(None)
+            errand.muted, errand.heard = errand.silence(time.monotonic()), None
         if errand.moved > before:
             errand.tries = 0
             with self._changed:
@@ -229,6 +229,7 @@ class Receiver:
             link = self._link(holder)
         except OSError as error:
             log.debug("lane-unreached", extra={"fields": {"holder": holder[0], "why": str(error)}})
+            errand.gone = isinstance(error, ConnectionRefusedError)
             return Left.UNREACHED
         keep = False
         try:
@@ -273,7 +274,7 @@ class Receiver:
             if not count:
                 return Left.FAILED
             heard, left, since = now, left - count, since + count
-            errand.moved, errand.heard = errand.moved + count, now
+            errand.moved, errand.heard, errand.muted = errand.moved + count, now, 0.0
             errand.givers.add(holder)
             if intake.put(buffer[:count]) is not None:
                 return self._wrong(errand, holder)

@@ -22,6 +22,7 @@ NEVER = float("inf")
         (Waiting(100.0, TRADED, moved=101.5), 107.5),
         (Waiting(100.0, TRADED, moved=111.9), 117.9),
         (Waiting(100.0, TRADED, foreseen=True), 100.0 + patience.FORESEEN),
+        (Waiting(100.0, TRADED, moved=111.9, lost=True), 106.0),
         # What somebody else brings in.
         (Waiting(100.0, OTHERS), 105.0),
         (Waiting(100.0, OTHERS, takes=0.2), 102.5),

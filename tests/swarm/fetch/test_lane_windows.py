@@ -14,7 +14,7 @@ from swarm.blob.digest import Digest
 from swarm.blob.geometry import MIB
 from swarm.fetch.demand import Wanted
 from swarm.fetch.events import Holder, HoldersNamed
-from swarm.fetch.lanes import LOST, UNNAMED_URGENT, LaneWindows
+from swarm.fetch.lanes import GONE, LOST, UNNAMED_URGENT, LaneWindows
 from swarm.fetch.partial import Partial
 from swarm.fetch.tasks import Tasks
 from swarm.peer.lane.lane import Lane
@@ -153,6 +153,8 @@ async def test_a_window_whose_holder_cannot_be_dialled_is_lost_though_others_com
         await until(lambda: fetch.here.have == 0b10 and bool(fetch.left))
         assert not fetch.windows.lost, "it may be late"
         fetch.now += LOST
+        assert not fetch.windows.lost, "its process has ended: the tracker will name another"
+        fetch.now += GONE
         assert [*fetch.windows.lost] == [0]
         fetch.windows.named(HoldersNamed({0: (holder,)}, (), None, strangers=False))
         assert not fetch.windows.lost
