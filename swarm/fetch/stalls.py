@@ -47,7 +47,7 @@ class Stalls:
 
         *lost*: windows that are known not to come, though others do.
         """
-        stalled = waiting[:FEW] if self.quiet(now) >= STALL and not lost else lost[:MANY]
+        stalled = lost[:MANY] or (waiting[:FEW] if self.quiet(now) >= STALL else ())
         if self.quiet(now) >= STALL / 2 and not stalled:
             return False
         changed, self.windows = stalled != self.windows, stalled

@@ -289,7 +289,7 @@ class Board(Standing):
         if self.sole and self.leases.overdue(now) and now - self.leases.delivered >= Leases.patience(self._scene()):
             self._sole_failed(now)
         else:
-            self._outcome.changed |= self.leases.expire(now, self._scene())
+            self._outcome.changed |= self.leases.expire(now, sole=bool(self.sole))
         self.who.unbar(now)
         for agent in self.who.silent(now):
             self._leave(agent)

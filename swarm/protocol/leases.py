@@ -196,15 +196,18 @@ class Leases:
         for window in [w for w, claim in self.out.items() if self.who.heard(claim.agent) <= since]:
             del self.out[window]
 
-    def expire(self, now: float, scene: Scene) -> set[str]:
-        """End the leases that ran out; returns whose. Those agents get none of the same kind for a lease."""
+    def expire(self, now: float, *, sole: bool) -> set[str]:
+        """End the leases that ran out; returns whose. Those agents get none of the same kind for a lease.
+
+        *sole*: they are claims on windows of a sole seed.
+        """
         changed: set[str] = set()
         for window, claim in list(self.out.items()):
             if claim.deadline <= now:
                 del self.out[window]
                 changed.add(claim.agent)
                 who = self.who.get(claim.agent)
-                if who is not None and scene.sole:
+                if who is not None and sole:
                     self.who.unserved(claim.agent, now + LEASE)
                 elif who is not None:
                     who.failures += 1

@@ -145,14 +145,12 @@ class Participants:
         """Whose time is over may have claims again."""
         for agent in list(self.barred):
             who = self.everybody[agent]
-            over = 0.0 < who.barred_until <= now, 0.0 < who.unserved_until <= now
-            if not any(over):
+            before = who.barred_until, who.unserved_until
+            left = tuple(until if until > now else 0.0 for until in before)
+            if left == before:
                 continue
-            if over[0]:
-                who.barred_until = 0.0
-            if over[1]:
-                who.unserved_until = 0.0
-            if not who.barred_until and not who.unserved_until:
+            who.barred_until, who.unserved_until = left
+            if not any(left):
                 self.barred.discard(agent)
             self.sort(agent)
 

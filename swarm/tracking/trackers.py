@@ -325,9 +325,10 @@ class Trackers:
         )
         link.again.clear()
         call = asyncio.ensure_future(link.call("/v1/agent", poll, wire.AgentAnswer, wait))
-        news = asyncio.ensure_future(link.news.wait() if wait else _hangs(link))
+        # A poll that is held ends with news; one that is not is given up only where the tracker is down.
+        enough = asyncio.ensure_future(link.news.wait() if wait else _hangs(link))
         try:
-            await asyncio.wait((call, news) if wait or not link.up else (call,), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((call, enough), return_when=asyncio.FIRST_COMPLETED)
             if not call.done():
                 link.full = link.full or not link.up
                 return
@@ -339,10 +340,10 @@ class Trackers:
                 link.kept = link.kept or keeps
                 raise
         finally:
-            for task in (call, news):
+            for task in (call, enough):
                 if not task.done():
                     task.cancel()
-            await asyncio.gather(call, news, return_exceptions=True)
+            await asyncio.gather(call, enough, return_exceptions=True)
         if answer.resend:
             link.full = True
         self.address = answer.you or self.address

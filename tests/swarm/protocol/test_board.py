@@ -28,7 +28,7 @@ from swarm.protocol.leases import (
     TRIAL,
     Leases,
     Scene,
-)  # fmt: skip
+)
 from swarm.protocol.participants import SILENCE, Failure, Participants
 from swarm.protocol.standing import NOBODY_ELSE, Trust
 
