@@ -8,9 +8,10 @@ import contextlib
 import logging
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import aiohttp
 from cachetools import TTLCache
@@ -21,11 +22,13 @@ from mirror.upstream.answers import refusal
 from mirror.upstream.auth import MOST_CREDENTIALS, Authorizer, Credentials, Grant, challenges
 from mirror.upstream.coding import decoder, is_identity
 from mirror.upstream.guard import Guard, Ticket
+from mirror.upstream.pouring import NotAsAsked, Pouring, Way
 from mirror.upstream.reach import Reach
 from mirror.upstream.registries import Registries, Registry, Tls, canonical, place_of
-from mirror.upstream.transport import Request, Transport, translated
+from mirror.upstream.transport import ALWAYS, Request, Transport, translated
 from swarm.base.pace import Pace
-from swarm.blob.errors import SourceBroken, SourceBusy, SourceError, SourceRefused
+from swarm.blob.errors import SourceBroken, SourceBusy, SourceError, SourceRefused, SourceSilent
+from swarm.upstream.source import Sink
 
 LOG = logging.getLogger("shoal.mirror")
 
@@ -89,6 +92,38 @@ class Answer:
     ticket: Ticket
     """What tells the guard how it ended."""
 
+    transport: Transport = field(repr=False)
+    request: Request = field(repr=False)
+    """What was asked in the end, and by which connections."""
+
+
+class _Counted:
+    """A Sink that counts what another one gets."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.count = 0
+        """Bytes so far."""
+
+    @property
+    def room(self) -> int:
+        """See Sink."""
+        return self._sink.room
+
+    def put(self, data: memoryview) -> None:
+        """See Sink."""
+        self.count += len(data)
+        self._sink.put(data)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """How threads ask for ranges of one file, and who tells when that takes too long."""
+
+    way: Way = field(repr=False)
+    transport: Transport = field(repr=False)
+    request: Request = field(repr=False)
+
 
 @dataclass(frozen=True)
 class _Remembered:
@@ -120,6 +155,8 @@ class Exchanges:
         # Bounded: URLs come from clients.
         self._redirects: TTLCache[tuple[str, str, str], _Remembered] = TTLCache(4096, REDIRECT_LIFE, timer=clock)
         self._without_ranges: TTLCache[str, bool] = TTLCache(1024, REDIRECT_LIFE, timer=clock)
+        self._ways: TTLCache[tuple[str, str, str], _Known] = TTLCache(4096, REDIRECT_LIFE, timer=clock)
+        self._pouring = Pouring()
         self._contexts: dict[Tls, tuple[tuple[object, ...], ssl.SSLContext]] = {}
         self._watching: dict[str, asyncio.Task[None]] = {}
 
@@ -134,7 +171,7 @@ class Exchanges:
     @contextlib.asynccontextmanager
     async def ask(self, target: Target, method: str, headers: Mapping[str, str]) -> AsyncIterator[Answer]:
         """One request with everything it takes: authorization, redirects, a remembered redirect that went bad."""
-        key = (method, str(target.url), target.headers.get("Authorization", ""))
+        key = _key(method, target)
         cached = self._redirects.get(key)
         began = self._clock()
         async with AsyncExitStack() as stack:
@@ -153,6 +190,88 @@ class Exchanges:
             except SourceError:
                 self._redirects.pop(key, None)  # whatever it was: the registry may name a better place
                 raise
+
+    def learn(self, target: Target, answer: Answer) -> None:
+        """*answer* was just the range of a file that was asked for: threads may ask for others."""
+        url, transport = answer.request.url, answer.transport
+        connection = answer.response.connection
+        if answer.request.proxy is not None or connection is None or connection.transport is None:
+            return
+        sock, address = (connection.transport.get_extra_info(name) for name in ("socket", "peername"))
+        if sock is None or address is None:
+            return
+        redirect = self._redirects.get(_key("GET", target)) if answer.elsewhere is not None else None
+        first_byte = None if redirect is None else max(SHORTEST_MEMORY, 3 * redirect.seconds)
+        sent = {"Host": url.host_port_subcomponent or "", **ALWAYS, **answer.request.headers}
+        del sent["Range"]
+        way = Way(
+            place_of(url), url.raw_host or "", (sock.family, address), transport.rules, url.scheme == "https",
+            answer.request.tls, url.raw_path_qs, sent,
+            connect=transport.deadlines.connect, stall=transport.deadlines.stall, patience=transport.deadlines.slow,
+        )  # fmt: skip
+        request = replace(answer.request, first_byte=first_byte)
+        self._ways[_key("GET", target)] = _Known(way, transport, request)
+
+    async def pour(
+        self, target: Target, start: int, stop: int, total: int, sink: Sink, begun: Callable[[], None]
+    ) -> bool:
+        """Give bytes [start, stop) of *target*, a file of *total* bytes, to *sink* past the loop.
+
+        False: that cannot be done now, and `ask` is to be asked; *sink* got nothing. *begun*: the answer has begun.
+        Raises SourceBusy, SourceBroken, and what *sink* raises.
+        """
+        key = _key("GET", target)
+        known = self._ways.get(key)
+        if known is None or self.pace.rate or not self._pouring.is_free:
+            return False
+        way, transport, request = known.way, known.transport, known.request
+        host = target.name if _origin(request.url) == _origin(target.url) else way.host
+        counted = _Counted(sink)
+        async with self.guard.enter(host, urgent=target.urgent) as ticket:
+
+            def answered() -> None:
+                ticket.headers()
+                begun()
+
+            try:
+                with self._told(ticket, host, transport, request):
+                    await self._pour(known, start, stop, total, counted, answered)
+            except (NotAsAsked, OSError):
+                self._ways.pop(key, None)
+                return False
+            except SourceError as error:
+                self._ways.pop(key, None)
+                if isinstance(error, SourceSilent) and request.first_byte is not None:
+                    self._redirects.pop(key, None)  # the registry may name a better place
+                    return False
+                raise
+            finally:
+                ticket.bytes(counted.count)
+            ticket.answered()
+        return True
+
+    async def _pour(
+        self, known: _Known, start: int, stop: int, total: int, sink: Sink, begun: Callable[[], None]
+    ) -> None:
+        answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def heard(answer: bool) -> None:
+            if not answered.done():
+                answered.set_result(answer)
+
+        job = asyncio.ensure_future(self._pouring.pour(known.way, start, stop, total, sink, partial(heard, True)))
+        job.add_done_callback(lambda _: heard(False))
+        try:
+            if await known.transport.in_time(known.request, answered):
+                begun()
+            await asyncio.shield(job)
+        finally:
+            job.cancel()
+            while not job.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([job])
+            if not job.cancelled():
+                job.exception()  # retrieved
 
     async def _by_memory(
         self, stack: AsyncExitStack, target: Target, cached: _Remembered, method: str, headers: Mapping[str, str]
@@ -220,7 +339,7 @@ class Exchanges:
                     continue
                 stack.push_async_exit(hop.pop_all())
                 own = grant is not None and grant.own
-                return Answer(response, place_of(url), own, None if home else url, ticket)
+                return Answer(response, place_of(url), own, None if home else url, ticket, transport, request)
 
     async def _unlocked(
         self, door: tuple[str, str], response: aiohttp.ClientResponse, grant: Grant | None, rejected: list[Grant]
@@ -261,21 +380,27 @@ class Exchanges:
         """One hop, guarded: the guard hears how the host does, also when the body breaks later."""
         host = target.name if home else place_of(request.url)
         async with self.guard.enter(host, urgent=target.urgent) as ticket:
-            try:
+            with self._told(ticket, host, transport, request):
                 async with transport.exchange(request) as response:
                     if response.status == 429 or (response.status >= 500 and response.status != 501):
                         ticket.failed(refusal(response.status, response.headers, host))
                     else:
                         ticket.headers()
                     yield response, ticket
-            except Unreachable as error:
-                ticket.failed(error)
-                self._watch(host, transport, request)
-                raise
-            except SourceBroken as error:
-                ticket.failed(error)
-                raise
             ticket.answered()
+
+    @contextlib.contextmanager
+    def _told(self, ticket: Ticket, host: str, transport: Transport, request: Request) -> Iterator[None]:
+        """The guard hears what goes wrong with *host*."""
+        try:
+            yield
+        except Unreachable as error:
+            ticket.failed(error)
+            self._watch(host, transport, request)
+            raise
+        except SourceBroken as error:
+            ticket.failed(error)
+            raise
 
     def _watch(self, host: str, transport: Transport, request: Request) -> None:
         """Let nobody wait for *host*, which answers nothing, until it does; find out about that ourselves."""
@@ -365,6 +490,7 @@ class Exchanges:
         await asyncio.gather(*watching, return_exceptions=True)
         await self._authorizer.close()
         await self._reach.close()
+        await self._pouring.close()
 
 
 def usable_url(text: str, base: URL | None = None) -> URL | None:
@@ -425,6 +551,11 @@ async def discard(response: aiohttp.ClientResponse, host: str) -> None:
     with contextlib.suppress(SourceBroken), translated(host):
         while left > 0 and (chunk := await response.content.readany()):
             left -= len(chunk)
+
+
+def _key(method: str, target: Target) -> tuple[str, str, str]:
+    """What an answer's place is remembered by: also whose it is."""
+    return method, str(target.url), target.headers.get("Authorization", "")
 
 
 def _origin(url: URL) -> tuple[str, str | None, int | None]:

@@ -14,6 +14,7 @@ from mirror.upstream.exchange import Answer, Exchanges, Target, bounded, plain
 from mirror.upstream.transport import translated
 from swarm.blob.digest import Digest
 from swarm.blob.errors import SourceBroken
+from swarm.upstream.source import Sink
 
 UNSIZED_LIMIT = 4 << 20
 """Bytes of a body without Content-Length that are read into memory to learn its size. Manifests come so; blobs
@@ -100,6 +101,12 @@ class UpstreamSource:
         """Ask for bytes [start, stop). See swarm/upstream/source.py."""
         return self._open(start, stop)
 
+    async def pour(self, start: int, stop: int, total: int, sink: Sink, begun: Callable[[], None]) -> bool:
+        """Give bytes [start, stop) to *sink* past the loop. See swarm/upstream/source.py."""
+        if not (self._ranges and self._exchanges.takes_ranges(self._target)):
+            return False
+        return await self._exchanges.pour(self._target, start, stop, total, sink, begun)
+
     @contextlib.asynccontextmanager
     async def _open(self, start: int, stop: int | None) -> AsyncIterator[UpstreamBody]:
         partial = self._ranges and (start > 0 or stop is not None)
@@ -134,6 +141,8 @@ class UpstreamSource:
         if at.total == 0 and self._digest not in (None, EMPTY):
             raise SourceBroken(f"{answer.host} sent an empty body")
         self.media_type = response.headers.get("Content-Type", "")
+        if self._ranges and response.status == 206 and not coded and "Content-Length" in response.headers:
+            self._exchanges.learn(self._target, answer)
         turn = partial(self._exchanges.pace.take, low=self._target.low)
         return UpstreamBody(answer, at, at.total, stop, read, turn)
 

@@ -12,10 +12,10 @@ import contextlib
 import errno
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -44,6 +44,8 @@ class Deadlines:
     """Without a single byte in the body."""
 
 
+T = TypeVar("T")
+
 UNACKNOWLEDGED = 4500
 """Milliseconds for which sent bytes may stay without an acknowledgement. A pooled connection that a firewall forgot
 is found out after that; two lost SYNs still get through."""
@@ -53,6 +55,9 @@ KEEPALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KE
 
 HOP_HEADER = "Shoal-Hop"
 """Marks the requests of agents. An agent that is asked by an agent answers 404: rings of mirrors end at once."""
+
+ALWAYS = {"User-Agent": "shoal", "Accept-Encoding": "identity", HOP_HEADER: "1"}
+"""Sent with every request."""
 
 READ_BUFFER = 64 << 10
 """Bytes that may wait unread per connection before reading pauses (at twice this). More seems faster, and is not:
@@ -186,13 +191,24 @@ def _reason(error: Exception) -> str:
     return type(error).__name__
 
 
+def prepared(made: socket.socket) -> socket.socket:
+    """*made*, which will notice when the other end is gone."""
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in KEEPALIVE:
+        made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made
+
+
 class Transport:
     """A pool of connections that obeys one set of address rules. Made inside a running loop."""
 
     def __init__(self, rules: AddressRules, deadlines: Deadlines, places: Places | None = None) -> None:
         """*places*: where the hosts that are asked turn out to be is noted there."""
-        self._rules = rules
-        self._deadlines = deadlines
+        self.rules = rules
+        """Which addresses it connects to."""
+        self.deadlines = deadlines
+        """How long it waits."""
         self._patience = max(deadlines.slow, deadlines.stall)
         self._places = places
         self._pooled = self._session(keep=True)
@@ -218,9 +234,9 @@ class Transport:
             read_bufsize=READ_BUFFER,
             trust_env=False,
             skip_auto_headers=("Accept",),
-            headers={"User-Agent": "shoal", "Accept-Encoding": "identity", HOP_HEADER: "1"},
+            headers=ALWAYS,
             timeout=aiohttp.ClientTimeout(
-                total=None, connect=self._deadlines.connect, sock_read=self._patience, ceil_threshold=60.0
+                total=None, connect=self.deadlines.connect, sock_read=self._patience, ceil_threshold=60.0
             ),
         )
         # aiohttp would try once more on another pooled connection, which may be as dead; we take a new one.
@@ -230,14 +246,9 @@ class Transport:
     def _socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
         """Called for every connection with the address that DNS gave: the only moment at which a rule is safe."""
         family, kind, protocol, _, address = info
-        if not self._rules.allow(str(address[0]), int(address[1])):
+        if not self.rules.allow(str(address[0]), int(address[1])):
             raise AddressRefused
-        made = socket.socket(family=family, type=kind, proto=protocol)
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in KEEPALIVE:
-            made.setsockopt(socket.IPPROTO_TCP, option, value)
-        return made
+        return prepared(socket.socket(family=family, type=kind, proto=protocol))
 
     @contextlib.asynccontextmanager
     async def exchange(self, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -248,7 +259,7 @@ class Transport:
         """
         answer = await self._send(request)
         if answer.connection is not None and (protocol := answer.connection.protocol) is not None:
-            protocol.read_timeout = self._deadlines.stall  # until here the time to the first byte counted
+            protocol.read_timeout = self.deadlines.stall  # until here the time to the first byte counted
         try:
             yield answer
         finally:
@@ -271,32 +282,40 @@ class Transport:
     async def _within(
         self, session: aiohttp.ClientSession, request: Request, host: str, connection: _Connection
     ) -> aiohttp.ClientResponse:
-        """The answer in the time that upstream is given: more of it while a ping shows that the host is alive."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        first = self._deadlines.first_byte if request.first_byte is None else request.first_byte
+        """The answer in the time that upstream is given."""
         with translated(host):
-            try:
-                async with asyncio.timeout(first) as limit:
-                    until = began + self._deadlines.slow
-                    look = loop.call_later(first / 2, self._extend, request, limit, until)
-                    try:
-                        return await session.request(
-                            request.method,
-                            request.url,
-                            ssl=True if request.tls is None else request.tls,
-                            data=request.form,
-                            allow_redirects=False,
-                            trace_request_ctx=connection,
-                            **_by(request, request.headers),
-                        )
-                    finally:
-                        look.cancel()
-            except TimeoutError:
-                slow = limit.expired() and (limit.when() or 0.0) >= until
-                if slow or request.first_byte is not None:
-                    raise SourceSilent(f"{host} did not answer in time") from None
-                raise Unreachable(f"{host} did not answer in time") from None
+            return await self.in_time(
+                request,
+                session.request(
+                    request.method,
+                    request.url,
+                    ssl=True if request.tls is None else request.tls,
+                    data=request.form,
+                    allow_redirects=False,
+                    trace_request_ctx=connection,
+                    **_by(request, request.headers),
+                ),
+            )
+
+    async def in_time(self, request: Request, answer: Awaitable[T]) -> T:
+        """*answer*, in the time that upstream is given for its first byte: more of it while a ping shows that the host
+        is alive. Raises Unreachable, SourceSilent.
+        """
+        loop, host = asyncio.get_running_loop(), place_of(request.url)
+        first = self.deadlines.first_byte if request.first_byte is None else request.first_byte
+        until = loop.time() + self.deadlines.slow
+        try:
+            async with asyncio.timeout(first) as limit:
+                look = loop.call_later(first / 2, self._extend, request, limit, until)
+                try:
+                    return await answer
+                finally:
+                    look.cancel()
+        except TimeoutError:
+            slow = limit.expired() and (limit.when() or 0.0) >= until
+            if slow or request.first_byte is not None:
+                raise SourceSilent(f"{host} did not answer in time") from None
+            raise Unreachable(f"{host} did not answer in time") from None
 
     def _extend(self, request: Request, limit: asyncio.Timeout, until: float) -> None:
         """Give a request more time if the host answers something else meanwhile."""
@@ -325,7 +344,7 @@ class Transport:
         url = request.url.with_path("/v2/").with_query(None)
         with contextlib.suppress(SourceError), translated(place_of(url)):
             async with (
-                asyncio.timeout(max(self._deadlines.first_byte / 2, PING)),
+                asyncio.timeout(max(self.deadlines.first_byte / 2, PING)),
                 self._fresh.get(
                     url,
                     ssl=True if request.tls is None else request.tls,

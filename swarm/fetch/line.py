@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 
 from swarm.blob.errors import SourceError
-from swarm.upstream.source import Body, Source
+from swarm.upstream.source import Body, Pours, Sink, Source
 
 MOST_UPSTREAMS = 64
 """Upstreams of which it is known when bytes came last."""
@@ -85,6 +85,10 @@ class Line:
         if self._asked.pop(request, None) is not None:
             self._heard = self._clock()
 
+    def forgotten(self, request: object) -> None:
+        """Nobody waits for it any more: it was answered, was not sent, or is asked in another manner."""
+        self._asked.pop(request, None)
+
     def failed(self, request: object) -> None:
         """It failed."""
         self._asked.pop(request, None)
@@ -106,6 +110,26 @@ class _Watched:
     def open(self, start: int, stop: int | None) -> AbstractAsyncContextManager[Body]:
         """See Source."""
         return self._open(start, stop)
+
+    async def pour(self, start: int, stop: int, total: int, sink: Sink, begun: Callable[[], None]) -> bool:
+        """See Pours."""
+        source = self._source
+        if not isinstance(source, Pours):
+            return False
+        request = object()
+
+        def answered() -> None:
+            self._line.answered(request)
+            begun()
+
+        self._line.asked(request)
+        try:
+            return await source.pour(start, stop, total, sink, answered)
+        except SourceError:
+            self._line.failed(request)
+            raise
+        finally:
+            self._line.forgotten(request)
 
     @contextlib.asynccontextmanager
     async def _open(self, start: int, stop: int | None) -> AsyncIterator[Body]:

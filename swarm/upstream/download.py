@@ -9,15 +9,18 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from functools import partial
 
-from swarm.blob.errors import SizeChanged, SourceBroken, SourceSilent
+from swarm.base.mailbox import Mailbox
+from swarm.blob.errors import SizeChanged, SourceBroken, SourceError, SourceSilent
 from swarm.blob.geometry import Geometry, Window
 from swarm.storage.errnos import translate
+from swarm.storage.intake import Intake
 from swarm.storage.staged import Staged
-from swarm.upstream.source import Body, Source
+from swarm.upstream.source import Body, Pours, Source
 
 ATTEMPTS = 3
 """Tries in a row without a byte, each at the offset that the last one reached."""
@@ -34,6 +37,9 @@ MOST_WAITING = 1024 * 1024
 LINGER = 0.01
 """Seconds that a complete piece waits for others to go to the thread together, up to MOST_WAITING. A job costs about
 0.1 ms of the loop's time, a third of what a piece needs on a fast network; on a slow one pieces are further apart."""
+
+TOLD_EVERY = 0.05
+"""Seconds after which a thread tells the loop of bytes that came: a claim lives by them."""
 
 _IOV_MAX = 512
 
@@ -120,7 +126,7 @@ async def download_window(
             if first is not None:
                 body, first = first, None
                 await take(body, layout, (piece, window.last_piece), staged, pool, counted, on_piece, begun)
-            else:
+            elif not await _pour(source, layout, (piece, window.last_piece), staged, counted, on_piece, begun):
                 async with source.open(piece * layout.piece_length + begun.length(piece), window.end) as body:
                     await take(body, layout, (piece, window.last_piece), staged, pool, counted, on_piece, begun)
         except SourceSilent:
@@ -130,6 +136,88 @@ async def download_window(
             if failures >= ATTEMPTS:
                 raise
             await asyncio.sleep(PAUSE * 2 ** (failures - 1) if failures else 0.0)
+
+
+async def _pour(
+    source: Source,
+    layout: Geometry,
+    pieces: tuple[int, int],
+    staged: Staged,
+    on_bytes: Callable[[int], None],
+    on_piece: Callable[[int, bytes], None],
+    begun: Begun,
+) -> bool:
+    """Have *pieces*, first and last, brought in by a thread, if *source* can do that: see `download_window`."""
+    if not isinstance(source, Pours):
+        return False
+    first, last = pieces
+    inflow = Inflow(layout, staged, first, last, on_bytes, on_piece, begun.take(first))
+    try:
+        end = sum(layout.piece_span(last))
+        return await source.pour(inflow.at, end, layout.size, inflow, _pass)
+    finally:
+        begun.keep(*inflow.close())
+
+
+def _pass() -> None:
+    """Nobody here wants to know when an answer begins."""
+
+
+class Inflow:
+    """A Sink: hashes and writes pieces in the thread that receives them, and tells the loop of them.
+
+    *begun*: the first bytes of the first piece, which came before.
+    """
+
+    def __init__(
+        self,
+        layout: Geometry,
+        staged: Staged,
+        first: int,
+        last: int,
+        on_bytes: Callable[[int], None],
+        on_piece: Callable[[int, bytes], None],
+        begun: list[memoryview],
+    ) -> None:
+        self._file = staged.share()  # the thread must not write to a descriptor that was closed meanwhile
+        self._mailbox = Mailbox(asyncio.get_running_loop())
+        self._on_bytes, self._on_piece = on_bytes, on_piece
+        self._intake = Intake(layout, self._file.fd, first, last, expected=lambda _: None, on_piece=self._piece)
+        self._layout, self._begun = layout, begun
+        self._untold = 0
+        self._told_at = time.monotonic()
+        self.at = self._intake.at + sum(map(len, begun))
+        """Offset in the blob of the first byte that is to come."""
+
+    @property
+    def room(self) -> int:
+        """See Sink."""
+        return self._intake.room - sum(map(len, self._begun))
+
+    def put(self, data: memoryview) -> None:
+        """See Sink. Raises StoreFull, Unwritable."""
+        chunks, self._begun = self._begun, []
+        for chunk in (*chunks, data):
+            self._intake.put(chunk)
+        self._untold += len(data)
+        if (now := time.monotonic()) - self._told_at >= TOLD_EVERY:
+            count, self._untold, self._told_at = self._untold, 0, now
+            self._mailbox.put(partial(self._on_bytes, count))
+
+    def close(self) -> tuple[int, list[memoryview]]:
+        """No thread uses it any more. The piece that is half here, and its bytes."""
+        if self._untold:
+            self._on_bytes(self._untold)
+        piece, half = self._intake.half
+        try:
+            if half and not self._begun:
+                self._begun.append(memoryview(os.pread(self._file.fd, half, piece * self._layout.piece_length)))
+        finally:
+            self._file.close()
+        return piece, self._begun
+
+    def _piece(self, piece: int, sha1: bytes) -> None:
+        self._mailbox.put(partial(self._on_piece, piece, sha1))
 
 
 async def take(
@@ -148,9 +236,13 @@ async def take(
     piece, last = pieces
     writer = _Writer(staged, pool, layout, piece, on_piece)
     try:
-        async with contextlib.aclosing(_in_pieces(body, layout, piece, last, on_bytes, begun)) as found:
-            async for chunks in found:
-                await writer.put(chunks)
+        try:
+            async with contextlib.aclosing(_in_pieces(body, layout, piece, last, on_bytes, begun)) as found:
+                async for chunks in found:
+                    await writer.put(chunks)
+        except SourceError:
+            await writer.end()  # complete pieces that wait for others are not to come again
+            raise
         await writer.end()
     finally:
         await writer.stop()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Body(Protocol):
@@ -46,4 +46,27 @@ class Source(Protocol):
 
         Entering raises SourceRefused, SourceBusy or SourceBroken, each within a deadline. Leaving
         before the end closes the connection at once.
+        """
+
+
+class Sink(Protocol):
+    """Where a thread puts the bytes of a range, in order. For that thread alone."""
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be put at once, at least one."""
+
+    def put(self, data: memoryview) -> object:
+        """The next bytes; *data* is used again afterwards. Raises SwarmError, which ends it."""
+
+
+@runtime_checkable
+class Pours(Protocol):
+    """A Source whose bytes may go past the event loop, from a socket into a file in one thread."""
+
+    async def pour(self, start: int, stop: int, total: int, sink: Sink, begun: Callable[[], None]) -> bool:
+        """Give bytes [start, stop) of a blob of *total* bytes to *sink*. *begun* is called once they begin to come.
+
+        False: this cannot be done now, `open` is to be asked, and *sink* got nothing. When it returns, or was
+        cancelled, no thread touches *sink* any more. Raises as `Source.open` and `Body.chunks`, and what *sink* raises.
         """

@@ -9,12 +9,12 @@ from enum import Enum, auto
 from functools import partial
 from typing import Protocol
 
+from swarm.base.link import Link
 from swarm.blob.digest import Digest
 from swarm.blob.errors import Cancelled
 from swarm.blob.geometry import Geometry
 from swarm.peer.lane.holders import Address
-from swarm.peer.lane.intake import Intake
-from swarm.peer.lane.link import Link
+from swarm.storage.intake import Intake
 
 
 class Left(Enum):

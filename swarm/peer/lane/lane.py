@@ -7,13 +7,13 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 
+from swarm.base.link import Link, dial
 from swarm.blob.digest import Digest
 from swarm.blob.errors import SessionError
 from swarm.identity.name import Role
 from swarm.identity.tls import Identity
 from swarm.peer.lane.errand import Errand
 from swarm.peer.lane.holders import Address
-from swarm.peer.lane.link import Link, dial
 from swarm.peer.lane.offers import Offer
 from swarm.peer.lane.receiver import Receiver
 from swarm.peer.lane.sender import Sender

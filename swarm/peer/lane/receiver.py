@@ -17,13 +17,13 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
+from swarm.base.link import Link, Silent
+from swarm.base.mailbox import Mailbox
 from swarm.blob.errors import Cancelled, Malformed, StoreFull, Unserved, Unwritable
 from swarm.peer.lane import message
 from swarm.peer.lane.errand import Errand, Left
 from swarm.peer.lane.holders import Address, Holders
-from swarm.peer.lane.intake import scratch
-from swarm.peer.lane.link import Link, Silent
-from swarm.peer.lane.mailbox import Mailbox
+from swarm.storage.intake import scratch
 
 log = logging.getLogger("shoal.swarm")
 
@@ -235,7 +235,8 @@ class Receiver:
         try:
             errand.use(link)
             link.send(message.request(holder[0], errand.digest, intake.at, intake.stop))
-            answer = link.head(buffer, SILENT if len(errand.candidates) > 1 else PATIENCE)
+            patience = SILENT if len(errand.candidates) > 1 else PATIENCE
+            answer = message.read_answer(link.head(buffer, patience, message.MOST_HEAD))
             if answer.status != 206:
                 said = self._short(link, answer.length, buffer)
                 keep = answer.keep and said is not None

@@ -19,8 +19,8 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
+from swarm.base.mailbox import Mailbox
 from swarm.blob.digest import Digest
-from swarm.peer.lane.mailbox import Mailbox
 from swarm.peer.lane.offers import Offer
 from swarm.peer.lane.serving import Counts, Phase, Serving, Want
 from swarm.peer.lane.throttle import Throttle

@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from swarm.base.link import Link, dial
 from swarm.blob.errors import Cancelled, Unserved
 from swarm.peer.lane import message
 from swarm.peer.lane.errand import Errand
 from swarm.peer.lane.holders import FAILED_FOR, GIVEN_UP_AFTER, MOST_OF_ONE, Address, Holders
-from swarm.peer.lane.link import Link, dial
 from swarm.peer.lane.receiver import Receiver
 from tests.parts.lane import Odd, Sample, asked, head_of, honest, lacking, sample
 

@@ -51,6 +51,11 @@ class Intake:
         return self.at > self._piece * self._layout.piece_length
 
     @property
+    def half(self) -> tuple[int, int]:
+        """The piece under way, and how many bytes of it are here."""
+        return self._piece, max(0, self.at - self._piece * self._layout.piece_length)
+
+    @property
     def room(self) -> int:
         """Bytes until the end of the piece under way: no more may be put at once."""
         return self._end - self.at

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import struct
 import threading
 
-from swarm.blob.errors import Malformed
-from swarm.peer.lane import message
-from swarm.peer.lane.message import END, MOST_HEAD, Answer
+END = b"\r\n\r\n"
+"""What a head ends with."""
 
 TICK = 0.5
 """Seconds after which a read that brings nothing returns, so that the thread can look at its deadlines."""
@@ -25,6 +25,13 @@ class Silent(OSError):
 
     def __init__(self) -> None:
         super().__init__("nothing came")
+
+
+class TooLong(OSError):
+    """The head has no end."""
+
+    def __init__(self) -> None:
+        super().__init__("the head is too long")
 
 
 class Link:
@@ -53,16 +60,20 @@ class Link:
         """Send a request. Raises OSError."""
         self._sock.sendall(data)
 
-    def head(self, buffer: memoryview, patience: float) -> Answer:
-        """The head of the answer; its body follows from `fill`. *patience* in seconds. Raises OSError, Malformed."""
+    def head(self, buffer: memoryview, patience: float, most: int) -> bytes:
+        """The head of the answer without its end, at most *most* bytes; the body follows from `fill`.
+
+        *patience*: seconds without a byte. Raises OSError.
+        """
         self._gather(1)
-        head = bytearray()
+        head = bytearray(self._lead)
+        self._lead = b""
         ticks = max(1, int(patience / TICK))
         while END not in head:
-            if len(head) > MOST_HEAD:
-                raise Malformed("the head is too long")
+            if len(head) > most:
+                raise TooLong
             try:
-                count = self._receive(buffer[: MOST_HEAD + 1])
+                count = self._receive(buffer[: most + 1])
             except Silent:
                 ticks -= 1
                 if ticks <= 0:
@@ -71,21 +82,20 @@ class Link:
             if not count:
                 raise ConnectionResetError("closed before an answer")
             head += buffer[:count]
-        spelled, _, rest = bytes(head).partition(END)
-        self._lead = rest
-        return message.read_answer(spelled)
+        spelled, _, self._lead = bytes(head).partition(END)
+        return spelled
 
-    def fill(self, buffer: memoryview, left: int) -> int:
+    def fill(self, buffer: memoryview, left: int, *, fast: bool = True) -> int:
         """Bytes of the body into *buffer*; 0: the other end closed. *left*: bytes of the body that are to come.
 
-        Raises Silent after TICK, OSError.
+        *fast*: many may be gathered before the thread is woken. Raises Silent after TICK, OSError.
         """
         if self._lead:
             count = min(len(self._lead), len(buffer))
             buffer[:count] = self._lead[:count]
             self._lead = self._lead[count:]
             return count
-        self._gather(LOW_WATER if left >= 2 * LOW_WATER else 1)
+        self._gather(LOW_WATER if fast and left >= 2 * LOW_WATER else 1)
         return self._receive(buffer)
 
     def _receive(self, buffer: memoryview) -> int:
@@ -102,9 +112,9 @@ class Link:
     def stale(self) -> bool:
         """Whether the other end has closed a kept connection, or said something unasked."""
         try:
-            return socket.socket.recv(self._sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT) is not None
-        except BlockingIOError:
-            return False
+            look = select.poll()
+            look.register(self._sock, select.POLLIN)
+            return bool(look.poll(0))  # a read, although it shall not block, would wait for the deadline of the socket
         except (OSError, ValueError):
             return True
 
