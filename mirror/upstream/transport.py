@@ -12,7 +12,9 @@ import contextlib
 import errno
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, MutableMapping
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self, TypeVar
@@ -95,6 +97,37 @@ class _Connection:
     """What became of one request's connection."""
 
     reused: bool = False
+    sock: socket.socket | None = None
+
+    def received(self) -> int:
+        """Bytes that the kernel has received on it (Linux, `struct tcp_info`)."""
+        if self.sock is None:
+            return 0
+        with contextlib.suppress(OSError):
+            info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED + 8)
+            if len(info) == _BYTES_RECEIVED + 8:
+                return int.from_bytes(info[_BYTES_RECEIVED:], sys.byteorder)
+        return 0
+
+
+_BYTES_RECEIVED = 128
+"""Offset of `tcpi_bytes_received`."""
+
+_ASKING: ContextVar[_Connection] = ContextVar("shoal-upstream-connection")
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Tells the request that asks for a connection which one it got."""
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
+    ) -> aiohttp.connector.Connection:
+        """See aiohttp."""
+        found = await super().connect(req, traces, timeout)
+        asking = _ASKING.get(None)
+        if asking is not None and found.transport is not None:
+            asking.sock = found.transport.get_extra_info("socket")
+        return found
 
 
 async def _reused(_: aiohttp.ClientSession, trace: SimpleNamespace, __: aiohttp.TraceConnectionReuseconnParams) -> None:
@@ -138,6 +171,43 @@ class Resolver(AbstractResolver):
     async def close(self) -> None:
         """Ask no more."""
         await self._inner.close()
+
+
+@dataclass
+class _Patience:
+    """How long one request waits for the head of its answer. *first*, *until*: seconds, and loop time at the most."""
+
+    first: float
+    until: float
+    received: Callable[[], int]
+    extended: bool = False
+    _before: int = 0
+    _look: asyncio.TimerHandle | None = None
+
+    def watch(self, limit: asyncio.Timeout) -> None:
+        """Look now and then whether the head comes byte by byte: then it is not waited for."""
+        self._before = self.received()
+        self._look = asyncio.get_running_loop().call_later(self.first / 2, self._trickles, limit)
+
+    def extend(self, limit: asyncio.Timeout) -> None:
+        """The host is alive."""
+        if limit.when() is not None and not limit.expired():
+            with contextlib.suppress(RuntimeError):  # it is over
+                limit.reschedule(self.until)
+                self.extended = True
+
+    def end(self) -> None:
+        """It waits no more."""
+        if self._look is not None:
+            self._look.cancel()
+
+    def _trickles(self, limit: asyncio.Timeout) -> None:
+        if self.received() == self._before:
+            self.watch(limit)
+            return
+        with contextlib.suppress(RuntimeError):  # it is over
+            limit.reschedule(asyncio.get_running_loop().time())
+            self.extended = True
 
 
 class AddressRefused(OSError):
@@ -216,7 +286,7 @@ class Transport:
         self._pings: dict[str, asyncio.Task[bool]] = {}
 
     def _session(self, *, keep: bool) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
+        connector = _Connector(
             limit=0,  # mirror/upstream/guard.py bounds requests per host, and can say which wait; the pool could not
             limit_per_host=0,
             ttl_dns_cache=30,
@@ -283,52 +353,56 @@ class Transport:
         self, session: aiohttp.ClientSession, request: Request, host: str, connection: _Connection
     ) -> aiohttp.ClientResponse:
         """The answer in the time that upstream is given."""
-        with translated(host):
-            return await self.in_time(
-                request,
-                session.request(
-                    request.method,
-                    request.url,
-                    ssl=True if request.tls is None else request.tls,
-                    data=request.form,
-                    allow_redirects=False,
-                    trace_request_ctx=connection,
-                    **_by(request, request.headers),
-                ),
-            )
+        token = _ASKING.set(connection)
+        try:
+            with translated(host):
+                return await self.in_time(
+                    request,
+                    session.request(
+                        request.method,
+                        request.url,
+                        ssl=True if request.tls is None else request.tls,
+                        data=request.form,
+                        allow_redirects=False,
+                        trace_request_ctx=connection,
+                        **_by(request, request.headers),
+                    ),
+                    connection.received,
+                )
+        finally:
+            _ASKING.reset(token)
 
-    async def in_time(self, request: Request, answer: Awaitable[T]) -> T:
+    async def in_time(self, request: Request, answer: Awaitable[T], received: Callable[[], int] = lambda: 0) -> T:
         """*answer*, in the time that upstream is given for its first byte: more of it while a ping shows that the host
-        is alive. Raises Unreachable, SourceSilent.
+        is alive. *received*: bytes of this answer's head so far. Raises Unreachable, SourceSilent.
         """
         loop, host = asyncio.get_running_loop(), place_of(request.url)
         first = self.deadlines.first_byte if request.first_byte is None else request.first_byte
-        until = loop.time() + self.deadlines.slow
+        patient = _Patience(first, loop.time() + self.deadlines.slow, received)
         try:
             async with asyncio.timeout(first) as limit:
-                look = loop.call_later(first / 2, self._extend, request, limit, until)
+                look = loop.call_later(first / 2, self._extend, request, limit, patient)
                 try:
                     return await answer
                 finally:
                     look.cancel()
+                    patient.end()
         except TimeoutError:
-            slow = limit.expired() and (limit.when() or 0.0) >= until
-            if slow or request.first_byte is not None:
+            if patient.extended or request.first_byte is not None:
                 raise SourceSilent(f"{host} did not answer in time") from None
             raise Unreachable(f"{host} did not answer in time") from None
 
-    def _extend(self, request: Request, limit: asyncio.Timeout, until: float) -> None:
+    def _extend(self, request: Request, limit: asyncio.Timeout, patient: _Patience) -> None:
         """Give a request more time if the host answers something else meanwhile."""
         if request.first_byte is not None:
             return
-        ping = self.ping(request)
+        patient.watch(limit)
 
         def told(done: asyncio.Task[bool]) -> None:
-            if not done.cancelled() and done.result() and limit.when() is not None and not limit.expired():
-                with contextlib.suppress(RuntimeError):  # it is over
-                    limit.reschedule(until)
+            if not done.cancelled() and done.result():
+                patient.extend(limit)
 
-        ping.add_done_callback(told)
+        self.ping(request).add_done_callback(told)
 
     def ping(self, request: Request) -> asyncio.Task[bool]:
         """Whether the host of *request* answers anything at all on a new connection; one question for all who ask."""

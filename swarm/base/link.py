@@ -8,12 +8,16 @@ import socket
 import ssl
 import struct
 import threading
+import time
 
 END = b"\r\n\r\n"
 """What a head ends with."""
 
 TICK = 0.5
 """Seconds after which a read that brings nothing returns, so that the thread can look at its deadlines."""
+
+WHOLE_HEAD = 3.0
+"""Seconds in which a head must be complete, once its first byte has come."""
 
 LOW_WATER = 64 * 1024
 """Bytes that the kernel gathers before it wakes the thread. On links of 200 Mbit/s a wakeup for every few KiB costs
@@ -69,8 +73,9 @@ class Link:
         head = bytearray(self._lead)
         self._lead = b""
         ticks = max(1, int(patience / TICK))
+        began: float | None = None
         while END not in head:
-            if len(head) > most:
+            if len(head) > most or (began is not None and time.monotonic() - began > WHOLE_HEAD):
                 raise TooLong
             try:
                 count = self._receive(buffer[: most + 1])
@@ -82,6 +87,7 @@ class Link:
             if not count:
                 raise ConnectionResetError("closed before an answer")
             head += buffer[:count]
+            began = began or time.monotonic()
         spelled, _, self._lead = bytes(head).partition(END)
         return spelled
 

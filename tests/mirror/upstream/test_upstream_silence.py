@@ -154,3 +154,34 @@ async def test_every_connection_is_watched_by_the_kernel() -> None:
             wire = connection.transport.get_extra_info("socket")
             seen.append((wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), wire.getsockopt(1, 9)))
     assert seen == [(4500, 1)]
+
+
+async def test_a_head_that_comes_byte_by_byte_is_not_waited_for() -> None:
+    """The host is alive, and this answer would take minutes."""
+    ended = asyncio.Event()
+
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if b" /v2/ " in await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+            else:
+                writer.write(b"HTTP/1.1 206 ")
+                while not ended.is_set():
+                    writer.write(b"x")
+                    await writer.drain()
+                    await asyncio.sleep(QUICK.first_byte / 8)
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(trickle, "127.0.0.1", 0)
+    try:
+        async with Upstream(deadlines=QUICK) as upstream:
+            source = upstream.blob(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", REPOSITORY, DIGEST)
+            with pytest.raises(SourceSilent) as caught:
+                await read(source)
+            assert not isinstance(caught.value, Unreachable)
+    finally:
+        ended.set()
+        server.close()
