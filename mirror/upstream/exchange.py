@@ -195,7 +195,9 @@ class Exchanges:
         """*answer* was just the range of a file that was asked for: threads may ask for others."""
         url, transport = answer.request.url, answer.transport
         connection = answer.response.connection
-        if answer.request.proxy is not None or connection is None or connection.transport is None:
+        if "Range" not in answer.request.headers or answer.request.proxy is not None:
+            return
+        if connection is None or connection.transport is None:
             return
         sock, address = (connection.transport.get_extra_info(name) for name in ("socket", "peername"))
         if sock is None or address is None:
