@@ -73,7 +73,11 @@ class Fetches:
             fetch.tell_wish()
 
     async def make_room(self) -> bool:
-        """See Home. What was read in ranges and has no reader now is closed: its windows may go then."""
-        idle = [fetch for fetch in self._fetches.values() if not fetch.readers and not fetch.is_verified]
-        await asyncio.gather(*(fetch.close() for fetch in idle))
-        return bool(idle)
+        """See Home. What was read in ranges and has no reader now is closed: its windows may go then. After these, one
+        by one, blobs that are complete, and of which the fetch lingers: they were pinned, and a node that pulled more
+        than its store within a linger got each layer alone.
+        """
+        idle = [fetch for fetch in self._fetches.values() if not fetch.readers]
+        over = [fetch for fetch in idle if not fetch.is_verified] or [fetch for fetch in idle if fetch.is_kept][:1]
+        await asyncio.gather(*(fetch.close() for fetch in over))
+        return bool(over)

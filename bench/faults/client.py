@@ -60,14 +60,13 @@ def ask(
 ) -> Answer:
     """GET *path*. *seconds*: for all of it. *rate*: read so many bytes per second. Never raises."""
     answer, began, sha256 = Answer(), time.monotonic(), hashlib.sha256()
-    last = began
+    last, body = began, bytearray()
     link = http.client.HTTPConnection(ip, port, timeout=seconds)
     try:
         link.request("GET", path, headers=headers or {})
         response = link.getresponse()
         answer.status, length = response.status, response.length
         answer.headers = {name.lower(): value for name, value in response.getheaders()}
-        body = bytearray()
         while True:
             left = began + seconds - time.monotonic()
             if left <= 0:
@@ -88,7 +87,6 @@ def ask(
             if leave_after is not None and answer.size >= leave_after:
                 answer.error = "left"
                 break
-        answer.body = bytes(body)
         if not answer.error and length is not None and answer.size < length:
             answer.error = "cut"
     except TimeoutError:
@@ -97,6 +95,7 @@ def ask(
         answer.error = "cut" if answer.status else type(error).__name__
     finally:
         link.close()
+    answer.body = bytes(body)
     answer.digest = "sha256:" + sha256.hexdigest()
     answer.seconds = time.monotonic() - began
     answer.gap = max(answer.gap, time.monotonic() - last)

@@ -147,9 +147,12 @@ def slow_readers(stage: Scene) -> None:
     for _ in range(6):
         stage.pull(stage.blob(16), 0, 30)
     stage.up.rate = rate
-    bodies = [reader.get().body for reader in readers]
-    if not all(stage.up.content(digest).startswith(body) and body for body in bodies):
-        raise RuntimeError("a slow reader got wrong bytes")
+    right = stage.up.content(digest)
+    for answer in [reader.get() for reader in readers]:
+        if not answer.body:
+            raise RuntimeError(f"a slow reader got nothing: {answer}")
+        if not right.startswith(answer.body):
+            raise RuntimeError(f"a slow reader got wrong bytes: {answer}")
 
 
 def terminated_with_readers(stage: Scene) -> None:

@@ -298,13 +298,13 @@ class Partial:
 
 
 async def _with_room(ask: Callable[[], Awaitable[T]], make_room: MakeRoom) -> T:
-    """What *ask* gets of the store. Is it full, blobs without a reader are closed first: then their windows may go.
+    """What *ask* gets of the store. While it is full, blobs without a reader are closed: then they may go.
 
     Raises StoreFull.
     """
-    try:
-        return await ask()
-    except StoreFull:
-        if not await make_room():
-            raise
-    return await ask()
+    while True:
+        try:
+            return await ask()
+        except StoreFull:
+            if not await make_room():
+                raise

@@ -88,3 +88,18 @@ async def test_a_store_that_is_emptied_under_a_running_agent_fills_again(
     assert_right([await other.blob(held, upstream.host)], held)
     nowhere = Blob("disks/nowhere", "sha256:" + "1" * 64, 1)
     assert (await agent.blob(nowhere, upstream.host)).status == 404
+
+
+async def test_a_node_that_pulls_more_than_its_store_takes_one_copy_of_each(
+    tmp_path: Path, origin: Registry, upstream: Counter
+) -> None:
+    """What nobody reads any more makes room at once. Each layer was pinned for half a minute: the rest passed through,
+    one copy for each node."""
+    blobs = [origin.plant("disks/many", 8 * MIB, 1820 + number) for number in range(5)]
+    async with cluster(tmp_path, agents=2, flags=["--store-budget=24MiB"]) as running:
+        for blob in blobs:
+            told = await asyncio.gather(*(agent.blob(blob, upstream.host) for agent in running.agents))
+            assert_right(told, blob)
+    counts = await upstream.counts()
+    assert counts.bytes_of("disks/many") <= 1.02 * sum(blob.size for blob in blobs)
+    assert not any(agent.events("blob-not-kept") for agent in running.agents)
