@@ -237,7 +237,10 @@ class Exchanges:
 
             try:
                 with self._told(ticket, host, transport, request):
-                    await self._pour(known, start, stop, total, counted, answered)
+                    try:
+                        await self._pour(known, start, stop, total, counted, answered)
+                    finally:
+                        ticket.bytes(counted.count)
             except (NotAsAsked, OSError):
                 self._ways.pop(key, None)
                 return False
@@ -247,8 +250,6 @@ class Exchanges:
                     self._redirects.pop(key, None)  # the registry may name a better place
                     return False
                 raise
-            finally:
-                ticket.bytes(counted.count)
             ticket.answered()
         return True
 

@@ -31,6 +31,10 @@ LONGEST_LOOK = 5.0
 FORGET_DARK = 600.0
 """Seconds without a request after which such a host is no longer looked at."""
 
+GAVE = 64 * 1024
+"""Bytes of a body by which a host is no host that keeps failing, although the body broke: one that cuts each connection
+after 300 KB gives a blob all the same."""
+
 _LABELS = 64
 """Hosts with metrics of their own; all others count as `other`: each label is a time series for good."""
 
@@ -63,6 +67,7 @@ class Ticket:
         self._host = host
         self._state = state
         self._told = False
+        self._came = 0
 
     def headers(self) -> None:
         """The host answered; whether the body arrives is still to be seen.
@@ -83,12 +88,13 @@ class Ticket:
 
     def bytes(self, count: int) -> None:
         """*count* bytes of a body arrived."""
+        self._came += count
         self._guard.count_bytes(self._state.label, count)
 
     def _tell(self, error: SourceError | None) -> None:
         if not self._told:
             self._told = True
-            self._guard.report(self._host, self._state, error)
+            self._guard.report(self._host, self._state, error, gave=self._came >= GAVE)
 
     def close(self) -> None:
         """The request is over, with or without an outcome."""
@@ -239,8 +245,8 @@ class Guard:
             self._refused.labels(state.label, "pause").inc()
             raise SourceBusy(f"{host} asked us to come back later", status=429, retry_after=wait)
 
-    def report(self, host: str, state: _Host, error: SourceError | None) -> None:
-        """How a request ended; called by tickets."""
+    def report(self, host: str, state: _Host, error: SourceError | None, *, gave: bool = False) -> None:
+        """How a request ended; called by tickets. *gave*: bytes came before it failed, and the next may follow them."""
         now = self._clock()
         if isinstance(error, SourceBusy):
             outcome = "busy"
@@ -256,7 +262,7 @@ class Guard:
         elif isinstance(error, SourceBroken):
             outcome = "broken"
             was_open = state.breaker.open
-            state.breaker.outcome(False, now, self._chance())
+            state.breaker.outcome(gave, now, self._chance())
             if state.breaker.open and not was_open:
                 self._opened.labels(state.label).inc()
         else:

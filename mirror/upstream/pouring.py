@@ -28,7 +28,8 @@ from mirror.upstream.coding import is_identity
 from mirror.upstream.transport import prepared
 from swarm.base.link import Link, Silent
 from swarm.base.mailbox import Mailbox
-from swarm.blob.errors import SourceBroken
+from swarm.blob.errors import SourceBroken, SourceSilent
+from swarm.upstream.download import PAUSE_IN_BODY
 from swarm.upstream.source import Sink
 
 THREADS = 16
@@ -331,8 +332,9 @@ class _Run:
             try:
                 count = link.fill(buffer[:room], left, fast=came > FAST * max(SETTLED, heard - began))
             except Silent:
-                if time.monotonic() - heard > self._way.stall:
-                    raise SourceBroken(f"{host} did not answer in time") from None
+                if time.monotonic() - heard > (min(self._way.stall, PAUSE_IN_BODY) if came else self._way.stall):
+                    kind = SourceBroken if came else SourceSilent
+                    raise kind(f"{host} did not answer in time") from None
                 continue
             except OSError as error:
                 raise SourceBroken(f"{host} cut the body short") from error

@@ -11,9 +11,9 @@ from functools import partial
 from mirror.upstream.answers import ContentRange, content_range, is_range_refused
 from mirror.upstream.coding import is_identity
 from mirror.upstream.exchange import Answer, Exchanges, Target, bounded, plain
-from mirror.upstream.transport import translated
+from mirror.upstream.transport import TimedOut, translated
 from swarm.blob.digest import Digest
-from swarm.blob.errors import SourceBroken
+from swarm.blob.errors import SourceBroken, SourceSilent
 from swarm.upstream.source import Sink
 
 UNSIZED_LIMIT = 4 << 20
@@ -64,8 +64,11 @@ class UpstreamBody:
         read, host = self._answer.response.content.readchunk, self._answer.host
         try:
             while left > 0:
-                with translated(host):
-                    chunk, boundary = await read()
+                try:
+                    with translated(host):
+                        chunk, boundary = await read()
+                except TimedOut as error:
+                    raise error if left < first else SourceSilent(str(error)) from None
                 if not chunk:
                     if boundary:
                         continue  # the end of one chunk of the chunked coding, whose bytes were already read

@@ -217,6 +217,10 @@ class AddressRefused(OSError):
         super().__init__(errno.EACCES, "address not allowed")
 
 
+class TimedOut(SourceBroken):
+    """Nothing came in time."""
+
+
 @contextlib.contextmanager
 def translated(host: str) -> Iterator[None]:
     """Turn what aiohttp, ssl and the system raise into our errors. *host* is all that a message tells.
@@ -232,7 +236,7 @@ def translated(host: str) -> Iterator[None]:
             raise Forbidden(f"{host} has an address that is not contacted") from None
         raise SourceBroken(f"{host}: {_reason(error)}") from None
     except TimeoutError:
-        raise SourceBroken(f"{host} did not answer in time") from None
+        raise TimedOut(f"{host} did not answer in time") from None
     except aiohttp.ClientPayloadError:
         raise SourceBroken(f"{host} cut the body short") from None
     except aiohttp.InvalidURL:

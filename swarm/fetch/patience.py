@@ -126,6 +126,11 @@ def due(waiting: Waiting) -> float:
     return at if waiting.ranges else min(max(at, waiting.busy + QUIET), at + BUSY)
 
 
+def is_idle(waiting: Waiting, now: float) -> bool:
+    """Whether what this node brings in itself has not moved for so long that it is left to who has it."""
+    return now - max(waiting.since, waiting.moved) >= STOPPED
+
+
 def _due_of_cluster(waiting: Waiting) -> float:
     """The same for what others are to bring, whatever this node's line does."""
     since = waiting.since

@@ -22,6 +22,7 @@ from swarm.fetch.patience import (
     Awaited,
     Waiting,
     due,
+    is_idle,
     is_over,
 )
 from swarm.fetch.readers import Reader
@@ -132,6 +133,8 @@ class Urgency:
                 moved = time.monotonic() if received is not None and count > received else moved
                 received = count
                 waiting = replace(waiting, moved=max(waiting.moved, moved))
+            elif waiting.awaited is Awaited.MINE and is_idle(waiting, now):
+                self._let_go(here.window_of(piece).index)
             at = due(waiting)
             if at <= now:
                 self._leave_cluster(reader, plight, piece, waiting.awaited, now)
@@ -142,6 +145,15 @@ class Urgency:
                 async with asyncio.timeout(min(TICK, max(0.05, at - now)) if at > now else TICK):
                     await here.pieces.wait(piece)
         plight.fed = True
+
+    def _let_go(self, window: int) -> None:
+        """A direct stream brings *window* in, and nothing of it comes: others have it, so it comes from them."""
+        here = self._course.partial
+        if here is None or window not in self._course.follower.hashes:
+            return
+        for stream, task in self._streams.items():
+            if here.window_of(stream.at).index == window:
+                task.cancel()
 
     def left(self, reader: Reader) -> None:
         """*reader* is gone; without another one nothing is brought directly."""

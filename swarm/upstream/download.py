@@ -28,6 +28,10 @@ ATTEMPTS = 3
 PAUSE = 0.1
 """Seconds before the first try of those after one that brought nothing; twice as many before the next."""
 
+PAUSE_IN_BODY = 5.0
+"""Seconds without a byte after which a body that has begun is continued by another request: as long as a claim lives
+without progress."""
+
 BEGUN = 16
 """Pieces of one blob of which a part is kept, in memory: as many as a board hands out claims, twice."""
 
@@ -335,26 +339,40 @@ async def _in_pieces(
         raise SourceBroken("upstream began past the offset that it was asked for")
     need = layout.piece_span(piece)[1] - have
     try:
-        async for received in body.chunks():
-            chunk = memoryview(received)
-            on_bytes(len(chunk))
-            if skip:
-                if len(chunk) <= skip:
-                    skip -= len(chunk)
-                    continue
-                chunk, skip = chunk[skip:], 0
-            while chunk:
-                if len(chunk) < need:
-                    chunks.append(chunk)
-                    need -= len(chunk)
-                    break
-                chunks.append(chunk[:need])
-                chunk = chunk[need:]
-                whole, chunks = chunks, []
-                piece += 1
-                yield whole
-                if piece > last:
-                    return
-                need = layout.piece_span(piece)[1]
+        async with contextlib.aclosing(_moving(body)) as moving:
+            async for received in moving:
+                chunk = memoryview(received)
+                on_bytes(len(chunk))
+                if skip:
+                    if len(chunk) <= skip:
+                        skip -= len(chunk)
+                        continue
+                    chunk, skip = chunk[skip:], 0
+                while chunk:
+                    if len(chunk) < need:
+                        chunks.append(chunk)
+                        need -= len(chunk)
+                        break
+                    chunks.append(chunk[:need])
+                    chunk = chunk[need:]
+                    whole, chunks = chunks, []
+                    piece += 1
+                    yield whole
+                    if piece > last:
+                        return
+                    need = layout.piece_span(piece)[1]
     finally:
         begun.keep(piece, chunks)
+
+
+async def _moving(body: Body) -> AsyncGenerator[bytes, None]:
+    """The chunks of *body*, while it moves. Raises SourceBroken."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(None) as limit:
+            async for chunk in body.chunks():
+                limit.reschedule(None)  # what the bytes are used for may take as long as it does
+                yield chunk
+                limit.reschedule(loop.time() + PAUSE_IN_BODY)
+    except TimeoutError:
+        raise SourceBroken("upstream stands still in mid-body") from None
