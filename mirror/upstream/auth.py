@@ -192,6 +192,12 @@ class Authorizer:
         place = self._places.get((host, repository), 0)
         return await self._grant(challenge, host, repository, await self._credentials.find(host, repository, place))
 
+    def refused(self, host: str, repository: str, header: str) -> None:
+        """A token was refused that was good before: it is not sent again."""
+        for key, grant in list(self._grants.items()):
+            if key[:2] == (host, repository) and grant.header == header:
+                del self._grants[key]
+
     async def answer(
         self, offered: Iterable[Challenge], host: str, repository: str, rejected: Sequence[Grant]
     ) -> Grant | None:

@@ -241,8 +241,11 @@ class Exchanges:
                         await self._pour(known, start, stop, total, counted, answered)
                     finally:
                         ticket.bytes(counted.count)
-            except (NotAsAsked, OSError):
+            except (NotAsAsked, OSError) as error:
                 self._ways.pop(key, None)
+                door = self._door(target, request.url, _origin(request.url) == _origin(target.url))
+                if door is not None and isinstance(error, NotAsAsked) and error.status == 401:
+                    self._authorizer.refused(*door, request.headers.get("Authorization", ""))
                 return False
             except SourceError as error:
                 self._ways.pop(key, None)

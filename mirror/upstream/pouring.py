@@ -57,7 +57,14 @@ _STATUS = re.compile(rb"HTTP/1\.([01]) (\d{3})(?: [^\r\n]*)?\r?\n")
 
 
 class NotAsAsked(Exception):
-    """The way does not lead to the range any more, or not to it alone. Nothing of it was given to the Sink."""
+    """The way does not lead to the range any more, or not to it alone. Nothing of it was given to the Sink.
+
+    *status*: that of the answer; 0: there was none.
+    """
+
+    def __init__(self, status: int = 0) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -311,7 +318,7 @@ class _Run:
         """Raises NotAsAsked unless the answer is just the range."""
         headers = CIMultiDict(head.headers.items())
         if head.status != 206 or not is_identity(headers.get("Content-Encoding")):
-            raise NotAsAsked
+            raise NotAsAsked(head.status)
         if "Transfer-Encoding" in headers or "Content-Length" not in headers:
             raise NotAsAsked
         try:
