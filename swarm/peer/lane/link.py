@@ -102,11 +102,16 @@ class Link:
     def stale(self) -> bool:
         """Whether the other end has closed a kept connection, or said something unasked."""
         try:
-            return socket.socket.recv(self._sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT) is not None
+            if self._encrypted:  # with a timeout of Python's it would wait that long, and then seem to be of no use
+                self._sock.settimeout(0.0)
+            said = socket.socket.recv(self._sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
+            if self._encrypted:
+                self._sock.settimeout(TICK)
             return False
         except (OSError, ValueError):
             return True
+        return said is not None
 
     def cut(self) -> None:
         """Wake the thread that reads: the connection is of no use any more. From any thread."""
