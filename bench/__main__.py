@@ -80,9 +80,11 @@ def sweep(directory: Path | None) -> None:
 def _measure(options: argparse.Namespace, network: net.Network, work: Path, rows: list[Row], console: Console) -> None:
     known = dict(mirrors.BUILT_IN)
     known["shoal"] = mirrors.shoal(tuple(options.agent_flag))
+    known[mirrors.KEYED] = mirrors.shoal(tuple(options.agent_flag), keys=True)
     for path in options.mirror_file:
         known |= mirrors.from_file(path)
     usual = [name for name in known if options.rate == 0 or name not in mirrors.YARDSTICKS]
+    usual.remove(mirrors.KEYED)
     chosen = options.mirrors or usual
     with stage.upstream(network, work, options.nodes, options.connection) as where, _progress(console) as progress:
         for size in options.size:
@@ -183,7 +185,11 @@ def _options() -> argparse.Namespace:
     add("--loss", type=float, default=0.0, help="share of packets that nodes lose")
     add("--congestion", default="cubic")
     add("--phases", nargs="+", choices=list(PHASES), default=["alone", "cold", "warm"])
-    add("--mirrors", nargs="+", help=f"of {', '.join(mirrors.BUILT_IN)}, --mirror-file (default: the usual)")
+    add(
+        "--mirrors",
+        nargs="+",
+        help=f"of {', '.join(mirrors.BUILT_IN)}, {mirrors.KEYED}, --mirror-file (default: the usual)",
+    )
     add("--mirror-file", type=Path, action="append", default=[], help="TOML with more mirrors, see bench/README.md")
     add("--agent-flag", action="append", default=[], help="passed to `shoal agent`, e.g. --agent-flag=--claims=2")
     add("--repeat", type=int, default=1)

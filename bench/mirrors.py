@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -138,8 +139,25 @@ def nginx_slice(stage: Stage) -> Iterator[Running]:
         yield Running(lambda _host: f"http://{host.ip}:{port}", processes, logs=root)
 
 
-def shoal(agent_flags: tuple[str, ...] = ()) -> Mirror:
-    """Shoal as installed here: a tracker, and an agent on every node. *agent_flags* are added."""
+def certified(command: str, root: Path) -> Callable[[str, str], list[str]]:
+    """An authority below *root*: from a role and a name to the flags by which a process is that."""
+
+    def made(*argv: str) -> None:
+        subprocess.run([command, "ca", *argv], check=True, capture_output=True)
+
+    made("init", str(root / "ca"))
+
+    def of(role: str, name: str) -> list[str]:
+        where = root / f"{role}-{name}.keys"
+        made("issue", "--ca", str(root / "ca"), role, name, str(where))
+        return [f"--tls-ca={where}/ca.crt", f"--tls-cert={where}/tls.crt", f"--tls-key={where}/tls.key"]
+
+    return of
+
+
+def shoal(agent_flags: tuple[str, ...] = (), *, keys: bool = False) -> Mirror:
+    """Shoal as installed here: a tracker, and an agent on every node. *agent_flags* are added. *keys*: they know each
+    other by key, and speak TLS only."""
 
     @contextlib.contextmanager
     def start(stage: Stage) -> Iterator[Running]:
@@ -148,9 +166,12 @@ def shoal(agent_flags: tuple[str, ...] = ()) -> Mirror:
         tracker_port = stage.port(TRACKER_PORT, central)
         upstream = stage.upstream_url.removeprefix("http://")
         member = "198.18.0.0/24" if central.namespace else "127.0.0.0/8"
+        key_of = certified(command, root) if keys else lambda _role, _name: []
         with running([]) as processes:
             argv = [command, "tracker", "--listen", f"{central.ip}:{tracker_port}", "--discovery", "static"]
-            processes.append(Process(central, [*argv, "--member", member], root / "tracker.log"))
+            processes.append(
+                Process(central, [*argv, "--member", member, *key_of("tracker", "tracker")], root / "tracker.log")
+            )
             places = [(processes[0], central.ip, tracker_port)]
 
             def agent(host: Host, name: str) -> Process:
@@ -162,7 +183,7 @@ def shoal(agent_flags: tuple[str, ...] = ()) -> Mirror:
                     "--store", str(root / name), "--store-budget", "20GiB", "--plain-http", upstream,
                     "--metrics-listen", f"127.0.0.1:{stage.port(METRICS_PORT, host)}", "--node-name", name,
                     "--blob-host", upstream,
-                    *agent_flags,
+                    *key_of("agent", name), *agent_flags,
                 ]  # fmt: skip
                 return Process(host, argv, root / f"{name}.log")
 
@@ -239,6 +260,9 @@ def _templated(name: str, template: Template) -> Mirror:
 
 YARDSTICKS = ("direct-kept", "nginx-kept")
 """What a node without limits on its links is measured against: no set-ups that anybody would use."""
+
+KEYED = "shoal-keys"
+"""Shoal with keys: for who asks what they cost."""
 
 BUILT_IN: dict[str, Mirror] = {
     "direct": direct,

@@ -55,6 +55,7 @@ from swarm.base.listener import Listener
 from swarm.base.pace import Pace
 from swarm.base.scheduling import batch
 from swarm.blob.digest import Digest
+from swarm.fetch.proof import Proof
 from swarm.identity.files import identity_files
 from swarm.identity.tls import Identity
 from swarm.node import Node
@@ -290,6 +291,7 @@ def front_of(
             possession=None if settings.share_private else Possession(),
             trust_node=settings.stream_trust_node,
             prefetch=settings.stream_prefetch,
+            proof=Proof.OWN if settings.strict_ranges else Proof.ORIGIN,
         ),
         metrics,
         names=frozenset({settings.listen.host, settings.swarm().name, *settings.called}),

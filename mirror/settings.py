@@ -353,6 +353,13 @@ class MirrorSettings:
         unit="seconds",
         reason="About the life of a registry token; signatures live longer and are asked about a few times.",
     )
+    strict_ranges: bool = setting(
+        False,
+        bool,
+        "Streamed reads get bytes that this node asked upstream for itself, until two members have seen the sha256.",
+        unit="on or off",
+        reason="Off: until then the hashes of who asked the same place first count. On, each node reads from upstream.",
+    )
     stream_prefetch: bool = setting(
         False,
         bool,

@@ -10,6 +10,7 @@ from swarm.blob.digest import Digest
 from swarm.copies import Copies
 from swarm.fetch.course import Parts
 from swarm.fetch.fetch import Fetch
+from swarm.fetch.proof import Proof
 from swarm.fetch.readers import Reader
 from swarm.upstream.source import Source
 
@@ -31,8 +32,10 @@ class Fetches:
         """What each of them does, as JSON values."""
         return [fetch.status() for fetch in self._fetches.values()]
 
-    def join(self, digest: Digest, source: Source | None, whole: bool, low: bool) -> tuple[Fetch, Reader]:
-        """A new reader of a blob, and the fetch that it reads from; see Fetch.join."""
+    def join(
+        self, digest: Digest, source: Source | None, whole: bool, low: bool, origin: str, proof: Proof
+    ) -> tuple[Fetch, Reader]:
+        """A new reader of a blob, and the fetch that it reads from; see Fetch.join. Raises Unproven."""
         fetch = self._fetches.get(digest)
         if fetch is None or fetch.error is not None or fetch.closing or fetch.is_lost:
             old, fetch = fetch, Fetch(digest, self._parts, self, after=fetch.closed if fetch is not None else None)
@@ -41,7 +44,7 @@ class Fetches:
             self._fetches[digest] = fetch
             self._parts.metrics.fetches.set(len(self._fetches))
             self._parts.trackers.stir()
-        return fetch, fetch.join(whole, source, low=low)
+        return fetch, fetch.join(whole, source, low=low, origin=origin, proof=proof)
 
     async def close(self) -> None:
         """Stop all of them: claims are handed over, partial files stay."""

@@ -21,6 +21,7 @@ from swarm.blob.digest import Digest, parse
 from swarm.blob.errors import DigestInvalid, TrackerError
 from swarm.copies import Copies
 from swarm.fetch.course import Parts
+from swarm.fetch.proof import Proof
 from swarm.fetches import Fetches
 from swarm.giving import Accuser, offer_of
 from swarm.identity.tls import Identity
@@ -169,14 +170,16 @@ class Node:
         *,
         whole: bool = True,
         low: bool = False,
+        origin: str = "",
+        proof: Proof = Proof.NONE,
     ) -> AsyncIterator[Blob]:
         """The blob, as soon as its size is known.
 
-        *source*: where this agent may bring it in from. *whole* False: only what is read is fetched; *low*: after
-        what everybody else reads.
-        Raises BlobUnavailable within a second if nobody can bring it in, StoreFull if it does not fit.
+        *source*: where this agent may bring it in from, and *origin* of what it sends. *whole* False: only what is
+        read is fetched; *low*: after what everybody else reads. *proof*: what this reader asks of the bytes.
+        Raises BlobUnavailable within a second if nobody can bring it in, StoreFull if it does not fit, Unproven.
         """
-        again = partial(self.open, digest, source, whole=whole, low=low)
+        again = partial(self.open, digest, source, whole=whole, low=low, origin=origin, proof=proof)
         held = None if digest == EMPTY else await self._copies.get(digest)
         if held is not None or digest == EMPTY:
             try:
@@ -185,7 +188,7 @@ class Node:
                 if held is not None:
                     held.close()
             return
-        fetch, reader = self._fetches.join(digest, source, whole, low)
+        fetch, reader = self._fetches.join(digest, source, whole, low, origin, proof)
         try:
             yield FetchedBlob(digest, await fetch.sized(), fetch, reader, again)
         finally:

@@ -9,6 +9,7 @@ from mirror.front.blobs import Blob, Node
 from mirror.metrics import FrontMetrics
 from swarm.blob.digest import Digest
 from swarm.blob.errors import SwarmError
+from swarm.fetch.proof import Proof
 from swarm.upstream.source import Source
 
 WORKERS = 8
@@ -39,35 +40,39 @@ class Background:
         self._tasks: dict[Digest, asyncio.Task[None]] = {}
         self._whole: dict[Digest, asyncio.Task[None]] = {}
 
-    def fetch(self, digest: Digest, source: Source, start: int, stop: int) -> bool:
-        """Bring bytes [start, stop) of *digest* in, if a worker is free. Returns whether one was."""
+    def fetch(self, digest: Digest, source: Source, origin: str, start: int, stop: int) -> bool:
+        """Bring bytes [start, stop) of *digest* in, if a worker is free. Returns whether one was.
+
+        *origin*: of what *source* sends; what others have of another is not brought in.
+        """
         if digest in self._tasks or len(self._tasks) >= self._workers:
             self._metrics.read_ahead_dropped.inc()
             return False
-        task = asyncio.create_task(self._fetch(digest, source, start, stop))
+        task = asyncio.create_task(self._fetch(digest, source, origin, start, stop))
         self._tasks[digest] = task
         task.add_done_callback(lambda _: self._tasks.pop(digest, None))
         return True
 
-    def prefetch(self, digest: Digest, source: Source) -> bool:
+    def prefetch(self, digest: Digest, source: Source, origin: str) -> bool:
         """Bring all of *digest* in, if there is room for one more. Returns whether it is on its way."""
         if digest not in self._whole:
             if len(self._whole) >= PREFETCHES:
                 return False
-            task = asyncio.create_task(self._prefetch(digest, source))
+            task = asyncio.create_task(self._prefetch(digest, source, origin))
             self._whole[digest] = task
             task.add_done_callback(lambda _: self._whole.pop(digest, None))
         return True
 
-    async def _fetch(self, digest: Digest, source: Source, start: int, stop: int) -> None:
+    async def _fetch(self, digest: Digest, source: Source, origin: str, start: int, stop: int) -> None:
         # Nobody waits for it: the reader that comes for these bytes will meet the error itself.
         with contextlib.suppress(SwarmError, OSError, TimeoutError):
-            async with asyncio.timeout(DEADLINE), self._swarm.open(digest, source, whole=False, low=True) as blob:
+            opened = self._swarm.open(digest, source, whole=False, low=True, origin=origin, proof=Proof.ORIGIN)
+            async with asyncio.timeout(DEADLINE), opened as blob:
                 await self._bring(blob, start, min(stop, blob.size))
 
-    async def _prefetch(self, digest: Digest, source: Source) -> None:
+    async def _prefetch(self, digest: Digest, source: Source, origin: str) -> None:
         with contextlib.suppress(SwarmError, OSError, TimeoutError):
-            async with self._swarm.open(digest, source, whole=False, low=True) as blob:
+            async with self._swarm.open(digest, source, whole=False, low=True, origin=origin) as blob:
                 for start in range(0, blob.size, STEP):
                     stop = min(start + STEP, blob.size)
                     if self._swarm.room < 2 * STEP:

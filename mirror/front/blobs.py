@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from swarm.blob.digest import Digest
+from swarm.fetch.proof import Proof
 from swarm.fetch.reading import Span
 from swarm.tracking.tags import Meaning, Resolved
 from swarm.upstream.source import Source
@@ -54,10 +55,13 @@ class Node(Protocol):
         *,
         whole: bool = True,
         low: bool = False,
+        origin: str = "",
+        proof: Proof = Proof.NONE,
     ) -> AbstractAsyncContextManager[Blob]:
         """Entering returns once the size is known. *low*: what is read comes after what everybody else reads.
 
-        Raises BlobUnavailable within a second, StoreFull.
+        *origin*: of what *source* sends; *proof*: what the reader asks of the bytes (swarm/fetch/proof.py).
+        Raises BlobUnavailable within a second, StoreFull, Unproven.
         """
 
     def held(self, digest: Digest) -> int | None:

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -25,7 +25,8 @@ from mirror.front.ranges import ContentRange, Range, resolve
 from mirror.front.requestlog import REQUEST_LOG, RequestLog
 from mirror.front.sending import send_spans
 from swarm.blob.digest import Digest
-from swarm.blob.errors import BlobUnavailable, SourceBusy, SourceRefused, StoreFull, SwarmError
+from swarm.blob.errors import BlobUnavailable, SourceBusy, SourceRefused, StoreFull, SwarmError, Unproven
+from swarm.fetch.proof import Proof
 from swarm.upstream.source import Source
 
 log = logging.getLogger("shoal.mirror")
@@ -61,6 +62,15 @@ class BlobRequest:
     whole: bool
     """Whether the blob as a whole is to be kept."""
 
+    origin: str = ""
+    """Of what *source* sends (swarm/fetch/proof.py)."""
+
+    proof: Proof = Proof.ORIGIN
+    """What a reader of a range asks of the bytes."""
+
+    size: int | None = None
+    """Bytes of the blob, where upstream has just said so."""
+
     patient: bool = False
     """The client forgives PERSIST seconds and no failure (overlaybd): what fails is tried again, also in mid-body."""
 
@@ -82,12 +92,13 @@ class Bodies:
         deadline = time.monotonic() + PERSIST
         while True:
             try:
-                async with self.swarm.open(asked.digest, asked.source, whole=asked.whole) as blob:
+                async with self._open(asked, whole=asked.whole) as blob:
                     return await self._from_swarm(asked, blob)
-            except StoreFull:
+            except (StoreFull, Unproven) as error:
                 if asked.source is None:
                     raise
-                asked.log.note = "passed through: the store is full"
+                full = isinstance(error, StoreFull)
+                asked.log.note = f"passed through: {'the store is full' if full else error}"
                 return await self._past_store(asked, asked.source)
             except BlobUnavailable as error:
                 # Nothing was sent, or it would be a BodyAborted. Bytes of this blob may have been promised, though.
@@ -97,8 +108,13 @@ class Bodies:
                     raise
             await asyncio.sleep(RETRY)
 
+    def _open(self, asked: BlobRequest, *, whole: bool) -> AbstractAsyncContextManager[Blob]:
+        # Who reads all of it is told by its sha256.
+        proof = Proof.NONE if whole else asked.proof
+        return self.swarm.open(asked.digest, asked.source, whole=whole, origin=asked.origin, proof=proof)
+
     async def _past_store(self, asked: BlobRequest, source: Source) -> web.StreamResponse:
-        place = _head(asked, await passthrough.size_of(source))
+        place = _head(asked, await passthrough.size_of(source) if asked.size is None else asked.size)
         if isinstance(place, web.StreamResponse):
             return await _empty(asked, place)
         chunks = passing(source, asked.digest, place)
@@ -141,8 +157,7 @@ class Bodies:
             try:
                 async with AsyncExitStack() as stack:
                     if again:
-                        opened = self.swarm.open(asked.digest, asked.source, whole=False)
-                        blob = await stack.enter_async_context(opened)
+                        blob = await stack.enter_async_context(self._open(asked, whole=False))
                     reading = cast("AsyncGenerator[Span, None]", blob.read(at, place.stop))
                     async for span in await stack.enter_async_context(aclosing(reading)):
                         yield span
@@ -222,6 +237,10 @@ async def _send(
         if asked.source is None:
             raise
         asked.log.note = "the store filled up: passed through from there"
+    except Unproven as error:
+        if asked.source is None:
+            raise
+        asked.log.note = f"passed through from there: {error}"
     except OSError as error:
         if asked.source is None or isinstance(error, ConnectionError):
             raise

@@ -19,6 +19,7 @@ from mirror.upstream.reference import Image
 from swarm.blob import digest as digests
 from swarm.blob.digest import Digest
 from swarm.blob.errors import BlobUnavailable, SourceRefused
+from swarm.fetch.proof import origin_of
 
 AT_ONCE = 2
 """Blobs of all orders on their way at once: enough to fill the time in which one waits."""
@@ -86,7 +87,10 @@ class Gathering:
             content = await self._manifest(image, digest, arrived)
             above.append(Part(digest, len(content)))
             self._images.saw(f"{image.registry}/{image.repository}", digest, content)
-            document = json.loads(content)
+            try:
+                document = json.loads(content)
+            except RecursionError:
+                document = None
             if not isinstance(document, dict):
                 raise SourceRefused("upstream's manifest is none")
             if isinstance(document.get("manifests"), list) and "layers" not in document:
@@ -101,7 +105,8 @@ class Gathering:
             if self._swarm.held(part.digest) is not None:
                 return False
             source = self._upstream.blob(image.registry, image.repository, part.digest, low=True)
-            async with self._swarm.open(part.digest, source, low=True) as blob:
+            origin = origin_of(image.registry)
+            async with self._swarm.open(part.digest, source, low=True, origin=origin) as blob:
                 async for span in blob.read(0, blob.size):
                     arrived(span.origin, span.count)
             return True
@@ -112,7 +117,7 @@ class Gathering:
 
     async def _manifest(self, image: Image, digest: Digest, arrived: Arrived) -> bytes:
         source = self._upstream.manifest(image.registry, image.repository, digest)
-        async with self._swarm.open(digest, source, low=True) as blob:
+        async with self._swarm.open(digest, source, low=True, origin=origin_of(image.registry)) as blob:
             if blob.size > manifests.LARGEST:
                 raise BlobUnavailable("too large for a manifest")
             found = []

@@ -36,10 +36,10 @@ class Possession:
     def __init__(self) -> None:
         self._shown: LRUCache[Hashable, None] = LRUCache(_KNOWN)
 
-    async def prove(self, key: Hashable, digest: Digest, source: Source, swarm: Node) -> None:
+    async def prove(self, key: Hashable, digest: Digest, source: Source, swarm: Node, origin: str = "") -> None:
         """Raises SourceRefused if *source* does not show bytes of *digest*; SourceError, SwarmError otherwise.
 
-        Who showed them once need only say yes from then on: a digest's bytes never change.
+        *origin*: of what it sends. Who showed them once need only say yes from then on: a digest's bytes never change.
         """
         async with source.open(0, 1) as body:
             size = body.total
@@ -47,7 +47,7 @@ class Possession:
             return
         places = {secrets.randbelow(max(1, size - SHOWN + 1)) for _ in range(PLACES)}
         told = await asyncio.gather(*(_told(source, size, place) for place in places))
-        async with swarm.open(digest, source, whole=False) as blob:
+        async with swarm.open(digest, source, whole=False, origin=origin) as blob:
             if blob.size != size:
                 raise SourceRefused("upstream has another file than the one that is asked for", status=404)
             for place, content in zip(places, told, strict=True):

@@ -25,6 +25,7 @@ from mirror.front.urls import Wanted
 from mirror.upstream.client import Upstream
 from swarm.blob.digest import Digest
 from swarm.blob.errors import BlobUnavailable, SourceBusy, SourceError, StoreFull, SwarmError
+from swarm.fetch.proof import Proof, origin_of
 from swarm.upstream.source import Source
 
 _CORRELATION = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -49,6 +50,8 @@ class StreamingFront:
     """Serve what this node holds without asking upstream whether this reader may have it."""
     prefetch: bool = False
     """Bring the whole file in behind the first read."""
+    proof: Proof = Proof.ORIGIN
+    """What a reader asks of the bytes."""
     readahead: Readahead = field(default_factory=Readahead)
 
     async def answer(self, request: web.Request, target: str) -> web.StreamResponse:
@@ -85,16 +88,21 @@ class StreamingFront:
         if wanted.digest is None:
             opened = await self.door.enter(wanted.url, authorization, source)
             return await self._serve_opaque(request, wanted, source, opened, asked, headers)
+        size: int | None = None
         if not self.trust_node:
             opened = await self.door.enter(wanted.url, authorization, source)
             await self._same_file(wanted.digest, opened)
+            size = opened.size
         if self.possession is not None:
             key = fingerprint(wanted.url, authorization)
-            await self.possession.prove(key, wanted.digest, source, self.bodies.swarm)
+            await self.possession.prove(key, wanted.digest, source, self.bodies.swarm, origin_of(wanted.word))
         headers["Docker-Content-Digest"], headers["ETag"] = wanted.digest, f'"{wanted.digest}"'
         if request.method == "GET":
             self._look_ahead(wanted, wanted.digest, authorization, asked)
-        wish = BlobRequest(request, wanted.digest, source, asked, headers, whole=False, patient=True)
+        wish = BlobRequest(
+            request, wanted.digest, source, asked, headers, whole=False, patient=True,
+            origin=origin_of(wanted.word), proof=self.proof, size=size,
+        )  # fmt: skip
         return await self.bodies.answer(wish)
 
     async def _same_file(self, digest: Digest, opened: Opened) -> None:
@@ -145,12 +153,13 @@ class StreamingFront:
             return
         # Nobody waits for it: it takes none of the connections that are kept for those who do.
         source = self.upstream.url(wanted.url, _sent(authorization), urgent=False, low=True)
+        origin = origin_of(wanted.word)
         if self.prefetch:
-            self.background.prefetch(digest, source)
+            self.background.prefetch(digest, source, origin)
         # The blob's end is not known here; whoever fetches cuts the range.
         ahead = self.readahead.read(digest, asked.first, asked.last + 1, 1 << 62)
         if ahead is not None:
-            self.background.fetch(digest, source, *ahead)
+            self.background.fetch(digest, source, origin, *ahead)
 
     def _headers(self, request: web.Request) -> dict[str, str]:
         given = request.headers.get("X-MS-Peerd-CorrelationId", "")

@@ -22,6 +22,9 @@ _IN_PATH = (
     re.compile(rf"/docker/registry/v2/blobs/sha256/(?P<xx>[0-9a-f]{{2}})/(?=(?P=xx)){_HEX}/data(?:/|$)"),
     re.compile(rf"sha256(?::|%3[Aa]){_HEX}"),
 )
+_REGISTRY = re.compile(r"/v2(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)+/blobs/sha256:[0-9a-f]{64}")
+"""Nothing that a server could take for another path: no dots alone, and no escapes."""
+
 _VALUE = re.compile(rf"sha256:{_HEX}")
 _PORTS = {"http": 80, "https": 443}
 
@@ -36,6 +39,13 @@ class Wanted:
     place: str
     """scheme://host/path: no query. The key of a file without a digest."""
     digest: Digest | None
+
+    @property
+    def word(self) -> str:
+        """Who answers for it that the bytes are those of the digest: a registry, which looks at what is uploaded to it
+        (OCI distribution-spec), by its name; elsewhere whoever may write to that place."""
+        path = self.place.partition("://")[2].removeprefix(self.host)
+        return self.host if _REGISTRY.fullmatch(path) else self.place
 
 
 def parse(target: str) -> Wanted:

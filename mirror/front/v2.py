@@ -36,6 +36,7 @@ from swarm.blob.errors import (
     StoreFull,
     SwarmError,
 )
+from swarm.fetch.proof import origin_of
 from swarm.upstream.source import Source
 
 LARGEST_LIST = 32 * 1024 * 1024
@@ -90,7 +91,7 @@ class RegistryFront:
             # A reader of a given range wants that and no more; one that may go on to the end wants the blob.
             whole = request.method == "GET" and (asked is None or asked.open_ended)
             headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": digest, "ETag": etag}
-            return await self.bodies.answer(BlobRequest(request, digest, source, asked, headers, whole))
+            return await self.bodies.answer(BlobRequest(request, digest, source, asked, headers, whole, origin_of(ns)))
         except SwarmError as error:
             request[REQUEST_LOG].note = str(error)
             if self.bodies.begun.standing(digest, time.monotonic()) is Standing.FRESH:
@@ -110,7 +111,7 @@ class RegistryFront:
             source = self.upstream.manifest(ns, route.name, digest)
             await self._admit(ns, route.name, digest, lambda: self._manifest_readable(ns, route.name, digest))
             content, origins = await first_good(
-                self._content(request, digest, source), lambda: self._straight(ns, route.name, digest)
+                self._content(request, digest, source, origin_of(ns)), lambda: self._straight(ns, route.name, digest)
             )
             for origin, count in origins.items() if request.method == "GET" else ():
                 request[REQUEST_LOG].sent(origin, count)
@@ -143,14 +144,16 @@ class RegistryFront:
             request[REQUEST_LOG].note = f"last known digest, {named.age:.0f} s old"
         return named
 
-    async def _content(self, request: web.Request, digest: Digest, source: Source) -> tuple[bytes, Counter[str]]:
+    async def _content(
+        self, request: web.Request, digest: Digest, source: Source, origin: str
+    ) -> tuple[bytes, Counter[str]]:
         """The bytes of a manifest, which are few, and where they came from.
 
         Raises BlobUnavailable, BlobCorrupt, SourceError.
         """
         origins: Counter[str] = Counter()
         try:
-            async with self.bodies.swarm.open(digest, source) as blob:
+            async with self.bodies.swarm.open(digest, source, origin=origin) as blob:
                 if blob.size > manifests.LARGEST:
                     raise BlobUnavailable("too large for a manifest")
                 parts = []
@@ -204,7 +207,7 @@ class RegistryFront:
         return True
 
     async def _shown(self, ns: str, repository: str, digest: Digest, source: Source) -> None:
-        await self.possession.prove((ns, repository), digest, source, self.bodies.swarm)
+        await self.possession.prove((ns, repository), digest, source, self.bodies.swarm, origin_of(ns))
 
     async def _manifest_readable(self, ns: str, repository: str, digest: Digest) -> None:
         # The bytes, not a HEAD: whoever runs a registry can say that it has a digest.

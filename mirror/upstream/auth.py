@@ -160,7 +160,7 @@ def token_of(body: bytes, host: str) -> tuple[str, float]:
         answer = json.loads(body)
         token = answer.get("token") or answer.get("access_token")
         life = answer.get("expires_in", TOKEN_LIFE)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise SourceBroken(f"the token service of {host} answered no JSON object") from None
     if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
         raise SourceBroken(f"the token service of {host} answered no token")
@@ -190,7 +190,13 @@ class Authorizer:
         if challenge is None:
             return None
         place = self._places.get((host, repository), 0)
-        return await self._grant(challenge, host, repository, await self._credentials.find(host, repository, place))
+        credential = await self._credentials.find(host, repository, place)
+        try:
+            return await self._grant(challenge, host, repository, credential)
+        except SourceRefused:
+            # It may ask for none any more, or for another one: it says so itself.
+            self._challenges.pop((host, repository), None)
+            return None
 
     def refused(self, host: str, repository: str, header: str) -> None:
         """A token was refused that was good before: it is not sent again."""
@@ -228,6 +234,7 @@ class Authorizer:
                 return grant
         self._places.pop((host, repository), None)
         if refused is not None:
+            self._challenges.pop((host, repository), None)  # the next one asks plainly: it may be open by then
             raise refused
         return None
 

@@ -12,6 +12,7 @@ SwarmError
 ├── BlobUnavailable      nobody can bring the blob in: the client should go upstream itself
 ├── BlobCorrupt          the bytes do not match the digest, after every retry
 ├── BlobUnreadable       the copy on this node rotted or cannot be read: the rest must come from elsewhere
+├── Unproven             what is here, or with others, is not of the reader's origin: pass upstream's bytes through
 ├── StoreFull            the blob does not fit (budget or disk): pass it through instead
 ├── StoreUnusable        the store directory cannot be used: another process has it, or no permission
 ├── Stopped              nobody wants the hash any more that was being computed
@@ -86,6 +87,10 @@ class BlobCorrupt(SwarmError):
 
 class BlobUnreadable(SwarmError):
     """A complete copy on this node's disk rotted or cannot be read. It was given up; what was sent of it is right."""
+
+
+class Unproven(SwarmError):
+    """What is here of the blob, or with others, is the word of somebody who may have asked another place for it."""
 
 
 class StoreFull(SwarmError):

@@ -119,6 +119,10 @@ class Council:
         """The piece hashes of a window that is here."""
         return self._course.partial.sums(window) if self._course.partial is not None else None
 
+    def origin(self) -> str:
+        """Of which origin the windows are that are here."""
+        return self._course.origin or ""
+
     async def offer(self, window: int) -> None:
         """Offer a window that is here to peers."""
         course, hashes = self._course, self.sums(window)

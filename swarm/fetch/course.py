@@ -104,6 +104,8 @@ class Course:
     phase: Phase = Phase.SIZING
     error: SwarmError | None = None
     closing: bool = False
+    origin: str | None = None
+    """Of what upstream sends to this node; "": of several, or not known; None: nobody has asked."""
     ranged: bool = False
     """Ranges of the blob were read on this node."""
     enters: bool = False
@@ -136,6 +138,13 @@ class Course:
     def is_verified(self) -> bool:
         """Whether the whole blob is here, and its sha256 matched."""
         return self.phase in (Phase.VERIFIED, Phase.KEPT) or (self.phase is Phase.CLOSED and self.error is None)
+
+    def mixed(self) -> None:
+        """What comes from now on is of another origin than what came: nobody can tell them apart any more."""
+        if self.origin and not self.is_verified:
+            self.origin = ""
+            if self.partial is not None:
+                self.tasks.spawn(self.partial.mixed())
 
     def want(self) -> None:
         """Fetch from peers what the readers want now, where there is somebody to fetch it from."""

@@ -23,7 +23,8 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from swarm.blob.digest import Digest
-from swarm.blob.errors import BlobUnavailable, StoreFull, SwarmError, TrackerError
+from swarm.blob.errors import BlobUnavailable, StoreFull, SwarmError, TrackerError, Unproven
+from swarm.blob.metainfo import HASH_LENGTH
 from swarm.fetch import stalls
 from swarm.fetch.claims import Claims
 from swarm.fetch.council import Council
@@ -31,6 +32,7 @@ from swarm.fetch.course import Course, Home, Parts, Phase
 from swarm.fetch.follower import Follower
 from swarm.fetch.intake import Intake
 from swarm.fetch.partial import Partial
+from swarm.fetch.proof import Proof, suffices
 from swarm.fetch.readers import Reader, Readers
 from swarm.fetch.reading import Span, spans
 from swarm.fetch.tasks import Tasks
@@ -149,9 +151,28 @@ class Fetch:
 
     # -- readers ----------------------------------------------------------------------------------
 
-    def join(self, whole: bool, source: Source | None, *, low: bool = False) -> Reader:
-        """A new reader; *low*: one that every other comes before. The fetch starts with the first."""
-        reader = Reader(whole, source, late=self.is_verified, low=low)
+    def join(
+        self,
+        whole: bool,
+        source: Source | None,
+        *,
+        low: bool = False,
+        origin: str = "",
+        proof: Proof = Proof.NONE,
+    ) -> Reader:
+        """A new reader; *low*: one that every other comes before. The fetch starts with the first.
+
+        *origin*: of what *source* sends. Raises Unproven if *proof* asks for more than this fetch will have.
+        """
+        course = self._course
+        if course.origin is None:
+            course.origin = origin
+        elif origin != course.origin and not self.is_verified:
+            if proof is not Proof.NONE and not course.follower.sealed:
+                raise Unproven(f"{self.digest} is asked of another place on this node")
+            if source is not None:
+                course.mixed()
+        reader = Reader(whole, source, late=self.is_verified, low=low, origin=origin, proof=proof)
         self._course.readers.add(reader)
         self._joined.set()
         if self._idle is not None:
@@ -208,7 +229,7 @@ class Fetch:
         layout, held = self._course.partial.layout, self._course.partial.pieces
         first, last = position // layout.piece_length, (stop - 1) // layout.piece_length
         needed = {
-            w.index: [p for p in held.missing(w) if first <= p <= last]
+            w.index: [p for p in held.missing(w) if first <= p <= last and self.suffices(reader, p)]
             for w in layout.windows_of(position, stop)[:DEMANDED_WINDOWS]
             if not held.holds(w)
         }
@@ -217,6 +238,23 @@ class Fetch:
             reader.pieces, reader.windows = pieces, tuple(w for w, found in needed.items() if found)
             self._course.follower.tell()
             self._course.want()
+
+    def suffices(self, reader: Reader, piece: int) -> bool:
+        """Whether *reader* may be given *piece*, or wait for it: see swarm/fetch/proof.py."""
+        course, here = self._course, self._course.partial
+        if reader.proof is Proof.NONE or course.is_verified or here is None:
+            return True
+        had = here.pieces.origin(piece) if piece in here.pieces else None
+        window, board = here.window_of(piece), course.follower
+        told: str | None = None
+        if (hashes := board.hashes.get(window.index)) is not None:
+            at = (piece - window.first_piece) * HASH_LENGTH
+            if had is None or here.pieces.sum(piece) == hashes[at : at + HASH_LENGTH]:
+                told = board.origins.get(window.index, "")
+        return suffices(
+            reader.proof, reader.origin, mine=course.origin or "", had=had, told=told, sealed=board.sealed,
+            vouched=board.vouched,
+        )  # fmt: skip
 
     async def hurry(self, reader: Reader, piece: int) -> None:
         """Until *piece* is ready, whatever it takes. Raises SwarmError."""

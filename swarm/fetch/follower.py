@@ -67,6 +67,9 @@ class Node(Protocol):
     def sums(self, window: int) -> bytes | None:
         """The piece hashes of a window that is here."""
 
+    def origin(self) -> str:
+        """Of which origin the windows are that are here."""
+
     async def offer(self, window: int) -> None:
         """Offer a window to peers: it is about to be published."""
 
@@ -132,6 +135,21 @@ class Follower:
     def hashes(self) -> Mapping[int, bytes]:
         """Window -> piece hashes, of all windows that are published."""
         return self._news.hashes
+
+    @property
+    def origins(self) -> Mapping[int, str]:
+        """Window -> of which origin its bytes are, of the published windows that are of one."""
+        return self._news.origins
+
+    @property
+    def sealed(self) -> bool:
+        """Whether somebody has seen the sha256 of what the board says."""
+        return self._news.sealed or self._news.sole is not None
+
+    @property
+    def vouched(self) -> bool:
+        """Whether two members have."""
+        return self._news.vouched
 
     @property
     def peers(self) -> tuple[PeerAddress, ...]:
@@ -214,10 +232,11 @@ class Follower:
         hashes = self._node.sums(window)
         if hashes is None:
             return False
-        self._news.tell(window, hashes)
+        origin = self._node.origin()
+        self._news.tell(window, hashes, origin)
         self._publishing.add(window)
         self._all_told.clear()
-        self._spawn(self._publish(window, hashes, self._news.generation))
+        self._spawn(self._publish(window, hashes, origin, self._news.generation))
         return True
 
     async def release(self, windows: tuple[int, ...], failure: Failure, retry_after: float | None = None) -> bool:
@@ -423,12 +442,12 @@ class Follower:
 
     def _own_board(self) -> LocalBoard:
         """A board of our own; windows that peers are sending us need not come from upstream."""
-        board, now = LocalBoard(self._digest), self._node.standing()
+        board, now, known = LocalBoard(self._digest), self._node.standing(), self._news.hashes
         if now.size is not None and not self._alone:
-            board.others_hold(now.size, {w: self._news.hashes[w] for w in now.coming if w in self._news.hashes})
+            board.others_hold(now.size, {w: known[w] for w in now.coming if w in known}, self._news.origins)
         return board
 
-    async def _publish(self, window: int, hashes: bytes, generation: int) -> None:
+    async def _publish(self, window: int, hashes: bytes, origin: str, generation: int) -> None:
         board, news = self._board, self._news
         try:
             async with self._sending:
@@ -445,6 +464,7 @@ class Follower:
                         size=news.size,
                         window=window,
                         hashes=hashes,
+                        origin=origin,
                         since=news.since,
                     )
                 )

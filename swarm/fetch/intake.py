@@ -60,8 +60,9 @@ class Intake:
             by_window = not course.readers.whole
             here = await Partial.open(
                 course.digest, size, parts.store, course.home.make_room, course.tasks.spawn,
-                by_window=by_window, shared=shared,
+                by_window=by_window, shared=shared, origin=course.origin or "",
             )  # fmt: skip
+            course.origin = here.origin
             if course.ranged:
                 here.expect_ranges()
             course.transfers = Transfers(
@@ -159,9 +160,12 @@ class Intake:
         if not course.heard_peers:
             course.heard_peers = True
             course.parts.silence.broken(course.follower.peers)
+        window = course.partial.window_of(piece).index
+        if not course.follower.sealed and course.follower.origins.get(window, "") != course.origin:
+            course.mixed()  # who reads the blob whole takes what others asked of other places
         length = course.partial.layout.piece_span(piece)[1]
         course.parts.metrics.bytes_in.labels("peer").inc(length)
-        course.claims.arrived(course.partial.window_of(piece).index, length)
+        course.claims.arrived(window, length)
         self._ready(piece, sha1, "peer")
 
     def moved(self) -> None:

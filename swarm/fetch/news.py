@@ -49,6 +49,8 @@ class News:
         """Version of the board up to which its publications are known."""
         self.hope = True
         self.sealed = False
+        self.vouched = False
+        """Two members have seen the sha256 of what the board tells."""
         self.sole: PeerAddress | None = None
         self.available: int | None = None
         self.peers: tuple[PeerAddress, ...] = ()
@@ -58,6 +60,7 @@ class News:
         self._serial = 0
         self._sums = sums
         self._hashes: dict[int, bytes] = {}
+        self._origins: dict[int, str] = {}
         self._told: set[int] = set()
         self._banned: set[PeerAddress] = set()
         self._rejected: int | None = None
@@ -68,6 +71,11 @@ class News:
     def hashes(self) -> Mapping[int, bytes]:
         """Window -> piece hashes, of all windows that are published, for reading."""
         return MappingProxyType(self._hashes)
+
+    @property
+    def origins(self) -> Mapping[int, str]:
+        """Window -> of which origin its bytes are, of those windows that are published and of one, for reading."""
+        return MappingProxyType(self._origins)
 
     @property
     def size(self) -> int | None:
@@ -95,10 +103,11 @@ class News:
         """Whether the board knows *window*, or is being told."""
         return window in self._told
 
-    def tell(self, window: int, hashes: bytes) -> None:
-        """This node is about to publish *window*."""
+    def tell(self, window: int, hashes: bytes, origin: str = "") -> None:
+        """This node is about to publish *window*, whose bytes are of *origin*."""
         self._told.add(window)
-        self._hashes.setdefault(window, hashes)
+        if self._hashes.setdefault(window, hashes) == hashes and origin:
+            self._origins.setdefault(window, origin)
 
     def untell(self, window: int) -> None:
         """The publication of *window* did not arrive."""
@@ -165,6 +174,8 @@ class News:
             return False
         self.generation, self.since, self._told, self._rejected = answer.generation, 0, set(), None
         self._hashes.clear()
+        self._origins.clear()
+        self.vouched = False
         self._holders = HoldersNamed({}, (), None, strangers=False)
         self.sealed, self.sole, self.available = False, None, None
         return True
@@ -179,6 +190,7 @@ class News:
         if self._size is None:
             return
         windows, new = geometry(self._size).windows, []
+        origins = {origin: wire.from_bitmap(told) for origin, told in answer.origins.items() if origin}
         for window, hashes in answer.published.items():
             if not 0 <= window < len(windows) or len(hashes) != windows[window].pieces * HASH_LENGTH:
                 raise TrackerError("the board does not fit the blob")
@@ -186,7 +198,11 @@ class News:
             if mine is not None and mine != hashes:
                 continue  # two truths: publishing ours makes the board begin again
             new.append(window)
+            if self._hashes.get(window) != hashes:
+                self._origins.pop(window, None)
             self._hashes[window] = hashes
+            if origin := next((origin for origin, told in origins.items() if told >> window & 1), ""):
+                self._origins[window] = origin
             self._told.add(window)
         if self._carries_all(asked):
             self.since = max(self.since, answer.version)
@@ -212,4 +228,5 @@ class News:
         if sole is not None and self._whole:  # asked before this fetch turned to all peers
             sole, available, sealed = None, None, True
         self.sealed, self.sole, self.available = sealed, sole, available
+        self.vouched = answer.vouched
         yield ModeChanged(sealed, sole, available)

@@ -11,6 +11,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,19 +83,21 @@ class Partial:
         *,
         by_window: bool,
         shared: bool = False,
+        origin: str = "",
     ) -> Partial:
         """Stage a blob of *size* bytes, with what an earlier fetch left of it. Raises StoreFull.
 
         *shared*: other agents take part. Then a disk that has no room is no reason to go upstream alone: memory stands
-        in for it, as far as there is any.
+        in for it, as far as there is any. *origin*: of what will come; for ranges, what is left of another is dropped.
         """
         promise, spare = (0, SPARE) if by_window else (None, 0)
+        stage = partial(store.stage, digest, size, promise=promise, spare=spare, origin=origin, only=by_window)
         try:
-            staged = await _with_room(lambda: store.stage(digest, size, promise=promise, spare=spare), make_room)
+            staged = await _with_room(stage, make_room)
         except StoreFull:
             if by_window or not shared:
                 raise
-            staged = await store.stage_unkept(digest, size)
+            staged = await store.stage_unkept(digest, size, origin=origin)
         return cls(staged, make_room, spawn, by_window=by_window)
 
     # -- pieces -----------------------------------------------------------------------------------
@@ -178,6 +181,15 @@ class Partial:
                 raise BlobCorrupt(f"bytes of {self.digest} that were given out turned out to be wrong")
             piece += 1
         return now
+
+    @property
+    def origin(self) -> str:
+        """Of which origin all pieces are; "": of several, or not known."""
+        return self._staged.origin
+
+    async def mixed(self) -> None:
+        """What comes from now on is of another."""
+        await self._staged.mixed()
 
     def fail(self, error: BaseException) -> None:
         """No further piece will come."""

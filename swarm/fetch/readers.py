@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from swarm.fetch.proof import Proof
 from swarm.upstream.source import Source
 
 MOST_PREFERRED = 64
@@ -25,6 +26,10 @@ class Reader:
     """Nobody waits for it: every other reader comes first."""
     late: bool = False
     """The blob was complete when this reader came: for it, the bytes come from the disk."""
+    origin: str = ""
+    """Of what its source sends."""
+    proof: Proof = Proof.NONE
+    """What it asks of the bytes that it is given."""
 
 
 class Readers(set[Reader]):

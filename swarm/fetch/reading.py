@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
+from swarm.blob.errors import Unproven
 from swarm.fetch.partial import Partial
 from swarm.fetch.readers import Reader
 from swarm.fetch.verifier import HASH_RUN
@@ -38,11 +39,15 @@ class Supply(Protocol):
     async def hurry(self, reader: Reader, piece: int) -> None:
         """Until *piece* is ready, whatever it takes. Raises SwarmError."""
 
+    def suffices(self, reader: Reader, piece: int) -> bool:
+        """Whether *reader* may be given *piece*, or wait for it."""
+
 
 async def spans(partial: Partial, supply: Supply, reader: Reader, start: int, stop: int) -> AsyncGenerator[Span, None]:
     """Bytes [start, stop) in order, as they become readable; the blob's last piece only when its sha256 matched.
 
-    Raises BlobCorrupt if bytes that were given out turned out to be wrong.
+    Raises BlobCorrupt if bytes that were given out turned out to be wrong; Unproven where *reader* may not be given
+    what comes next.
     """
     layout, pieces = partial.layout, partial.pieces
     position, epoch = start, partial.epoch
@@ -53,6 +58,8 @@ async def spans(partial: Partial, supply: Supply, reader: Reader, start: int, st
     with partial.file.share() as file:
         while position < stop:
             piece = position // layout.piece_length
+            if not supply.suffices(reader, piece):
+                raise Unproven(f"nobody has seen the sha256 of what is there of {partial.digest}")
             supply.need(reader, position, stop)
             await supply.hurry(reader, piece)
             if piece == layout.pieces - 1 and through:
@@ -61,6 +68,7 @@ async def spans(partial: Partial, supply: Supply, reader: Reader, start: int, st
                 epoch = await partial.same_bytes(epoch, first, piece)
                 continue
             count = pieces.run(piece, run)
+            count = next((n for n in range(count) if not supply.suffices(reader, piece + n)), count)
             if not count:
                 continue
             if piece + count == layout.pieces and not supply.is_verified and through and count > 1:

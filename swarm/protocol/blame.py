@@ -29,6 +29,8 @@ class Published:
     hashes: bytes
     agent: str
     version: int
+    origin: str = ""
+    """Of which origin its bytes are, as *agent* says (swarm/fetch/proof.py); "": of several, or not known."""
 
 
 @dataclass(frozen=True, slots=True)

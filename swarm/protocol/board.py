@@ -38,6 +38,9 @@ MAX_GENERATIONS = 3
 SOLE_AGAIN = 30.0
 """Seconds for which everybody fetches from a sole seed as they like, after one claim on its windows failed."""
 
+MOST_ORIGINS = 8
+"""Origins that are told apart: each is a bitmap in every answer."""
+
 HASH = 20
 """Bytes of a piece hash."""
 
@@ -78,6 +81,8 @@ class Board(Standing):
         self._outcome = Outcome()
         self._brought_in = False
         """Sealed by who brought it in by claims, not by the word that a copy is there."""
+        self._origins: dict[str, str] = {}
+        """Those that windows are of, each kept once."""
 
     # -- what agents say ------------------------------------------------------------------------
 
@@ -147,8 +152,12 @@ class Board(Standing):
             self.tasks.resume(agent, now, self._scene(), self._zone(agent), windows)
         return self._done()
 
-    def publish(self, agent: str, now: float, *, generation: int, size: int, window: int, hashes: bytes) -> Outcome:
+    def publish(
+        self, agent: str, now: float, *, generation: int, size: int, window: int, hashes: bytes, origin: str = ""
+    ) -> Outcome:
         """Hashes of a window that *agent* brought in and holds. Not accepted: told too late, or against what is known.
+
+        *origin*: of which origin its bytes are, for readers of ranges. The first that is named counts.
 
         The same window with other hashes is a conflict: the board begins again. Where two members vouch for what is
         known, or one that brought it in by claims, and nobody asked *agent*, it is blamed. Raises BadHashes.
@@ -172,7 +181,10 @@ class Board(Standing):
             self._learn(size)
         who = self._join(agent, now)
         if known is None:
-            self._publish(window, hashes, agent)
+            self._publish(window, hashes, agent, origin)
+        elif origin and not known.origin:
+            del self.windows[window]  # it is news once more, and news come last
+            self._publish(window, hashes, known.agent, origin)
         if known is None or self.sole:
             who.brought += 1
         self.leases.finish(agent, window, now, self._scene(), first=known is None)
@@ -349,9 +361,14 @@ class Board(Standing):
         self.holders.add(agent)
         self._outcome.placed.add(agent)
 
-    def _publish(self, window: int, hashes: bytes, agent: str) -> None:
+    def _publish(self, window: int, hashes: bytes, agent: str, origin: str = "") -> None:
         self.version += 1
-        self.windows[window] = Published(hashes, agent, self.version)
+        if origin and origin not in self._origins:
+            if len(self._origins) < MOST_ORIGINS:
+                self._origins[origin] = origin
+            else:
+                origin = ""  # whoever reads ranges of it asks upstream
+        self.windows[window] = Published(hashes, agent, self.version, self._origins.get(origin, ""))
         self.available.published |= 1 << window
 
     def _seal(self, agent: str) -> None:
@@ -388,6 +405,7 @@ class Board(Standing):
         self._brought_in = False
         self.poisoned = self.generation > MAX_GENERATIONS
         self.windows.clear()
+        self._origins.clear()
         self._outcome.placed |= self.holders | self.who.everybody.keys()
         self._outcome.changed |= self.leases.clear()
         self._outcome.restarted = True

@@ -49,6 +49,8 @@ class View:
     sealed: bool
     published: dict[int, bytes]
     """Window -> hashes, of the windows that changed since the version that the agent knew."""
+    origins: dict[str, int]
+    """Origin -> those of them whose bytes are of it (bit w: window w)."""
     claims: tuple[int, ...]
     """All windows that this agent holds a claim on now."""
     hope: bool
@@ -133,6 +135,21 @@ class Standing:
             newer[window] = published.hashes
         return newer
 
+    def origins_since(self, version: int) -> dict[str, int]:
+        """Origin -> the windows of it (bit w: window w) among those published after *version* in this generation."""
+        newer: dict[str, int] = {}
+        for window, published in reversed(self.windows.items()):
+            if published.version <= version:
+                break
+            if published.origin:
+                newer[published.origin] = newer.get(published.origin, 0) | 1 << window
+        return newer
+
+    @property
+    def vouched(self) -> bool:
+        """Whether two members have seen the sha256 of what stands here."""
+        return self.sealed and self.evidence.confirmed
+
     @property
     def window_count(self) -> int:
         """How many windows the blob has; 0 while the size is unknown."""
@@ -162,6 +179,7 @@ class Standing:
             size=self.size,
             sealed=self.sealed_for(agent),
             published=self.published_since(since),
+            origins=self.origins_since(since),
             claims=self.claims_of(agent),
             hope=self.hope(),
             poisoned=self.alone(agent),

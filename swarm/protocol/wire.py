@@ -53,6 +53,9 @@ Text = Annotated[str, Meta(max_length=1024)]
 Bitmap = Annotated[bytes, Meta(max_length=1024)]
 """Bit w, little-endian, is window w."""
 
+Origin = Annotated[str, Meta(pattern=r"^([0-9a-f]{40})?$")]
+"""A fingerprint of where bytes come from (swarm/fetch/proof.py)."""
+
 Windows = Annotated[tuple[int, ...], Meta(max_length=4096)]
 """Numbers of windows."""
 
@@ -275,7 +278,11 @@ class BoardAnswer(Wire, frozen=True, kw_only=True):
     """Counts the answers that a tracker made: one with a lower serial shows an older state."""
     size: Size | None = None
     sealed: bool = False
+    vouched: bool = False
+    """Two members have seen the sha256 of what is published."""
     published: dict[int, bytes] = {}
+    origins: Annotated[dict[Origin, Bitmap], Meta(max_length=64)] = {}
+    """Origin -> bitmap of the windows in *published* whose bytes are of it, as who told them says."""
     claims: Windows = ()
     hope: bool = True
     poisoned: bool = False
@@ -306,6 +313,8 @@ class Publish(Me, frozen=True, kw_only=True):
     size: Size
     window: int
     hashes: bytes
+    origin: Origin = ""
+    """Of which origin its bytes are (swarm/fetch/proof.py); "": of several, or not known."""
     since: int = 0
 
 

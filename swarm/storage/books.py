@@ -58,6 +58,8 @@ class PartialRecord:
     windows: dict[int, float] = field(default_factory=dict)
     trusted: Stamp | None = None
     """The stamp at which this process knew the pieces to be right; None: they are a former process's word."""
+    origin: str = ""
+    """As that of a Staged."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property

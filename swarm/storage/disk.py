@@ -28,7 +28,18 @@ from swarm.blob.errors import DigestInvalid, ShortFile, StoreUnusable
 from swarm.blob.geometry import geometry
 from swarm.storage.errnos import is_scarcity, translate
 from swarm.storage.hashing import Sums, piece_hashes, sums
-from swarm.storage.sidecar import Meta, Stamp, decode_meta, encode_meta, log_header, log_records, parse_log, stamp_of
+from swarm.storage.sidecar import (
+    Meta,
+    Stamp,
+    decode_meta,
+    encode_meta,
+    log_header,
+    log_owner,
+    log_records,
+    parse_log,
+    stamp_of,
+    take_owner,
+)
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # <linux/falloc.h>
 _NO_PUNCH = {errno.EOPNOTSUPP, errno.ENOSYS}
@@ -82,6 +93,7 @@ class FoundPartial:
     allocated: int
     pieces: dict[int, bytes]
     used: float
+    origin: str
 
 
 def make(directory: Directory) -> bool:
@@ -149,10 +161,11 @@ def _scan_stagings(directory: Directory, complete: set[Digest]) -> list[FoundPar
         with contextlib.suppress(OSError):
             stat = path.stat()
             parsed = parse_log(log.read_bytes())
+            origin = take_owner(parsed[1]) if parsed else ""
             if parsed and parsed[0] == stat.st_size and parsed[1]:
                 pieces = {i: sha1 for i, sha1 in parsed[1].items() if i < geometry(stat.st_size).pieces}
                 used = log.stat().st_mtime
-                found.append(FoundPartial(digest, stat.st_size, stat.st_blocks * 512, pieces, used))
+                found.append(FoundPartial(digest, stat.st_size, stat.st_blocks * 512, pieces, used, origin))
                 kept |= {path.name, log.name}
     for path in directory.stagings.iterdir():
         if path.name not in kept:
@@ -160,14 +173,14 @@ def _scan_stagings(directory: Directory, complete: set[Digest]) -> list[FoundPar
     return found
 
 
-def create(path: Path, log: Path, size: int) -> tuple[int, int]:
+def create(path: Path, log: Path, size: int, origin: str) -> tuple[int, int]:
     """Begin a blob: descriptors of the sparse file and of its log. Leaves nothing behind if it fails."""
     fd = log_fd = -1
     try:
         for old in (path, log):
             clear(old)
         log_fd = os.open(log, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        write_at(log_fd, log_header(size), 0)
+        write_at(log_fd, log_header(size) + log_records(log_owner(origin)), 0)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.ftruncate(fd, size)
     except OSError as error:
@@ -210,13 +223,13 @@ def verify(
         os.close(fd)
 
 
-def reopen(path: Path, log: Path, size: int, pieces: Mapping[int, bytes]) -> tuple[int, int]:
+def reopen(path: Path, log: Path, size: int, pieces: Mapping[int, bytes], origin: str) -> tuple[int, int]:
     """Go on with a partial blob that has *pieces*: descriptors of the file and of its log. Raises StoreFull."""
     fd = log_fd = -1
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         log_fd = os.open(log, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        rewrite_log(log_fd, size, pieces)
+        rewrite_log(log_fd, size, pieces, origin)
     except OSError as error:
         for opened in (fd, log_fd):
             if opened >= 0:
@@ -225,9 +238,9 @@ def reopen(path: Path, log: Path, size: int, pieces: Mapping[int, bytes]) -> tup
     return fd, log_fd
 
 
-def rewrite_log(fd: int, size: int, pieces: Mapping[int, bytes]) -> int:
-    """Make the log say just *pieces*; its length in bytes. Killed in between, only hints are lost."""
-    data = log_header(size) + log_records(pieces)
+def rewrite_log(fd: int, size: int, pieces: Mapping[int, bytes], origin: str) -> int:
+    """Make the log say just *pieces*, of *origin*; its length in bytes. Killed in between, only hints are lost."""
+    data = log_header(size) + log_records(log_owner(origin)) + log_records(pieces)
     write_at(fd, data, 0)
     os.ftruncate(fd, len(data))
     return len(data)
@@ -310,15 +323,20 @@ def punch(fd: int, spans: Iterable[tuple[int, int]]) -> bool:
 
 
 def thin(
-    directory: Directory, digest: Digest, size: int, pieces: Mapping[int, bytes], spans: Iterable[tuple[int, int]]
+    directory: Directory,
+    digest: Digest,
+    size: int,
+    pieces: Mapping[int, bytes],
+    origin: str,
+    spans: Iterable[tuple[int, int]],
 ) -> tuple[int, Stamp, bool]:
-    """Punch *spans* out of a partial blob that keeps *pieces*: (bytes it takes then, its stamp, could it be done).
+    """Punch *spans* out of a partial blob that keeps *pieces*, of *origin*.
 
-    Raises OSError.
+    (Bytes it takes then, its stamp, could it be done.) Raises OSError.
     """
     log_fd = os.open(directory.log(digest), os.O_RDWR | os.O_CLOEXEC)
     try:
-        rewrite_log(log_fd, size, pieces)
+        rewrite_log(log_fd, size, pieces, origin)
     finally:
         os.close(log_fd)
     fd = os.open(directory.staging(digest), os.O_RDWR | os.O_CLOEXEC)

@@ -38,7 +38,7 @@ def blocks(size: int) -> int:
 
 def sidecars(size: int) -> int:
     """Bytes that the files beside a blob of *size* bytes may take: its piece log and its Meta."""
-    records = -(-size // piece_length(size)) * RECORD
+    records = (-(-size // piece_length(size)) + 1) * RECORD
     return blocks(HEADER + records) + blocks(META_EXTRA + records)
 
 

@@ -118,7 +118,7 @@ class Eviction:
         async with part.lock:
             try:
                 allocated, stamp, punched = await self._workers.run(
-                    disk.thin, self._directory, part.digest, part.size, dict(part.pieces), spans
+                    disk.thin, self._directory, part.digest, part.size, dict(part.pieces), part.origin, spans
                 )
             except OSError as error:
                 log.warning("cannot-thin", extra={"fields": {"digest": part.digest, "error": error.strerror}})

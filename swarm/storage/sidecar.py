@@ -2,7 +2,8 @@
 
 `Meta` is JSON. The piece log is binary: a header, then one record per piece as it arrives; a record
 that was torn by a crash fails its checksum, and ends the log. The log is a hint: whoever reads it
-checks the pieces against the blob file.
+checks the pieces against the blob file. One record more, in the place of a piece that no blob has, says of
+which origin they all are (swarm/fetch/proof.py).
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ HEADER = _HEADER.size
 
 RECORD = _BODY.size + _CHECK.size
 """Bytes of one record of a piece log."""
+
+
+OWNER = (1 << 32) - 1
+"""The number of the record that says of which origin the pieces are; FILLER: of several, or of none that is known."""
 
 
 class Stamp(NamedTuple):
@@ -77,6 +82,16 @@ def log_header(size: int) -> bytes:
 def log_records(pieces: Mapping[int, bytes]) -> bytes:
     """Records saying that *pieces* (index -> SHA-1) are in the file."""
     return b"".join(_record(piece, sha1) for piece, sha1 in pieces.items())
+
+
+def log_owner(origin: str) -> dict[int, bytes]:
+    """The record of *origin*, among pieces; none for "": of several, or of none that is known."""
+    return {OWNER: bytes.fromhex(origin)} if origin else {}
+
+
+def take_owner(pieces: dict[int, bytes]) -> str:
+    """Take the record of an origin out of *pieces*, as parsed; "" if there is none."""
+    return pieces.pop(OWNER, b"").hex()
 
 
 def log_removals(pieces: Iterable[int]) -> bytes:

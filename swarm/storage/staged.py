@@ -14,7 +14,7 @@ from swarm.blob.geometry import Geometry, geometry
 from swarm.storage import disk
 from swarm.storage.errnos import translate
 from swarm.storage.held import BlobHandle, OpenFile
-from swarm.storage.sidecar import HEADER, RECORD, Stamp, log_records, log_removals, stamp_of
+from swarm.storage.sidecar import HEADER, OWNER, RECORD, Stamp, log_records, log_removals, stamp_of
 
 
 class Shelf(Protocol):
@@ -49,6 +49,8 @@ class Staged:
         self.path = path
         self.geometry: Geometry = geometry(size)
         self.pieces: dict[int, bytes] = {}
+        self.origin = ""
+        """Of which origin all pieces are (swarm/fetch/proof.py); "": of several, or of none that is known."""
         self.used: dict[int, float] = {}
         """Window -> time of its last use (`touch`), for eviction."""
         self.promised = 0
@@ -73,7 +75,7 @@ class Staged:
         """The store opened the files: not for others."""
         file.enter()
         self._file, self._log_fd, self.pieces = file, log_fd, pieces
-        self._log_end = HEADER + RECORD * len(pieces)
+        self._log_end = HEADER + RECORD * (len(pieces) + bool(self.origin))
 
     @property
     def file(self) -> OpenFile | None:
@@ -133,6 +135,12 @@ class Staged:
         self.pieces.update(pieces)
         await asyncio.to_thread(self._append, log_records(pieces))
 
+    async def mixed(self) -> None:
+        """What comes from now on is of another origin than what is here."""
+        if self.origin:
+            self.origin = ""
+            await asyncio.to_thread(self._append, log_removals([OWNER]))
+
     async def dropped(self, pieces: list[int]) -> None:
         """Those pieces were given up: for the store."""
         await asyncio.to_thread(self._append, log_removals(pieces))
@@ -168,8 +176,8 @@ class Staged:
             if self._log_fd < 0:
                 return
             try:
-                if self._log_end + len(data) > HEADER + RECORD * self.geometry.pieces:
-                    self._log_end = disk.rewrite_log(self._log_fd, self.size, self.pieces.copy())
+                if self._log_end + len(data) > HEADER + RECORD * (self.geometry.pieces + 1):
+                    self._log_end = disk.rewrite_log(self._log_fd, self.size, self.pieces.copy(), self.origin)
                 else:
                     disk.write_at(self._log_fd, data, self._log_end)
                     self._log_end += len(data)

@@ -110,7 +110,7 @@ class Store:
                 self._recheck.doubt(blob)
         for part in partials:
             self._books.partials[part.digest] = PartialRecord(
-                part.digest, part.size, part.allocated, part.pieces, part.used
+                part.digest, part.size, part.allocated, part.pieces, part.used, origin=part.origin
             )
         await self._eviction.fit()
 
@@ -218,12 +218,16 @@ class Store:
 
     # -- blobs on their way in -------------------------------------------------------------------
 
-    async def stage(self, digest: Digest, size: int, *, promise: int | None = None, spare: int = 0) -> Staged:
+    async def stage(
+        self, digest: Digest, size: int, *,
+        promise: int | None = None, spare: int = 0, origin: str = "", only: bool = False,
+    ) -> Staged:  # fmt: skip
         """Begin a blob of *size* bytes, or go on with a partial one; makes room for it.
 
         *promise*: bytes to reserve instead of *size*, for a blob that is only read in parts (see
         Staged.grow). *spare*: bytes to have free beside a partial blob, if windows can be given up for them, its own
-        among them. Raises StoreFull; ValueError if it is staged already.
+        among them. *origin*: of which origin its pieces will be; *only*: a partial blob of another is of no use.
+        Raises StoreFull; ValueError if it is staged already.
         """
         if digest in self._books.staged:
             raise ValueError(f"already staged: {digest}")
@@ -244,14 +248,14 @@ class Store:
             wanted = size if promise is None else min(promise, size)
             await self._eviction.reserve(staged, max(staged.promised, blocks(wanted) + sidecars(size)))
             pieces: dict[int, bytes] = {}
-            if old and old.size == size:
+            if old and old.size == size and not (only and old.origin != origin):
                 # As long as a proof lasts: the disk may have lost pieces since.
                 trusted = old.trusted if self._clock() - old.used < LASTS else None
                 verify = partial(disk.verify, staged.path, size, old.pieces, trusted)
                 pieces = await self.hasher.run(verify)
                 staged.used = dict(old.windows)
-            if not pieces:
-                old = None
+            old = old if pieces else None
+            staged.origin = origin if not old or old.origin == origin else ""
             await self._workers.to_end(self._open_staged(staged, pieces))
         except BaseException:
             if staged.file:  # cancelled when all was done
@@ -263,7 +267,7 @@ class Store:
             raise
         return staged
 
-    async def stage_unkept(self, digest: Digest, size: int) -> Staged:
+    async def stage_unkept(self, digest: Digest, size: int, *, origin: str = "") -> Staged:
         """A place in memory for a blob that the disk does not take: shared while it comes in, gone once abandoned.
 
         Raises StoreFull if there is no memory for it either; ValueError if it is staged already.
@@ -275,6 +279,7 @@ class Store:
         file = self._memory.file(digest, size)
         staged = Staged(self, digest, size, Path(f"/proc/self/fd/{file.fd}"))
         staged.kept = staged.named = False
+        staged.origin = origin
         staged.attach(file, -1, {})
         self._books.staged[digest] = staged
         return staged
@@ -372,9 +377,9 @@ class Store:
     async def _open_staged(self, staged: Staged, pieces: dict[int, bytes]) -> None:
         log_path = self._directory.log(staged.digest)
         if pieces:
-            fd, log_fd = await self._workers.run(disk.reopen, staged.path, log_path, staged.size, pieces)
+            fd, log_fd = await self._workers.run(disk.reopen, staged.path, log_path, staged.size, pieces, staged.origin)
         else:
-            fd, log_fd = await self._workers.run(disk.create, staged.path, log_path, staged.size)
+            fd, log_fd = await self._workers.run(disk.create, staged.path, log_path, staged.size, staged.origin)
         staged.attach(OpenFile(fd, self._workers.close_fd), log_fd, pieces)
 
     async def _finish(self, staged: Staged, file: OpenFile, hashes: bytes) -> None:
@@ -394,7 +399,8 @@ class Store:
         staged.done = True
         if keep and staged.pieces and staged.kept:
             now, file = self._clock(), staged.file
-            kept = PartialRecord(staged.digest, staged.size, 0, staged.pieces, now, dict(staged.used))
+            used, size = dict(staged.used), staged.size
+            kept = PartialRecord(staged.digest, size, 0, staged.pieces, now, used, origin=staged.origin)
             try:
                 await self._workers.run(staged.close_log)
                 # What was not noted cannot be used later.

@@ -111,10 +111,13 @@ class LocalBoard:
         self._changed = asyncio.Event()
         self._serial = 0
 
-    def others_hold(self, size: int, hashes: Mapping[int, bytes]) -> None:
+    def others_hold(self, size: int, hashes: Mapping[int, bytes], origins: Mapping[int, str]) -> None:
         """Peers that we know of hold the windows in *hashes*: no need to go upstream for them while they deliver."""
         for window, told in hashes.items():
-            self._board.publish(_OTHERS, time.monotonic(), generation=0, size=size, window=window, hashes=told)
+            self._board.publish(
+                _OTHERS, time.monotonic(), generation=0, size=size, window=window, hashes=told,
+                origin=origins.get(window, ""),
+            )  # fmt: skip
 
     async def poll(self, message: wire.BoardPoll) -> wire.BoardAnswer:
         deadline = time.monotonic() + message.wait
@@ -155,6 +158,7 @@ class LocalBoard:
             size=message.size,
             window=message.window,
             hashes=message.hashes,
+            origin=message.origin,
         )
         self._changed.set()
         return self._answer(message.since, message.generation)
@@ -195,6 +199,7 @@ class LocalBoard:
             size=view.size,
             sealed=view.sealed,
             published=view.published,
+            origins={origin: wire.bitmap(windows) for origin, windows in view.origins.items()},
             claims=view.claims,
             hope=view.hope,
             poisoned=view.poisoned,

@@ -27,6 +27,7 @@ from mirror.upstream.urlrules import UrlRules
 from swarm.base.flags import Endpoint
 from swarm.blob.digest import Digest, parse
 from swarm.blob.errors import BlobUnavailable, SourceBroken, SourceBusy, SourceError, SwarmError
+from swarm.fetch.proof import Proof
 from swarm.tracking.tags import Meaning, Resolved
 from swarm.upstream.source import Source
 from tests.parts.procs import free_port
@@ -163,6 +164,8 @@ class FileSwarm:
         size: int | None = None,
         whole: bool = True,
         low: bool = False,
+        origin: str = "",
+        proof: Proof = Proof.NONE,
     ) -> AsyncIterator[FileBlob]:
         """The blob, or what upstream has of it, taken whole."""
         self.opened += 1

@@ -34,7 +34,10 @@ A = TypeVar("A", bound=wire.Wire)
 class Liar:
     """State of the process."""
 
-    def __init__(self, tracker: str, digest: str, size: int, directory: Path, http: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, tracker: str, digest: str, size: int, directory: Path, origin: str, http: aiohttp.ClientSession
+    ) -> None:
+        self.origin = origin
         self.tracker, self.digest, self.size = tracker, parse(digest), size
         self.http = http
         self.path = directory / "wrong"
@@ -123,6 +126,7 @@ class Liar:
             size=self.size,
             window=window.index,
             hashes=hashes,
+            origin=self.origin,
         )
         await self._say("publish", message, wire.BoardAnswer)
         print(f"published {window.index} of {len(layout.windows)}", flush=True)
@@ -132,30 +136,32 @@ class _Careless(Owner):
     """Owner of what is offered: it has every piece, and need not hear of any."""
 
 
-async def _main(tracker: str, digest: str, size: int, directory: Path) -> None:
+async def _main(tracker: str, digest: str, size: int, directory: Path, origin: str) -> None:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as http:
-        await Liar(tracker, digest, size, directory, http).run()
+        await Liar(tracker, digest, size, directory, origin, http).run()
 
 
 def main(arguments: list[str]) -> None:
-    """`python -m tests.parts.liar --tracker URL --digest D --size N --directory DIR`."""
+    """`python -m tests.parts.liar --tracker URL --digest D --size N --directory DIR [--origin O]`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--tracker", required=True)
     parser.add_argument("--digest", required=True)
     parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--origin", default="")
     given = parser.parse_args(arguments)
-    asyncio.run(_main(given.tracker, given.digest, given.size, given.directory))
+    asyncio.run(_main(given.tracker, given.digest, given.size, given.directory, given.origin))
 
 
 @asynccontextmanager
-async def liar(tracker: str, digest: str, size: int, directory: Path) -> AsyncIterator[Process]:
-    """A liar that has published its first window when the block is entered."""
+async def liar(tracker: str, digest: str, size: int, directory: Path, *, origin: str = "") -> AsyncIterator[Process]:
+    """A liar that has published its first window when the block is entered. *origin*: of what it says that it is."""
     place = directory / "liar"
     place.mkdir()
     argv = python(
-        "tests.parts.liar", "--tracker", tracker, "--digest", digest, "--size", str(size), "--directory", str(place)
-    )
+        "tests.parts.liar", "--tracker", tracker, "--digest", digest, "--size", str(size), "--directory", str(place),
+        "--origin", origin,
+    )  # fmt: skip
     part = Process(argv, name="liar", log=directory / "liar.log")
     part.start()
     try:

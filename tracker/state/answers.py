@@ -69,6 +69,7 @@ class Answers:
         swarm.serial += 1
         sole = self._agents.get(board.sole) if board.has_turn(agent.key) else None
         elsewhere = board.available_for(agent.key)
+        published, origins = self._swarms.published_since(swarm, since if news else board.version)
         return Raw(
             incarnation=swarm.incarnation,
             version=board.version if news else 0,
@@ -76,7 +77,9 @@ class Answers:
             serial=swarm.serial,
             size=board.size,
             sealed=board.sealed_for(agent.key) and not entering,
-            published=self._swarms.published_since(swarm, since if news else board.version),
+            vouched=board.vouched,
+            published=published,
+            origins=origins,
             claims=board.claims_of(agent.key),
             hope=hope,
             poisoned=board.alone(agent.key),

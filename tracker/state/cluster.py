@@ -248,16 +248,16 @@ class Cluster:
     def publish(self, agent: Agent, said: wire.Publish) -> Swarm:
         """Hashes of a window. Raises Outdated, BadHashes."""
         swarm = self._current(said.digest, said.incarnation)
-        now = self.now()
+        now, board = self.now(), swarm.board
         if not self.copies.trusted(swarm, agent.key):
             raise Outdated("in quarantine: what this agent publishes does not count")
-        board = swarm.board
         known = said.window in board.windows
         claim = board.claims.get(said.window)
         done = claim.done if claim is not None else 0
         outcome = board.publish(
-            agent.key, now, generation=said.generation, size=said.size, window=said.window, hashes=said.hashes
-        )
+            agent.key, now, generation=said.generation, size=said.size, window=said.window, hashes=said.hashes,
+            origin=said.origin,
+        )  # fmt: skip
         if outcome.accepted and not known:
             swarm.count(max(0, board.window_length(said.window) - done), now)
             swarm.published_by[agent.key] = swarm.published_by.get(agent.key, 0) + 1

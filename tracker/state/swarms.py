@@ -63,7 +63,7 @@ class Announcer:
 
 
 class Raw(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """wire.BoardAnswer with *published* encoded already: many agents are told the same."""
+    """wire.BoardAnswer with *published* and *origins* encoded already: many agents are told the same."""
 
     incarnation: str
     version: int
@@ -71,7 +71,9 @@ class Raw(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     serial: int = 0
     size: int | None = None
     sealed: bool = False
+    vouched: bool = False
     published: msgspec.Raw = msgspec.Raw(b"{}")
+    origins: msgspec.Raw = msgspec.Raw(b"{}")
     claims: tuple[int, ...] = ()
     hope: bool = True
     poisoned: bool = False
@@ -253,7 +255,7 @@ class Swarms:
         self._serial = 0
         self._swarms: OrderedDict[str, Swarm] = OrderedDict()
         self._torrents: dict[bytes, Swarm] = {}
-        self._encoded: OrderedDict[tuple[str, int, int, int], bytes] = OrderedDict()
+        self._encoded: OrderedDict[tuple[str, int, int, int], tuple[bytes, bytes]] = OrderedDict()
         self._encoded_bytes = 0
         self.skipped = 0
         """Blobs that some agent holds although no swarm says so: there were too many."""
@@ -272,20 +274,22 @@ class Swarms:
         """The sealed swarm with this torrent."""
         return self._torrents.get(info_hash)
 
-    def published_since(self, swarm: Swarm, since: int) -> msgspec.Raw:
-        """JSON of {window: hashes} of what is newer on the board of *swarm* than version *since*."""
+    def published_since(self, swarm: Swarm, since: int) -> tuple[msgspec.Raw, msgspec.Raw]:
+        """JSON of {window: hashes} and {origin: windows}, of what is newer on the board of *swarm* than *since*."""
         board = swarm.board
         if since >= board.version or not board.windows:
-            return _NOTHING
+            return _NOTHING, _NOTHING
         key = (swarm.incarnation, board.generation, board.version, since)
         encoded = self._encoded.get(key)
         if encoded is None:
-            encoded = self._encoded[key] = msgspec.json.encode(board.published_since(since))
-            self._encoded_bytes += len(encoded)
+            origins = {origin: wire.bitmap(windows) for origin, windows in board.origins_since(since).items()}
+            encoded = msgspec.json.encode(board.published_since(since)), msgspec.json.encode(origins)
+            self._encoded[key] = encoded
+            self._encoded_bytes += sum(map(len, encoded))
             while self._encoded_bytes > ENCODED_BUDGET:
                 _, old = self._encoded.popitem(last=False)
-                self._encoded_bytes -= len(old)
-        return msgspec.Raw(encoded)
+                self._encoded_bytes -= sum(map(len, old))
+        return msgspec.Raw(encoded[0]), msgspec.Raw(encoded[1])
 
     def use(self, digest: Digest, now: float) -> Swarm:
         """The swarm of *digest*, new if there is none; used now."""

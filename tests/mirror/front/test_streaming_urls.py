@@ -112,3 +112,21 @@ def test_nothing_breaks_it(text: str) -> None:
             parse(target)
         except UrlInvalid:
             continue
+
+
+@pytest.mark.parametrize(
+    ("url", "word"),
+    [
+        (f"https://Registry.example/v2/team/app/blobs/{SHA}?sig=1", "registry.example"),
+        (f"https://registry.example/v2/other/blobs/{SHA}", "registry.example"),
+        (f"https://registry.example:5000/v2/a/blobs/{SHA}", "registry.example:5000"),
+        (f"https://h/v2/blobs/{SHA}", f"https://h/v2/blobs/{SHA}"),
+        (f"https://h/v2/a/../../mine/blobs/{SHA}", f"https://h/v2/a/../../mine/blobs/{SHA}"),
+        (f"https://h/v2/%2e%2e/mine/blobs/{SHA}", f"https://h/v2/%2e%2e/mine/blobs/{SHA}"),
+        (f"https://h/v2/a/blobs/{SHA}/more", f"https://h/v2/a/blobs/{SHA}/more"),
+        (f"https://store.example/mine/v2/a/blobs/{SHA}?x=1", f"https://store.example/mine/v2/a/blobs/{SHA}"),
+    ],
+)
+def test_a_registry_answers_by_its_name_and_a_store_for_one_place(url: str, word: str) -> None:
+    """What is uploaded to a registry has its digest; into a store whoever has a part of it writes what he likes."""
+    assert parse(f"/blobs/{url}").word == word

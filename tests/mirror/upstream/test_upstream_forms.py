@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from mirror.errors import Forbidden
-from mirror.upstream.auth import Chain, Credential
+from mirror.upstream.auth import Chain, Credential, token_of
 from mirror.upstream.client import Upstream
 from mirror.upstream.dockerconfig import find, parse
 from mirror.upstream.registries import Registries, Registry
@@ -381,3 +381,25 @@ async def test_a_registry_may_not_lead_to_the_services_of_its_node() -> None:
 def test_an_ipv6_address_in_a_pattern_is_an_address(pattern: str, host: str, fits: bool) -> None:
     assert Registries(allow=(pattern,)).allows(host, "team/app") is fits
     assert Registries(deny=(pattern,)).allows(host, "team/app") is not fits
+
+
+async def test_a_repository_that_asked_for_a_token_once_wrongly_is_asked_plainly_again() -> None:
+    """A registry or a gateway in front of it that was set up wrongly, and mended since."""
+    mended = False
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if mended and request.path != "/nothing":
+            return ranged(request)
+        realm = f"http://{request.host}/nothing"
+        return web.Response(status=401, headers={"WWW-Authenticate": f'Bearer realm="{realm}"'})
+
+    async with serving(answer) as server, Upstream() as upstream:
+        with pytest.raises(SourceRefused):
+            await read(upstream.blob(server.host, REPOSITORY, DIGEST))
+        mended = True
+        assert await read(upstream.blob(server.host, REPOSITORY, DIGEST), 0, 10) == CONTENT[:10]
+
+
+def test_a_token_that_is_nested_without_end_is_none() -> None:
+    with pytest.raises(SourceBroken):
+        token_of(b"[" * 200_000, "registry.example")

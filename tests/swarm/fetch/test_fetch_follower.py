@@ -46,6 +46,9 @@ class Node:
             self.hashes[window] = hashes_of(self.size, window)
         return self.hashes.get(window) if window in self.here else None
 
+    def origin(self) -> str:
+        return ""
+
     async def offer(self, window: int) -> None:
         return None
 

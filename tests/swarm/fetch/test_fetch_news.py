@@ -213,3 +213,25 @@ def test_holders_are_named_when_they_change_and_never_one_that_sent_wrong_bytes(
     assert named(told) == []
     news.ban(("10.0.0.1", 1))
     assert named(told) == [HoldersNamed({4: (second,)}, (), None, strangers=True)]
+
+
+def test_of_which_origin_a_window_is_comes_and_goes_with_its_hashes() -> None:
+    board = Board({2: hashes_of(SIZE, 2)})
+    board.hear(answer(1, 2, 0, 1, origins={"aa": wire.bitmap(0b01)}))
+    assert board.news.origins == {0: "aa"}
+    board.hear(answer(2, 3, 1, origins={"bb": wire.bitmap(0b10)}), 2)
+    assert board.news.origins == {0: "aa", 1: "bb"}
+    board.hear(answer(3, 3, 0), 3)
+    assert board.news.origins[0] == "aa", "told once more, and of which origin was told before"
+    board.news.tell(2, hashes_of(SIZE, 2), "cc")
+    assert board.news.origins[2] == "cc"
+    board.hear(answer(4, 4, generation=1), 3)
+    assert board.news.origins == {}
+
+
+def test_other_hashes_are_not_of_the_origin_of_the_first() -> None:
+    board = Board()
+    board.hear(answer(1, 2, 0, origins={"aa": wire.bitmap(1)}))
+    other = {0: bytes(len(hashes_of(SIZE, 0)))}
+    board.hear(answer(2, 3, published=other), 2)
+    assert (board.news.hashes[0], board.news.origins) == (other[0], {})

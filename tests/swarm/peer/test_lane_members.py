@@ -13,8 +13,10 @@ import pytest
 from swarm.blob.digest import Digest
 from swarm.blob.errors import Unserved
 from swarm.identity.name import Role
+from swarm.peer.lane import message
 from swarm.peer.lane.errand import Errand, Owner
 from swarm.peer.lane.lane import Lane
+from swarm.peer.lane.link import Link, dial
 from swarm.peer.lane.offers import Offer
 from tests.parts.lane import sample
 from tests.swarm.identity.test_identity import authority, of, stranger
@@ -84,3 +86,28 @@ async def test_an_agent_takes_nothing_from_who_is_no_member(tmp_path: Path) -> N
             await errand.ended
     await taker.close()
     await giver.close()
+
+
+async def test_a_kept_connection_between_members_is_used_again(tmp_path: Path) -> None:
+    """A look at whether it is of use took half a second and said no: each window had a connection of its own."""
+    ca, blob = authority(), sample(tmp_path, 300_000)
+    giver = Lane(nothing, of(ca))
+    giver.start("127.0.0.1", 0)
+    giver.offer(blob.offer())
+    tls = of(ca, name="node-2").client_context()
+
+    def ask(link: Link) -> bytes:
+        buffer, got = memoryview(bytearray(65536)), bytearray()
+        link.send(message.request("127.0.0.1", blob.digest, 0, blob.cut.size))
+        left = link.head(buffer, 20.0).length
+        while len(got) < left and (count := link.fill(buffer, left - len(got))):
+            got += buffer[:count]
+        return bytes(got)
+
+    link = await asyncio.to_thread(dial, ("127.0.0.1", giver.port), tls=tls, host=Role.AGENT.host, patience=20.0)
+    for _ in range(3):
+        assert await asyncio.to_thread(ask, link) == blob.data
+        assert not link.stale()
+    await giver.close()
+    assert link.stale()
+    link.close()

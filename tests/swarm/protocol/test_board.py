@@ -14,7 +14,7 @@ from swarm.blob.errors import BadHashes
 from swarm.blob.geometry import MIB, geometry
 from swarm.protocol.assign import MAX_CLAIMS
 from swarm.protocol.blame import RESTARTS
-from swarm.protocol.board import MAX_GENERATIONS, SOLE_AGAIN, Board
+from swarm.protocol.board import MAX_GENERATIONS, MOST_ORIGINS, SOLE_AGAIN, Board
 from swarm.protocol.leases import (
     ALIVE,
     FEWEST_TURNS,
@@ -1258,3 +1258,56 @@ class Boards(RuleBasedStateMachine):
 
 TestAnyOrder = Boards.TestCase
 TestAnyOrder.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+# -- origins ------------------------------------------------------------------------------------------
+
+
+def of(board: Board, agent: str, window: int, origin: str, told_by: str = "truth") -> bool:
+    """*agent* publishes a window of *origin*."""
+    hashes = hashes_of(window, told_by)
+    return board.publish(agent, 0.0, generation=0, size=SIZE, window=window, hashes=hashes, origin=origin).accepted
+
+
+def test_a_board_tells_of_which_origin_a_window_is() -> None:
+    board = Board(DIGEST)
+    assert all(of(board, "a", window, origin) for window, origin in enumerate(["aa", "bb", "aa"]))
+    assert board.view("b").origins == {"aa": 0b101, "bb": 0b010}
+    assert board.view("b", board.version - 1).origins == {"aa": 0b100}
+
+
+def test_the_first_origin_that_is_named_counts() -> None:
+    """Who tells the same hashes of another origin adds nothing; who tells them first of none leaves it open."""
+    board = Board(DIGEST)
+    assert of(board, "a", 0, "")
+    assert board.view("b").origins == {}
+    before = board.version
+    assert of(board, "b", 0, "bb")
+    assert of(board, "c", 0, "cc")
+    assert board.view("c", before).origins == {"bb": 1}
+    assert set(board.view("c", before).published) == {0}
+    assert board.windows[0].agent == "a"
+
+
+def test_origins_without_number_are_as_if_nobody_had_named_one() -> None:
+    board = Board(DIGEST)
+    for origin in range(MOST_ORIGINS + 3):
+        board.windows.clear()
+        assert of(board, "a", 0, f"{origin:040x}")
+    assert board.view("b").origins == {}
+
+
+def test_a_board_that_begins_again_has_no_origins() -> None:
+    board = filled()
+    assert of(board, "a", 0, "aa")
+    assert board.reject("b", 0).restarted
+    assert board.view("b").origins == {}
+
+
+def test_two_members_must_have_seen_the_sha256_of_what_is_vouched_for() -> None:
+    board = filled("a")
+    board.join("b", 0.0)
+    assert board.seal("a", 0).accepted
+    assert (board.sealed, board.vouched) == (True, False)
+    assert board.seal("b", 0).accepted
+    assert board.vouched

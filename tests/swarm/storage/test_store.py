@@ -471,3 +471,39 @@ async def test_who_outlives_the_store_may_still_read_and_close(tmp_path: Path) -
     with pytest.raises(StoreFull):
         await store.stage(digest, 5)
     assert descriptors_into(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("origin", "only", "left"), [("aa" * 20, True, True), ("bb" * 20, True, False), ("bb" * 20, False, True)]
+)
+async def test_a_partial_blob_keeps_its_origin_over_a_restart(
+    tmp_path: Path, origin: str, only: bool, left: bool
+) -> None:
+    """A reader of ranges of another origin begins anew; who reads it whole uses it, and it is of no origin then."""
+    data = blob(3 * FIRST_WINDOW, 77)
+    digest, pieces = parse(digest_of(data)), pieces_of(data)
+    async with opened(tmp_path) as store:
+        staged = await store.stage(digest, len(data), origin="aa" * 20)
+        await staged.write(data, 0)
+        await staged.note(pieces)
+        await staged.abandon(keep=True)
+    async with opened(tmp_path) as store:
+        staged = await store.stage(digest, len(data), origin=origin, only=only)
+        assert staged.pieces == (pieces if left else {})
+        assert staged.origin == (origin if only else "")
+        await staged.abandon(keep=True)
+
+
+async def test_what_was_mixed_stays_mixed(tmp_path: Path) -> None:
+    data = blob(3 * FIRST_WINDOW, 78)
+    digest, pieces = parse(digest_of(data)), pieces_of(data)
+    async with opened(tmp_path) as store:
+        staged = await store.stage(digest, len(data), origin="aa" * 20)
+        await staged.write(data, 0)
+        await staged.note(pieces)
+        await staged.mixed()
+        await staged.abandon(keep=True)
+    async with opened(tmp_path) as store:
+        staged = await store.stage(digest, len(data), origin="aa" * 20)
+        assert (staged.pieces, staged.origin) == (pieces, "")
+        await staged.abandon(keep=False)

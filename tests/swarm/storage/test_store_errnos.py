@@ -50,7 +50,7 @@ def test_a_device_that_takes_no_byte_means_pass_through_to_every_writer(write: C
 def test_a_file_in_the_place_of_a_directory_means_pass_through(tmp_path: Path) -> None:
     (tmp_path / "staging").write_text("no directory")
     with pytest.raises(StoreFull):
-        create(tmp_path / "staging" / "blob", tmp_path / "staging" / "blob.log", 10)
+        create(tmp_path / "staging" / "blob", tmp_path / "staging" / "blob.log", 10, "")
 
 
 def test_lack_of_descriptors_says_nothing_about_a_file_and_a_bad_sector_does() -> None:
