@@ -4,6 +4,7 @@ MirrorError
 ├── Refusal              an answer that is no content, in the registry's own form
 ├── BodyAborted          the body could not be completed, and the connection is cut
 ├── RangeUnsatisfiable   the range lies outside the blob (416)
+├── NotAsAsked           a thread was answered something else than just the range that it asked for
 ├── FormInvalid          what somebody sent or wrote is in no form that can be read
 │   ├── UrlInvalid       what stands behind a streaming prefix is no URL
 │   ├── LinkInvalid      a Link header does not say which page is next
@@ -17,10 +18,12 @@ MirrorError
 │   └── ProxyInvalid         HTTP_PROXY and its kin
 └── SetupError           containerd's files cannot be changed as asked
 
-Upstream's failures are the swarm's (swarm/blob/errors.py: SourceError), so that it can tell them apart. Two are ours:
+Upstream's failures are the swarm's (swarm/blob/errors.py: SourceError), so that it can tell them apart. Three are ours:
 
 SourceRefused
 └── Forbidden            our own rules say no, before upstream is asked
+SourceBroken
+└── TimedOut             nothing came in time
 SourceSilent
 └── Unreachable          the host answers nothing at all
 """
@@ -29,7 +32,7 @@ from __future__ import annotations
 
 import json
 
-from swarm.blob.errors import SourceRefused, SourceSilent
+from swarm.blob.errors import SourceBroken, SourceRefused, SourceSilent
 
 _STATUS = {
     "BLOB_UNKNOWN": 404,
@@ -50,6 +53,17 @@ _STATUS = {
 
 class MirrorError(Exception):
     """Base of everything that this package raises on purpose, but for what upstream does."""
+
+
+class NotAsAsked(MirrorError):
+    """A thread's way does not lead to the range any more, or not to it alone. Nothing of it was used.
+
+    *status*: that of the answer; 0: there was none.
+    """
+
+    def __init__(self, status: int = 0) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 class Refusal(MirrorError):
@@ -133,3 +147,7 @@ class Forbidden(SourceRefused):
 
 class Unreachable(SourceSilent):
     """The host answers nothing at all: no connection, or no byte on one, and none on another."""
+
+
+class TimedOut(SourceBroken):
+    """Nothing came in time."""

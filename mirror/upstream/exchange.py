@@ -11,21 +11,21 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import aiohttp
 from cachetools import TTLCache
 from yarl import URL
 
-from mirror.errors import CodingInvalid, Forbidden, RegistriesInvalid, Unreachable
+from mirror.errors import CodingInvalid, Forbidden, NotAsAsked, RegistriesInvalid, Unreachable
 from mirror.upstream.answers import refusal
 from mirror.upstream.auth import MOST_CREDENTIALS, Authorizer, Credentials, Grant, challenges
 from mirror.upstream.coding import decoder, is_identity
 from mirror.upstream.guard import Guard, Ticket
-from mirror.upstream.pouring import NotAsAsked, Pouring, Way
+from mirror.upstream.pouring import Pouring
 from mirror.upstream.reach import Reach
 from mirror.upstream.registries import Registries, Registry, Tls, canonical, place_of
-from mirror.upstream.transport import ALWAYS, Request, Transport, translated
+from mirror.upstream.transport import Request, Transport, translated
+from mirror.upstream.ways import Counted, Known, learned, poured
 from swarm.base.pace import Pace
 from swarm.blob.errors import SourceBroken, SourceBusy, SourceError, SourceRefused, SourceSilent
 from swarm.upstream.source import Sink
@@ -97,34 +97,6 @@ class Answer:
     """What was asked in the end, and by which connections."""
 
 
-class _Counted:
-    """A Sink that counts what another one gets."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-        self.count = 0
-        """Bytes so far."""
-
-    @property
-    def room(self) -> int:
-        """See Sink."""
-        return self._sink.room
-
-    def put(self, data: memoryview) -> None:
-        """See Sink."""
-        self.count += len(data)
-        self._sink.put(data)
-
-
-@dataclass(frozen=True)
-class _Known:
-    """How threads ask for ranges of one file, and who tells when that takes too long."""
-
-    way: Way = field(repr=False)
-    transport: Transport = field(repr=False)
-    request: Request = field(repr=False)
-
-
 @dataclass(frozen=True)
 class _Remembered:
     """A redirect that led to an answer. *seconds*: how long its first byte took then."""
@@ -155,7 +127,7 @@ class Exchanges:
         # Bounded: URLs come from clients.
         self._redirects: TTLCache[tuple[str, str, str], _Remembered] = TTLCache(4096, REDIRECT_LIFE, timer=clock)
         self._without_ranges: TTLCache[str, bool] = TTLCache(1024, REDIRECT_LIFE, timer=clock)
-        self._ways: TTLCache[tuple[str, str, str], _Known] = TTLCache(4096, REDIRECT_LIFE, timer=clock)
+        self._ways: TTLCache[tuple[str, str, str], Known] = TTLCache(4096, REDIRECT_LIFE, timer=clock)
         self._pouring = Pouring()
         self._contexts: dict[Tls, tuple[tuple[object, ...], ssl.SSLContext]] = {}
         self._watching: dict[str, asyncio.Task[None]] = {}
@@ -193,26 +165,11 @@ class Exchanges:
 
     def learn(self, target: Target, answer: Answer) -> None:
         """*answer* was just the range of a file that was asked for: threads may ask for others."""
-        url, transport = answer.request.url, answer.transport
-        connection = answer.response.connection
-        if "Range" not in answer.request.headers or answer.request.proxy is not None:
-            return
-        if connection is None or connection.transport is None:
-            return
-        sock, address = (connection.transport.get_extra_info(name) for name in ("socket", "peername"))
-        if sock is None or address is None:
-            return
-        redirect = self._redirects.get(_key("GET", target)) if answer.elsewhere is not None else None
+        key = _key("GET", target)
+        redirect = self._redirects.get(key) if answer.elsewhere is not None else None
         first_byte = None if redirect is None else max(SHORTEST_MEMORY, 3 * redirect.seconds)
-        sent = {"Host": url.host_port_subcomponent or "", **ALWAYS, **answer.request.headers}
-        del sent["Range"]
-        way = Way(
-            place_of(url), url.raw_host or "", (sock.family, address), transport.rules, url.scheme == "https",
-            answer.request.tls, url.raw_path_qs, sent,
-            connect=transport.deadlines.connect, stall=transport.deadlines.stall, patience=transport.deadlines.slow,
-        )  # fmt: skip
-        request = replace(answer.request, first_byte=first_byte)
-        self._ways[_key("GET", target)] = _Known(way, transport, request)
+        if (known := learned(answer.transport, answer.request, answer.response, first_byte)) is not None:
+            self._ways[key] = known
 
     async def pour(
         self, target: Target, start: int, stop: int, total: int, sink: Sink, begun: Callable[[], None]
@@ -226,9 +183,10 @@ class Exchanges:
         known = self._ways.get(key)
         if known is None or self.pace.rate or not self._pouring.is_free:
             return False
-        way, transport, request = known.way, known.transport, known.request
-        host = target.name if _origin(request.url) == _origin(target.url) else way.host
-        counted = _Counted(sink)
+        request = known.request
+        home = _origin(request.url) == _origin(target.url)
+        host = target.name if home else known.way.host
+        counted = Counted(sink)
         async with self.guard.enter(host, urgent=target.urgent) as ticket:
 
             def answered() -> None:
@@ -236,14 +194,14 @@ class Exchanges:
                 begun()
 
             try:
-                with self._told(ticket, host, transport, request):
+                with self._told(ticket, host, known.transport, request):
                     try:
-                        await self._pour(known, start, stop, total, counted, answered)
+                        await poured(self._pouring, known, start, stop, total, counted, answered)
                     finally:
                         ticket.bytes(counted.count)
             except (NotAsAsked, OSError) as error:
                 self._ways.pop(key, None)
-                door = self._door(target, request.url, _origin(request.url) == _origin(target.url))
+                door = self._door(target, request.url, home)
                 if door is not None and isinstance(error, NotAsAsked) and error.status == 401:
                     self._authorizer.refused(*door, request.headers.get("Authorization", ""))
                 return False
@@ -255,29 +213,6 @@ class Exchanges:
                 raise
             ticket.answered()
         return True
-
-    async def _pour(
-        self, known: _Known, start: int, stop: int, total: int, sink: Sink, begun: Callable[[], None]
-    ) -> None:
-        answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-
-        def heard(answer: bool) -> None:
-            if not answered.done():
-                answered.set_result(answer)
-
-        job = asyncio.ensure_future(self._pouring.pour(known.way, start, stop, total, sink, partial(heard, True)))
-        job.add_done_callback(lambda _: heard(False))
-        try:
-            if await known.transport.in_time(known.request, answered):
-                begun()
-            await asyncio.shield(job)
-        finally:
-            job.cancel()
-            while not job.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([job])
-            if not job.cancelled():
-                job.exception()  # retrieved
 
     async def _by_memory(
         self, stack: AsyncExitStack, target: Target, cached: _Remembered, method: str, headers: Mapping[str, str]

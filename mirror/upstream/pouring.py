@@ -22,6 +22,7 @@ from functools import partial
 
 from multidict import CIMultiDict
 
+from mirror.errors import NotAsAsked
 from mirror.upstream.addresses import AddressRules
 from mirror.upstream.answers import content_range
 from mirror.upstream.coding import is_identity
@@ -54,17 +55,6 @@ SETTLED = 0.05
 """Seconds after which it is known how fast bytes come."""
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) (\d{3})(?: [^\r\n]*)?\r?\n")
-
-
-class NotAsAsked(Exception):
-    """The way does not lead to the range any more, or not to it alone. Nothing of it was given to the Sink.
-
-    *status*: that of the answer; 0: there was none.
-    """
-
-    def __init__(self, status: int = 0) -> None:
-        super().__init__(status)
-        self.status = status
 
 
 @dataclass(frozen=True)
@@ -248,15 +238,10 @@ class _Run:
         """See `Pouring.pour`."""
         link = self._pouring.take(self._way)
         if link is not None:
-            try:
+            with suppress(ConnectionResetError):  # it may have died unseen: what a new one says counts
                 self._ask(link)
                 return
-            except _Stale:
-                pass  # it may have died unseen: what a new one says counts
-        try:
-            self._ask(self._dial())
-        except _Stale as error:
-            raise ConnectionResetError("closed before an answer") from error
+        self._ask(self._dial())
 
     def _waits(self, wake: Callable[[], None] | None) -> None:
         """The thread waits for something that *wake* ends; None: for nothing. Raises NotAsAsked: it is over."""
@@ -312,7 +297,7 @@ class _Run:
                 if not 100 <= head.status < 200:  # RFC 9110, 15.2: any number of these may come before
                     return head
         except (ConnectionError, ssl.SSLError) as error:
-            raise _Stale from error
+            raise ConnectionResetError("closed before an answer") from error
 
     def _check(self, head: Head) -> None:
         """Raises NotAsAsked unless the answer is just the range."""
@@ -349,7 +334,3 @@ class _Run:
                 raise SourceBroken(f"{host} cut the body short")
             heard, left = time.monotonic(), left - count
             self._sink.put(buffer[:count])
-
-
-class _Stale(Exception):
-    """The connection ended before an answer began."""

@@ -8,10 +8,11 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
+from mirror.errors import TimedOut
 from mirror.upstream.answers import ContentRange, content_range, is_range_refused
 from mirror.upstream.coding import is_identity
 from mirror.upstream.exchange import Answer, Exchanges, Target, bounded, plain
-from mirror.upstream.transport import TimedOut, translated
+from mirror.upstream.transport import translated
 from swarm.blob.digest import Digest
 from swarm.blob.errors import SourceBroken, SourceSilent
 from swarm.upstream.source import Sink

@@ -23,7 +23,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from mirror.errors import Forbidden, Unreachable
+from mirror.errors import Forbidden, TimedOut, Unreachable
 from mirror.upstream.addresses import AddressRules, Place, place_of_address
 from mirror.upstream.registries import place_of
 from swarm.blob.errors import SourceBroken, SourceError, SourceRefused, SourceSilent
@@ -215,10 +215,6 @@ class AddressRefused(OSError):
 
     def __init__(self) -> None:
         super().__init__(errno.EACCES, "address not allowed")
-
-
-class TimedOut(SourceBroken):
-    """Nothing came in time."""
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import select
 import socket
 import ssl
@@ -29,13 +30,6 @@ class Silent(OSError):
 
     def __init__(self) -> None:
         super().__init__("nothing came")
-
-
-class TooLong(OSError):
-    """The head has no end."""
-
-    def __init__(self) -> None:
-        super().__init__("the head is too long")
 
 
 class Link:
@@ -76,7 +70,7 @@ class Link:
         began: float | None = None
         while END not in head:
             if len(head) > most or (began is not None and time.monotonic() - began > WHOLE_HEAD):
-                raise TooLong
+                raise OSError(errno.EMSGSIZE, "the head has no end")
             try:
                 count = self._receive(buffer[: most + 1])
             except Silent:

@@ -17,7 +17,7 @@ PROJECT = Path(__file__).parents[2]
 TREES = [swarm.blob.errors, mirror.errors, tracker.errors]
 ELSEWHERE = {
     "AddressRefused": "an OSError, since aiohttp passes nothing else on; it never leaves transport.py",
-    "Silent": "an OSError, as every other end of a connection; it never leaves swarm/peer/lane",
+    "Silent": "an OSError, as every other end of a connection; it never leaves who reads a link",
 }
 
 

@@ -14,10 +14,10 @@ import pytest
 import trustme
 from aiohttp import web
 
-from mirror.errors import Unreachable
+from mirror.errors import NotAsAsked, Unreachable
 from mirror.upstream.client import Upstream
 from mirror.upstream.guard import Guard
-from mirror.upstream.pouring import KEPT_FOR, NotAsAsked, read_head
+from mirror.upstream.pouring import KEPT_FOR, read_head
 from mirror.upstream.registries import Registries, Registry, Tls
 from mirror.upstream.sources import UpstreamSource
 from mirror.upstream.transport import HOP_HEADER, Deadlines

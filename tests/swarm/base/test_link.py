@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 import trustme
 
-from swarm.base.link import Link, TooLong
+from swarm.base.link import Link
 
 
 @contextmanager
@@ -63,5 +63,5 @@ def test_a_kept_connection_is_used_again_until_the_other_end_closes_it(encrypted
 def test_a_head_without_an_end_is_not_read_for_ever() -> None:
     with linked(encrypted=False) as (link, other):
         other.sendall(b"x" * 300)
-        with pytest.raises(TooLong):
+        with pytest.raises(OSError, match="no end"):
             link.head(memoryview(bytearray(1000)), 5, 200)
