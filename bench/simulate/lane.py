@@ -51,6 +51,8 @@ class Errand:
     rank: int
     named: tuple[Holder, ...]
     sole: bool = False
+    every: tuple[Address, ...] | None = None
+    """Whom to ask, in order; None: to be found out, since others are named."""
     useless: set[Address] = field(default_factory=set)
     tries: int = 0
     holder: Address | None = None
@@ -63,15 +65,17 @@ class Lane:
     """Of one node. *at*: address -> lane of who is there. *has*: digest -> windows that are here (bit w: window w)."""
 
     def __init__(
-        self, number: int, address: Address, at: dict[Address, Lane], links: Links, loop: asyncio.AbstractEventLoop,
-        chance: Random, delay: float,
+        self, number: int, address: Address, zone: str, at: dict[Address, Lane], links: Links,
+        loop: asyncio.AbstractEventLoop, chance: Random, delay: float,
     ) -> None:  # fmt: skip
-        self.number, self.address = number, address
+        self.number, self.address, self.zone = number, address, zone
         self.has: dict[str, int] = {}
         self.asked = 0
         """Requests to others."""
         self.most = 0
         """Of requests that were answered at once, the most."""
+        self.taken = self.crossed = 0
+        """Bytes of windows that came from others, and those of them that came from another zone."""
         self.gone = False
         self._at, self._links, self._loop, self._chance, self._delay = at, links, loop, chance, delay
         self._holders = Holders()
@@ -119,13 +123,14 @@ class Lane:
 
     def _pick(self, errand: Errand, now: float) -> tuple[Address | None, tuple[Address, ...]]:
         """Whom to ask, and of whom that was chosen."""
-        told = tuple(h.address for h in errand.named if h.address not in errand.useless)
+        told = tuple([holder.address for holder in errand.named if holder.address not in errand.useless])
         if told:
             found = self._holders.pick(told, now, named=frozenset(told))
             if errand.sole or (found is not None and self._holders.better(self.address, [found], now)):
                 return found, told  # most often: then the others need not be put into their order
-        every = errand.owner.candidates(errand.window) if not errand.sole else told
-        candidates = tuple(address for address in every if address not in errand.useless)
+        if errand.every is None:
+            errand.every = told if errand.sole else errand.owner.candidates(errand.window)
+        candidates = tuple([address for address in errand.every if address not in errand.useless])
         return self._holders.pick(candidates, now, named=frozenset(told)), candidates
 
     def _ask(self, errand: Errand, holder: Address) -> None:
@@ -168,6 +173,9 @@ class Lane:
         if whole:
             errand.over = True
             self._holders.gave(holder)
+            length = errand.owner.length(errand.window)
+            self.taken += length
+            self.crossed += length if self._at[holder].zone != self.zone else 0
             errand.owner.came(errand)
             self.work()
         else:

@@ -36,6 +36,7 @@ class Node:
         self.pulls: list[Pull] = []
         self.started = self.finished_at = math.nan
         self.killed = False
+        self.on_finished: Callable[[], None] = lambda: None
         self._links, self._blobs, self._holders, self._now = links, blobs, holders, now
         self._connection = connection
         self._queue = list(blobs)
@@ -104,6 +105,7 @@ class Node:
         self._done += 1
         if self._done == len(self._blobs):
             self.finished_at = self._now()
+            self.on_finished()
         self._next()
 
     def _next(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Protocol
@@ -171,7 +171,9 @@ class Pull:
         """What the board is told of the reader here."""
         claims = 0 if self.done else CLAIMS
         concurrent = self.home.entering() - self.enters
-        return demand_of(READERS, sized=self.layout is not None, claims=claims, turning=not self.done, concurrent=concurrent)
+        return demand_of(
+            READERS, sized=self.layout is not None, claims=claims, turning=not self.done, concurrent=concurrent
+        )
 
     def tell(self) -> None:
         """Ask the board if it does not know what is wanted."""
@@ -227,7 +229,7 @@ class Pull:
                 self._named[window] = holders
                 self._failed.pop(window, None)
                 if (errand := self._errands.get(window)) is not None and not errand.sole:
-                    errand.named = holders
+                    errand.named, errand.every = holders, None
         if told.peers:
             self._others = tuple([holder(peer) for peer in told.peers])
         self._turn(holder(told.sole) if told.sole is not None else None)
@@ -343,12 +345,16 @@ class Pull:
         room = MOST_COMING - len(self._errands)
         if room <= 0:
             return
+        free = published & ~have
+        for taken in (self._errands, self._bringing, self._direct):
+            for window in taken:
+                free &= ~(1 << window)
+        if not free:
+            return
         missing = [w for w in range(len(self.layout.windows)) if not have >> w & 1]
         later: float | None = None
         for rank, window in in_turn(self._order, missing):
-            if not published >> window & 1 or window in self._errands or window in self._bringing:
-                continue
-            if window in self._turns or window in self._direct:
+            if not free >> window & 1 or window in self._turns:
                 continue
             if room <= 0:
                 break

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import math
 from dataclasses import dataclass
 from ipaddress import ip_address
 from random import Random
 
-from bench.simulate.clock import Clock, Stuck
+from bench.simulate.clock import Clock
 from bench.simulate.lane import Lane
 from bench.simulate.links import Links
 from bench.simulate.node import LANE, PORT, UPSTREAM, Node
@@ -32,14 +33,14 @@ FIRST_IP = int(ip_address("10.0.0.0"))
 
 @dataclass(frozen=True)
 class Result:
-    """What was seen. *seconds*: of each node that ended, from its own start, sorted; who was lost or straggles apart."""
+    """What was seen. *seconds*: of each node that has all, from its own start, sorted; without *others*."""
 
     scene: Scene
     seed: int
     bound: float
     seconds: tuple[float, ...]
     others: tuple[float, ...]
-    """The same of stragglers, and of those that came for lost ones."""
+    """The same of stragglers, and of nodes that came for lost ones."""
     unfinished: int
     """Nodes that had not all when the time was up."""
     copies: float
@@ -55,7 +56,7 @@ class Result:
     tracker_messages: tuple[int, ...]
     """Of each tracker."""
     crossed: float
-    """Part of what nodes sent each other that left its zone; always a part of the scenes with zones."""
+    """Part of what nodes sent each other that went to another zone."""
     ran: float
     """Simulated seconds until the last node had all."""
     sent: tuple[float, ...]
@@ -89,17 +90,13 @@ class _Stage:
         self.links = Links(clock, self.carries, self.carries)
         self.at: dict[Address, Lane] = {}
         self.holders: dict[str, Holder] = {}
-        self.missing = 0
         self.over: asyncio.Future[None] = clock.create_future()
 
     async def run(self) -> Result:
         scene, began = self.scene, self.clock.time()
-        settings = TrackerSettings(
-            near_zone=("zone-0",) if scene.near else (), copy_per_zone=scene.copy_per_zone
-        )
-        trackers = [
-            Tracker(settings, Random(f"{self.seed}/tracker/{n}"), scene.delay, scene.cost) for n in range(scene.trackers)
-        ]
+        settings = TrackerSettings(near_zone=("zone-0",) if scene.near else (), copy_per_zone=scene.copy_per_zone)
+        chances = [Random(f"{self.seed}/tracker/{number}") for number in range(scene.trackers)]
+        trackers = [Tracker(settings, chance, scene.delay, scene.cost) for chance in chances]
         blobs = self._blobs(trackers)
         nodes = [self._node(number, place, blobs) for number, place in enumerate(self.drawn, 1)]
         for node, place in zip(nodes, self.drawn, strict=True):
@@ -118,9 +115,20 @@ class _Stage:
         return self._result(nodes, trackers, self.clock.time() - began)
 
     async def _ended(self, nodes: list[Node], deadline: float) -> None:
-        """Until all have all."""
-        while any(math.isnan(node.finished_at) for node in nodes) and self.clock.time() < deadline:
-            await asyncio.sleep(self.links.step)
+        """Until all have all, or the time is up."""
+        missing = len(nodes)
+
+        def ended() -> None:
+            nonlocal missing
+            missing -= 1
+            if not missing:
+                self.over.set_result(None)
+
+        for node in nodes:
+            node.on_finished = ended
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await self.over
 
     def _start(self, node: Node, place: Place, trackers: list[Tracker]) -> None:
         if place.new:
@@ -141,7 +149,7 @@ class _Stage:
     def _node(self, number: int, place: Place, blobs: list[Blob]) -> Node:
         ip = str(ip_address(FIRST_IP + number))
         chance = Random(f"{self.seed}/node/{number}")
-        lane = Lane(number, (ip, LANE), self.at, self.links, self.clock, chance, self.scene.delay)
+        lane = Lane(number, (ip, LANE), place.zone, self.at, self.links, self.clock, chance, self.scene.delay)
         self.at[lane.address] = lane
         self.holders[ip] = Holder((ip, PORT), LANE)
         return Node(
@@ -181,7 +189,8 @@ class _Stage:
             node_messages=sum(node.asked for node in nodes) / len(nodes),
             node_requests=sum(node.lane.asked for node in nodes) / len(nodes),
             tracker_messages=tuple(tracker.messages for tracker in trackers),
-            crossed=0.0, ran=ran,
+            crossed=sum(node.lane.crossed for node in nodes) / max(1, sum(node.lane.taken for node in nodes)),
+            ran=ran,
             sent=tuple(self.links.sent.tolist()), received=tuple(self.links.received.tolist()),
             carries=tuple(self.carries), busiest=self.links.busiest,
         )  # fmt: skip

@@ -6,6 +6,7 @@ Boards, claims, leases, who is named to whom, waves of news, zones: all of it is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from random import Random
@@ -178,7 +179,5 @@ def _done(future: asyncio.Future[None]) -> None:
 
 
 def _unless_outdated(act: Callable[[], None]) -> None:
-    try:
+    with contextlib.suppress(Outdated):  # what an agent that was forgotten has still said
         act()
-    except Outdated:
-        pass  # a message of an agent that is gone, or of a board that is
