@@ -19,7 +19,6 @@ from bench.simulate.run import Result
 from bench.simulate.scene import MIB, Scene
 
 mpl.use("Agg")
-mpl.rcParams["svg.hashsalt"] = "shoal"  # the same figures give the same file
 import matplotlib.pyplot as plt
 
 KEPT = 200
@@ -128,7 +127,8 @@ def label(scene: Scene) -> str:
 
 def _write(figure: Any, path: Path) -> None:
     figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    with mpl.rc_context({"svg.hashsalt": "shoal"}):  # the same figures give the same file
+        figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
 
