@@ -16,7 +16,7 @@ from typing import Protocol
 
 from bench.simulate.lane import Errand, Lane
 from bench.simulate.links import Flow
-from bench.simulate.tracker import Poll, Tracker
+from bench.simulate.tracker import Poll, Tracker, fields
 from swarm.blob.digest import Digest
 from swarm.blob.geometry import Geometry, geometry
 from swarm.fetch.demand import Demand, demand_of
@@ -192,7 +192,7 @@ class Pull:
         self._told = want = self.demand()
         self.polls += 1
         message = wire.BoardPoll(
-            **_fields(self.home.me), digest=self.digest, incarnation=self._incarnation, generation=self._generation,
+            **fields(self.home.me), digest=self.digest, incarnation=self._incarnation, generation=self._generation,
             since=self._since, wait=wire.MAX_WAIT if self._incarnation else 0.0,
             size=self.layout.size if self.layout is not None else None,
             want=want.want, prefer=want.prefer, only_preferred=want.only_preferred, turns=want.turns,
@@ -322,7 +322,7 @@ class Pull:
         assert self.layout is not None
         self._publishing.add(window)
         said = wire.Publish(
-            **_fields(self.home.me), digest=self.digest, incarnation=self._incarnation, generation=self._generation,
+            **fields(self.home.me), digest=self.digest, incarnation=self._incarnation, generation=self._generation,
             size=self.layout.size, window=window, hashes=self.blob.hashes_of(self.layout, window), since=self._since,
         )  # fmt: skip
         self.polls += 1
@@ -468,8 +468,8 @@ class Pull:
         self._sealed = True
         me, tracker, visitor = self.home.me, self.blob.tracker, self.home.visitor
         held = wire.CompleteBlob(digest=self.digest, size=self.layout.size)
-        tracker.holds(wire.AgentPoll(**_fields(me), add=(held,)), visitor)
-        seal = wire.Seal(**_fields(me), digest=self.digest, incarnation=self._incarnation, generation=self._generation)
+        tracker.holds(wire.AgentPoll(**fields(me), add=(held,)), visitor)
+        seal = wire.Seal(**fields(me), digest=self.digest, incarnation=self._incarnation, generation=self._generation)
         tracker.seal(seal, visitor)
         self.polls += 2
         self.poll()
@@ -495,7 +495,7 @@ class Pull:
         if not done:
             return
         said = wire.Progress(
-            **_fields(self.home.me), digest=self.digest, incarnation=self._incarnation, generation=self._generation,
+            **fields(self.home.me), digest=self.digest, incarnation=self._incarnation, generation=self._generation,
             done=done, have=wire.bitmap(self.have), waiting=waiting, upstream_timeout=40.0,
         )  # fmt: skip
         self.polls += 1
@@ -539,7 +539,3 @@ class Pull:
             self._direct[window] = direct = Bringing(now)
             self._bring(window, direct)
             self.poll()
-
-
-def _fields(me: wire.Me) -> dict[str, object]:
-    return {"node": me.node, "port": me.port, "session": me.session, "lane": me.lane}

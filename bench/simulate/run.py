@@ -16,7 +16,7 @@ from bench.simulate.links import Links
 from bench.simulate.node import LANE, PORT, UPSTREAM, Node
 from bench.simulate.pull import Blob
 from bench.simulate.scene import MBIT, PAYLOAD, Place, Scene, places, upstream_rate, yardstick
-from bench.simulate.tracker import Tracker
+from bench.simulate.tracker import Tracker, fields
 from swarm.blob.digest import parse
 from swarm.blob.geometry import geometry
 from swarm.fetch.events import Holder
@@ -160,9 +160,7 @@ class _Stage:
 
     def _greet(self, node: Node, trackers: list[Tracker]) -> None:
         for tracker in trackers:
-            me = node.me
-            hello = wire.AgentPoll(node=me.node, port=me.port, session=me.session, lane=me.lane, full=True)
-            tracker.hello(hello, node.visitor)
+            tracker.hello(wire.AgentPoll(**fields(node.me), full=True), node.visitor)
 
     def _give(self, node: Node, blobs: list[Blob]) -> None:
         """*node* has all of them."""

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable
 from functools import partial
 from random import Random
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -24,6 +25,11 @@ from tracker.state.swarms import Raw, Swarm
 
 Heard = Callable[[Raw, int], None]
 """Takes an answer, and the windows that are published as it was made (bit w: window w)."""
+
+
+def fields(me: wire.Me) -> dict[str, Any]:
+    """Who speaks, for a message."""
+    return {"node": me.node, "port": me.port, "session": me.session, "lane": me.lane}
 
 
 class Poll:
@@ -68,8 +74,8 @@ class Tracker:
     def has(self, digest: str, size: int, hashes: bytes, me: wire.Me, visitor: Visitor) -> None:
         """An agent that has said hello holds a blob, and its hashes are known."""
         agent = self.cluster.hello(me, visitor)
-        self.cluster.holds(agent, wire.AgentPoll(**_me(me), add=(wire.CompleteBlob(digest=digest, size=size),)))
-        self.cluster.whole(agent, wire.Whole(**_me(me), digest=digest, size=size, hashes=hashes))
+        self.cluster.holds(agent, wire.AgentPoll(**fields(me), add=(wire.CompleteBlob(digest=digest, size=size),)))
+        self.cluster.whole(agent, wire.Whole(**fields(me), digest=digest, size=size, hashes=hashes))
 
     def holds(self, poll: wire.AgentPoll, visitor: Visitor) -> None:
         """What an agent holds has changed."""
@@ -98,10 +104,6 @@ class Tracker:
             self._answer(self.cluster.progress(agent, said), agent, heard, 0, said.generation, news=False)
 
         self._say(act)
-
-    def release(self, said: wire.Release, visitor: Visitor) -> None:
-        """Release -> BoardAnswer, which is not read."""
-        self._say(lambda: self.cluster.release(self.cluster.hello(said, visitor), said) and None)
 
     def seal(self, said: wire.Seal, visitor: Visitor) -> None:
         """Seal -> Ok."""
@@ -162,10 +164,6 @@ class Tracker:
             told = self.cluster.answers.view(swarm, agent, since, generation, news=news)
             known = swarm.board.available.published if news else 0
             self._loop.call_later(self._delay, heard, told, known)
-
-
-def _me(me: wire.Me) -> dict[str, object]:
-    return {"node": me.node, "port": me.port, "session": me.session, "lane": me.lane}
 
 
 def _gone(swarm: Swarm, key: str, future: asyncio.Future[None]) -> None:
