@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         began = time.process_time()
         told.append(figures.summary(simulate(scene, options.seed)))
         gc.collect()
-        err.print(f"{figures.label(scene)}: {time.process_time() - began:.0f} CPU-seconds")
+        err.print(f"{figures.named(scene)}: {time.process_time() - began:.0f} CPU-seconds")
         if options.out:
             figures.save(told, options.out)
     console.print(figures.table(told))

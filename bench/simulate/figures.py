@@ -88,6 +88,7 @@ def save(figures: Sequence[dict[str, Any]], directory: Path) -> None:
 def plot(figures: Sequence[dict[str, Any]], directory: Path) -> None:
     """The times, and what it costs, over the number of nodes; and how many nodes had all when."""
     scenes = list(dict.fromkeys(one["scene"]["name"] for one in figures))
+    lines = list(dict.fromkeys((one["scene"]["name"], one["scene"]["size"]) for one in figures))
     panels = (
         ("p50_of_bound", "p50 / bound"), ("p99_of_bound", "p99 / bound"),
         ("most_requests_at_once", "requests at once at one node, at most"),
@@ -95,9 +96,11 @@ def plot(figures: Sequence[dict[str, Any]], directory: Path) -> None:
     )  # fmt: skip
     figure, axes = plt.subplots(2, 2, figsize=(9.6, 7.2), squeeze=False)
     for axis, (key, title) in zip(axes.flat, panels, strict=True):
-        for name in scenes:
-            rows = [one for one in figures if one["scene"]["name"] == name and key in one]
-            axis.plot([one["scene"]["nodes"] for one in rows], [one[key] for one in rows], marker=".", label=name)
+        for name, size in lines:
+            rows = [one for one in figures if (one["scene"]["name"], one["scene"]["size"]) == (name, size)]
+            label = f"{name}, {size / MIB:g} MiB"
+            xs, ys = [one["scene"]["nodes"] for one in rows], [one.get(key, math.nan) for one in rows]
+            axis.plot(xs, ys, marker=".", label=label, linestyle="-" if size == lines[0][1] else "--")
         axis.set_xscale("log")
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("nodes")
@@ -120,7 +123,7 @@ def plot(figures: Sequence[dict[str, Any]], directory: Path) -> None:
         _write(figure, directory / f"{name}.svg")
 
 
-def label(scene: Scene) -> str:
+def named(scene: Scene) -> str:
     """What is being simulated, in a few words."""
     return f"{scene.name}, {scene.nodes:,} nodes, {scene.size / MIB:g} MiB"
 
