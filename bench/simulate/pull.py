@@ -32,11 +32,9 @@ from swarm.peer.lane.holders import Address
 from swarm.protocol import wire
 from swarm.protocol.availability import bits
 from swarm.protocol.board import MAX_CLAIMS
+from swarm.settings import SwarmSettings
 from tracker.members.gate import Visitor
 from tracker.state.swarms import Raw
-
-CLAIMS = 4
-"""Claims that an agent wants (swarm/settings.py)."""
 
 TICK = 1.0
 """Seconds between two looks after what only time brings about, and two reports of progress."""
@@ -169,7 +167,7 @@ class Pull:
 
     def demand(self) -> Demand:
         """What the board is told of the reader here."""
-        claims = 0 if self.done else CLAIMS
+        claims = 0 if self.done else SwarmSettings.claims
         concurrent = self.home.entering() - self.enters
         return demand_of(
             READERS, sized=self.layout is not None, claims=claims, turning=not self.done, concurrent=concurrent
@@ -496,7 +494,7 @@ class Pull:
             return
         said = wire.Progress(
             **fields(self.home.me), digest=self.digest, incarnation=self._incarnation, generation=self._generation,
-            done=done, have=wire.bitmap(self.have), waiting=waiting, upstream_timeout=40.0,
+            done=done, have=wire.bitmap(self.have), waiting=waiting, upstream_timeout=SwarmSettings.upstream_timeout,
         )  # fmt: skip
         self.polls += 1
         self.blob.tracker.progress(said, self.home.visitor, partial(self._hear, self._since + 1))
