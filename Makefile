@@ -1,6 +1,6 @@
 # Everything here works from a plain clone: the first target asked for makes .venv and installs what this machine lacks.
 .DEFAULT_GOAL := help
-.PHONY: help venv tools demo helm test cluster-build cluster cluster-down cluster-test check format bench bench-cluster bench-parts faults soak release-check docs clean
+.PHONY: help venv tools demo helm test cluster-build cluster cluster-down cluster-test check format bench bench-cluster bench-parts simulate faults soak release-check docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -60,6 +60,9 @@ bench: venv tools ## a shaped cluster on this machine, Shoal beside the alternat
 
 bench-parts: venv tools ## single parts: hashing, boards, announces, hit path, pytest-benchmark's table
 	@$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=min,median,max,ops,rounds $(ARGS)
+
+simulate: venv ## the hand-out for up to 10,000 nodes, on simulated time (ARGS='--nodes 1000 --scene cold warm')
+	@$(BIN)/python -m bench.simulate $(ARGS)
 
 faults: venv tools ## faults done to real clusters, and what was seen (root; ARGS='-k D8' for some, --quick, --list)
 	@$(BIN)/python -m bench.faults $(ARGS)

@@ -226,20 +226,26 @@ class Template:
 
 def from_file(path: Path) -> dict[str, Mirror]:
     """The mirrors of the TOML file *path*, by name. Raises TypeError for keys that are none."""
-    return {name: _templated(name, Template(**keys)) for name, keys in tomllib.loads(path.read_text()).items()}
+    here = path.resolve().parent
+    return {name: _templated(name, Template(**keys), here) for name, keys in tomllib.loads(path.read_text()).items()}
 
 
-def _templated(name: str, template: Template) -> Mirror:
+def filled(text: str, stage: Stage, host: Host, root: Path, here: Path) -> str:
+    """*text* of a template with what its placeholders stand for on *host*. Raises KeyError for others.
+
+    *root*: where the mirror's directories are; *here*: where the template is.
+    """
+    return text.format(
+        upstream=stage.upstream_url, upstream_host=stage.upstream_url.removeprefix("http://"),
+        central_ip=stage.central.ip, node=host.name, node_ip=host.ip, dir=root / host.name, here=here,
+        node_ips=",".join(node.ip for node in stage.nodes),
+    )  # fmt: skip
+
+
+def _templated(name: str, template: Template, here: Path) -> Mirror:
     @contextlib.contextmanager
     def start(stage: Stage) -> Iterator[Running]:
         root = stage.fresh(name)
-
-        def filled(text: str, host: Host) -> str:
-            return text.format(
-                upstream=stage.upstream_url, upstream_host=stage.upstream_url.removeprefix("http://"),
-                central_ip=stage.central.ip, node=host.name, node_ip=host.ip, dir=root / host.name,
-                node_ips=",".join(node.ip for node in stage.nodes),
-            )  # fmt: skip
 
         with running([]) as processes:
             places = []
@@ -248,11 +254,15 @@ def _templated(name: str, template: Template) -> Mirror:
             for host, command, ip, port in wanted:
                 if command:
                     (root / host.name).mkdir()
-                    processes.append(Process(host, shlex.split(filled(command, host)), root / f"{host.name}.log"))
+                    argv = shlex.split(filled(command, stage, host, root, here))
+                    processes.append(Process(host, argv, root / f"{host.name}.log"))
                     places.append((processes[-1], ip, port))
             wait_listening(places)
             yield Running(
-                lambda host: filled(template.base, host), processes, namespaced=template.namespaced, logs=root
+                lambda host: filled(template.base, stage, host, root, here),
+                processes,
+                namespaced=template.namespaced,
+                logs=root,
             )
 
     return start
