@@ -18,8 +18,9 @@ from mirror.upstream import manifests
 from mirror.upstream.addresses import AddressRules
 from mirror.upstream.answers import refusal
 from mirror.upstream.auth import Credentials, NoCredentials
+from mirror.upstream.bodies import bounded
 from mirror.upstream.coding import is_identity
-from mirror.upstream.exchange import Exchanges, Target, bounded, usable_url
+from mirror.upstream.exchange import Exchanges, Target, usable_url
 from mirror.upstream.guard import Guard
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.reach import Reach

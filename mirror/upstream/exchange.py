@@ -16,18 +16,18 @@ import aiohttp
 from cachetools import TTLCache
 from yarl import URL
 
-from mirror.errors import CodingInvalid, Forbidden, NotAsAsked, RegistriesInvalid, Unreachable
+from mirror.errors import Forbidden, NotAsAsked, RegistriesInvalid, Unreachable
 from mirror.upstream.answers import refusal
 from mirror.upstream.auth import MOST_CREDENTIALS, Authorizer, Credentials, Grant, challenges
-from mirror.upstream.coding import decoder, is_identity
+from mirror.upstream.bodies import bounded, discard
 from mirror.upstream.guard import Guard, Ticket
 from mirror.upstream.pouring import Pouring
 from mirror.upstream.reach import Reach
 from mirror.upstream.registries import Registries, Registry, Tls, canonical, place_of
-from mirror.upstream.transport import Request, Transport, translated
+from mirror.upstream.transport import Request, Transport
 from mirror.upstream.ways import Counted, Known, learned, poured
 from swarm.base.pace import Pace
-from swarm.blob.errors import SourceBroken, SourceBusy, SourceError, SourceRefused, SourceSilent
+from swarm.blob.errors import SourceBroken, SourceBusy, SourceError, SourceSilent
 from swarm.upstream.source import Sink
 
 LOG = logging.getLogger("shoal.mirror")
@@ -46,8 +46,6 @@ _REGISTRY_PATH = re.compile(r"/v2/(?P<repository>[^?]+)/(?:blobs|manifests|tags|
 
 SHORTEST_MEMORY = 3.0
 """Seconds that a remembered place has for its first byte at least; then the registry is asked for another one."""
-
-_DISCARD = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -448,50 +446,6 @@ def usable_url(text: str, base: URL | None = None) -> URL | None:
     except ValueError:
         return None
     return url if url.scheme in ("http", "https") and url.host and url.user is None and url.password is None else None
-
-
-async def bounded(response: aiohttp.ClientResponse, limit: int, host: str) -> bytes:
-    """The whole body of *response*, its coding undone, if that has at most *limit* bytes.
-
-    Raises SourceBroken, SourceRefused.
-    """
-    parts: list[bytes] = []
-    size = 0
-    async for chunk in plain(response, host):
-        size += len(chunk)
-        if size > limit:
-            raise SourceRefused(f"{host} sent more than {limit} bytes where less was expected")
-        parts.append(chunk)
-    return b"".join(parts)
-
-
-async def plain(response: aiohttp.ClientResponse, host: str) -> AsyncIterator[bytes]:
-    """The body of *response*, without the coding that somebody put on although none was asked for.
-
-    Raises SourceBroken.
-    """
-    coding = response.headers.get("Content-Encoding")
-    try:
-        undo = None if is_identity(coding) else decoder(coding or "")
-        while True:
-            with translated(host):
-                chunk = await response.content.readany()
-            if not chunk:
-                break
-            for part in [chunk] if undo is None else undo.feed(chunk):
-                yield part
-        if undo is not None and (left := undo.end()):
-            yield left
-    except CodingInvalid as error:
-        raise SourceBroken(f"{host} sent a body {error}") from None
-
-
-async def discard(response: aiohttp.ClientResponse, host: str) -> None:
-    """Read away a short body, so that the connection can be used again."""
-    left = _DISCARD
-    with contextlib.suppress(SourceBroken), translated(host):
-        while left > 0 and (chunk := await response.content.readany()):
-            left -= len(chunk)
 
 
 def _key(method: str, target: Target) -> tuple[str, str, str]:

@@ -10,8 +10,9 @@ from functools import partial
 
 from mirror.errors import TimedOut
 from mirror.upstream.answers import ContentRange, content_range, is_range_refused
+from mirror.upstream.bodies import bounded, plain
 from mirror.upstream.coding import is_identity
-from mirror.upstream.exchange import Answer, Exchanges, Target, bounded, plain
+from mirror.upstream.exchange import Answer, Exchanges, Target
 from mirror.upstream.transport import translated
 from swarm.blob.digest import Digest
 from swarm.blob.errors import SourceBroken, SourceSilent
