@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import ssl
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -108,6 +109,12 @@ class Serving:
     def sending(self) -> bool:
         """Whether a body is on its way, or about to be: two hundred may ask before the first is looked up."""
         return self.phase is Phase.LOOKUP or (self.phase is Phase.SENDING and self._offer is not None)
+
+    @property
+    def length(self) -> int:
+        """Bytes that are asked for; more than any blob has where that is not said."""
+        asked = self._asked
+        return sys.maxsize if asked is None or asked.stop is None else asked.stop - (asked.start or 0)
 
     @property
     def since(self) -> float:
