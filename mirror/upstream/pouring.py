@@ -261,12 +261,8 @@ class _Run:
             self._waits(partial(socket.socket.shutdown, sock, socket.SHUT_RDWR))
             sock.settimeout(way.connect)
             sock.connect(address)
-            if way.encrypted:
-                tls = way.tls or self._pouring.tls()
-                sock = tls.wrap_socket(sock, server_hostname=way.name, do_handshake_on_connect=False)
-                self._waits(partial(socket.socket.shutdown, sock, socket.SHUT_RDWR))
-                sock.do_handshake()
-            return Link(sock)
+            tls = (way.tls or self._pouring.tls()) if way.encrypted else None
+            return Link(sock, tls, way.name, way.connect)
         except BaseException:
             self._waits(None)
             sock.close()

@@ -11,6 +11,8 @@ import struct
 import threading
 import time
 
+from swarm.base.sealed import Sealed
+
 END = b"\r\n\r\n"
 """What a head ends with."""
 
@@ -35,9 +37,13 @@ class Silent(OSError):
 class Link:
     """See the module. All but `cut` is for the one thread that uses it."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(
+        self, sock: socket.socket, tls: ssl.SSLContext | None = None, host: str | None = None, patience: float = 2.0
+    ) -> None:
+        """*sock* is connected. *tls*: encrypted; the other end must show a certificate of *host*, within *patience*
+        seconds. Raises OSError.
+        """
         self._sock = sock
-        self._encrypted = isinstance(sock, ssl.SSLSocket)
         self._lock = threading.Lock()
         self._open = True
         self._lead = b""
@@ -45,18 +51,16 @@ class Link:
         self._low = 1
         with contextlib.suppress(OSError):  # a socket pair has no such option
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._encrypted:
-            sock.settimeout(TICK)
-        else:
-            # The kernel's own deadline: a timeout of Python's costs a poll() before every read.
-            sock.settimeout(None)
-            deadline = struct.pack("@ll", int(TICK), int(TICK % 1 * 1e6))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, deadline)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 5, 0))
+        # The kernel's own deadline: a timeout of Python's costs a poll() before every read.
+        sock.settimeout(None)
+        deadline = struct.pack("@ll", int(TICK), int(TICK % 1 * 1e6))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, deadline)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 5, 0))
+        self._sealed = None if tls is None else Sealed(sock, tls, host, patience)
 
     def send(self, data: bytes) -> None:
         """Send a request. Raises OSError."""
-        self._sock.sendall(data)
+        (self._sealed or self._sock).sendall(data)
 
     def head(self, buffer: memoryview, patience: float, most: int) -> bytes:
         """The head of the answer without its end, at most *most* bytes; the body follows from `fill`.
@@ -100,21 +104,23 @@ class Link:
 
     def _receive(self, buffer: memoryview) -> int:
         try:
-            return self._sock.recv_into(buffer)
-        except (BlockingIOError, TimeoutError, ssl.SSLWantReadError):
+            return (self._sealed or self._sock).recv_into(buffer)
+        except BlockingIOError:
             raise Silent from None
 
     def _gather(self, low: int) -> None:
-        if low != self._low and not self._encrypted:
+        if low != self._low:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low)
             self._low = low
 
     def stale(self) -> bool:
         """Whether the other end has closed a kept connection, or said something unasked."""
+        if self._sealed is not None and self._sealed.pending:
+            return True
         try:
             look = select.poll()
             look.register(self._sock, select.POLLIN)
-            return bool(look.poll(0))  # a read, although it shall not block, would wait for the deadline of the socket
+            return bool(look.poll(0))
         except (OSError, ValueError):
             return True
 
@@ -147,7 +153,7 @@ def dial(
     """
     sock = socket.create_connection(address, timeout=patience, source_address=(source, 0) if source else None)
     try:
-        return Link(sock if tls is None else tls.wrap_socket(sock, server_hostname=host))
+        return Link(sock, tls, host, patience)
     except BaseException:
         sock.close()
         raise

@@ -176,13 +176,28 @@ class Council:
         fields = {"digest": course.digest, "why": reason, "time": self._rejections}
         log.error("blob-rejected", extra={"fields": fields})
         course.parts.metrics.rejections.inc()
-        if self._rejections > 2 * MAX_GENERATIONS:
+        upstreams = self._is_upstreams()
+        if self._rejections > 2 * MAX_GENERATIONS or (upstreams and self._rejections >= MAX_GENERATIONS):
             raise BlobCorrupt(f"the bytes do not match {course.digest}: {reason}")
         if course.partial is not None:
             course.partial.doubt()
-        await course.follower.reject(reason)
+        await course.follower.reject(reason, leave=upstreams)
 
     # -- inside -----------------------------------------------------------------------------------------
+
+    def _is_upstreams(self) -> bool:
+        """Whether all that is here came from upstream, and nobody else takes part who might have a better line to it.
+
+        Then it is between this node and upstream: a board that has heard of such a rejection before does not begin anew
+        for one member, and was left after four seconds only.
+        """
+        here, peers = self._course.partial, self._course.follower.peers
+        pieces = here.pieces if here is not None else None
+        return (
+            not peers
+            and pieces is not None
+            and all(piece in pieces and pieces.origin(piece) == "upstream" for piece in range(pieces.layout.pieces))
+        )
 
     async def _conflict(self, size: int) -> None:
         digest, here = self._course.digest, self._course.partial

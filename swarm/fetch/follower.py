@@ -284,10 +284,10 @@ class Follower:
             seal = wire.Seal(**self._me(), incarnation=news.incarnation, generation=news.generation)
             await self._board.seal(seal)
 
-    async def reject(self, reason: str) -> None:
-        """What the board describes is wrong. Told again until the board begins anew."""
+    async def reject(self, reason: str, *, leave: bool = False) -> None:
+        """What the board describes is wrong. Told again until the board begins anew; *leave*: it is left at once."""
         self._news.reject()
-        self._rejection = self._news.generation, reason, time.monotonic()
+        self._rejection = self._news.generation, reason, time.monotonic() - (UNHEARD if leave else 0.0)
         await self._tell_rejection()
         self._nudge.set()
         asyncio.get_running_loop().call_later(UNHEARD, self._nudge.set)

@@ -64,7 +64,10 @@ class Host(Protocol):
 
 
 class LaneWindows:
-    """See the module. *hashes*: window -> piece hashes of what is published. *spawn* starts a task of the fetch."""
+    """See the module. *hashes*: window -> piece hashes of what is published. *spawn* starts a task of the fetch.
+
+    Above the bound of methods: eight of them are questions of a line or two about what comes and what does not.
+    """
 
     def __init__(
         self,
@@ -155,7 +158,14 @@ class LaneWindows:
             known = now - self._named_at.get(window, float("-inf"))  # whoever was named since has his time, too
             if min(errand.silence(now), known) >= NOTHING:
                 late.add(window)
+        if late and (unreached := self._lane.unreached()):  # what they alone hold is not tried window by window
+            late |= {w for w, found in self._named.items() if found and {h.address for h in found} <= unreached}
         return tuple(sorted(w for w in late if w in self._hashes and not pieces.holds(windows[w])))
+
+    @property
+    def ungiven(self) -> frozenset[int]:
+        """Windows that nobody gave when they were asked for last."""
+        return frozenset(self._failed)
 
     def arriving(self, window: int) -> int:
         """Bytes that have come by the errands that *window* has now, of whole pieces or not."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.parts.cluster import Agent, Cluster, cluster
-from tests.parts.counter import Counter
+from tests.parts.counter import Counter, Rule
 from tests.parts.fetch import assert_right
 from tests.parts.registry import Blob, Registry
 
@@ -102,3 +102,21 @@ async def test_an_agent_that_dies_with_its_turn_keeps_nobody(
     assert_right(list(await asyncio.gather(*pulls)), blob)
     assert not (await lost).whole
     assert (await upstream.counts()).bytes_of(blob.repository) == 0
+
+
+async def test_what_upstream_has_wrong_is_refused_each_time_without_the_board(
+    tmp_path: Path, origin: Registry, upstream: Counter
+) -> None:
+    """The board hears of a rejection that one member makes again and again, and does not begin anew for it: the second
+    client waited four seconds for that."""
+    blob = origin.plant("lone/wrong", 100_000, 1990)
+    await upstream.rules(Rule(match="/blobs/", then="flip", after=1000))
+    async with cluster(tmp_path, agents=2) as running:
+        for agent in (*running.agents, *running.agents):
+            told = await agent.blob(blob, upstream.host)
+            assert told.status == 404
+            assert told.whole
+        assert all(len(agent.events("blob-rejected")) == 6 for agent in running.agents)
+        await upstream.rules()
+        for agent in running.agents:
+            assert (await agent.blob(blob, upstream.host)).digest == blob.digest

@@ -31,6 +31,8 @@ class _Standing:
     failed_until: float = 0.0
     busy_until: float = 0.0
     """It said that it has enough to do."""
+    unreached_until: float = 0.0
+    """It could not be connected to."""
 
     def given_up(self, now: float) -> bool:
         """Whether it is not asked at all."""
@@ -89,15 +91,22 @@ class Holders:
         known = self._of(address)
         known.busy = max(0, known.busy - 1)
 
+    def unreached(self, now: float) -> frozenset[Address]:
+        """Those that could not be connected to when it was tried last, a moment ago."""
+        return frozenset(address for address, known in self._known.items() if now < known.unreached_until)
+
     def failed(self, address: Address, now: float, *, unreached: bool = False) -> None:
         """It was silent, slow, or sent what is wrong. *unreached*: it could not be connected to, and is given up."""
         known = self._of(address)
+        if unreached:
+            known.unreached_until = now + FAILED_FOR
         known.failures += GIVEN_UP_AFTER if unreached else 1
         known.failed_until = now + FAILED_FOR
 
     def gave(self, address: Address) -> None:
         """Bytes came from it."""
-        self._of(address).failures = 0
+        known = self._of(address)
+        known.failures, known.unreached_until = 0, 0.0
 
     def said_busy(self, address: Address, until: float) -> None:
         """It asked to be left alone *until* then."""

@@ -84,6 +84,10 @@ class Lane:
         assert self._receiver is not None, "start() first"
         self._receiver.submit(errand)
 
+    def unreached(self) -> frozenset[Address]:
+        """Agents that could not be connected to a moment ago, whichever blob they were asked for."""
+        return self._receiver.unreached() if self._receiver is not None else frozenset()
+
     def cancel(self, errand: Errand) -> None:
         """*errand* is not wanted any more."""
         assert self._receiver is not None, "start() first"

@@ -107,6 +107,11 @@ class Receiver:
         if waited:
             errand.end(Cancelled("not wanted any more"))
 
+    def unreached(self) -> frozenset[Address]:
+        """Holders that could not be connected to a moment ago."""
+        with self._changed:
+            return self._holders.unreached(time.monotonic())
+
     async def close(self) -> None:
         """Cancel everything, and end the threads."""
         with self._changed:

@@ -94,6 +94,8 @@ class Serving:
         self._encrypted = isinstance(sock, ssl.SSLSocket)
         self._in = bytearray()
         self._out = b""
+        self._chunk = b""
+        """Bytes of the file that are being encrypted."""
         self._offer: Offer | None = None
         self._at = self._stop = 0
         self._asked: Request | None = None
@@ -160,7 +162,7 @@ class Serving:
             if self.phase is Phase.HEAD:
                 self._read(now, buffer)
             if self.phase is Phase.SENDING:
-                self._send(now, buffer)
+                self._send(now)
             if self.phase is not Phase.HEAD or END not in self._in:
                 return
 
@@ -246,7 +248,7 @@ class Serving:
 
     # -- sending ----------------------------------------------------------------------------------
 
-    def _send(self, now: float, buffer: memoryview) -> None:
+    def _send(self, now: float) -> None:
         while self._out:
             flags = 0 if self._offer is None or self._encrypted else socket.MSG_MORE
             count = self.sock.send(self._out, flags) if flags else self.sock.send(self._out)
@@ -263,7 +265,7 @@ class Serving:
             if self._offer.lost:
                 self.close()  # the other end sees a short body
                 return
-            count = self._some(self._offer, min(left, self._stop - self._at), buffer)
+            count = self._some(self._offer, min(left, self._stop - self._at))
             if not count:
                 self.close()  # the file is shorter than its verified pieces: somebody truncated it
                 return
@@ -274,13 +276,14 @@ class Serving:
             self._throttle.took(count, now)
         self._ended(now)
 
-    def _some(self, offer: Offer, most: int, buffer: memoryview) -> int:
+    def _some(self, offer: Offer, most: int) -> int:
         if not self._encrypted:
             return os.sendfile(self.sock.fileno(), offer.fd, self._at, most)
-        count = os.preadv(offer.fd, [buffer[: min(_COPY, most)]], self._at)
-        # Encrypted bytes that did not fit are sent by the next call, which OpenSSL wants with the same bytes: a
-        # verified piece does not change.
-        return self.sock.send(buffer[:count]) if count else 0
+        if not self._chunk:  # what did not fit is sent by the next call: OpenSSL wants it with the same bytes
+            self._chunk = os.pread(offer.fd, min(_COPY, most), self._at)
+        count = self.sock.send(self._chunk) if self._chunk else 0
+        self._chunk = self._chunk[count:]
+        return count
 
     def _ended(self, now: float) -> None:
         offer, self._offer = self._offer, None

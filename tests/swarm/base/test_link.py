@@ -28,9 +28,10 @@ def linked(*, encrypted: bool) -> Iterator[tuple[Link, socket.socket]]:
         authority.configure_trust(client)
         with ThreadPoolExecutor(1) as pool:
             shaken = pool.submit(server.wrap_socket, other, server_side=True)
-            mine = client.wrap_socket(mine, server_hostname="127.0.0.1")
+            link = Link(mine, client, "127.0.0.1")
             other = shaken.result()
-    link = Link(mine)
+    else:
+        link = Link(mine)
     try:
         yield link, other
     finally:

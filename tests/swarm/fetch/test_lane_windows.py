@@ -156,8 +156,11 @@ async def test_a_window_whose_holder_cannot_be_dialled_is_lost_though_others_com
         assert not fetch.windows.lost, "its process has ended: the tracker will name another"
         fetch.now += GONE
         assert [*fetch.windows.lost] == [0]
+        fetch.publish(2)
+        fetch.windows.named(HoldersNamed({0: (gone,), 2: (gone,)}, (), None, strangers=False))
+        assert [*fetch.windows.lost] == [0, 2], "what it alone holds is not tried window by window"
         fetch.windows.named(HoldersNamed({0: (holder,)}, (), None, strangers=False))
-        assert not fetch.windows.lost
+        assert [*fetch.windows.lost] == []
         fetch.windows.want(None)
         await until(lambda: fetch.here.have == 0b11)
 

@@ -357,3 +357,13 @@ def test_a_holder_that_only_fails_is_given_up_for_a_while_and_not_for_ever() -> 
     assert holders.pick([a], FAILED_FOR) == a
     holders.failed(a, 0.0, unreached=True)
     assert holders.hopeless([a], 0.0), "it cannot even be dialled"
+
+
+def test_who_could_not_be_connected_to_is_known_for_a_while_and_until_it_gives() -> None:
+    holders, there, other = Holders(), ("10.0.0.1", 1), ("10.0.0.2", 1)
+    holders.failed(there, 10.0, unreached=True)
+    holders.failed(other, 10.0)
+    assert holders.unreached(10.0 + FAILED_FOR - 0.1) == {there}
+    assert holders.unreached(10.0 + FAILED_FOR) == frozenset()
+    holders.gave(there)
+    assert holders.unreached(10.1) == frozenset()
