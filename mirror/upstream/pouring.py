@@ -86,9 +86,12 @@ class Way:
         return self.address, self.name, self.rules, self.encrypted, self.tls
 
     def request(self, start: int, stop: int) -> bytes:
-        """A request for bytes [start, stop) (RFC 9110, 14.2)."""
+        """A request for bytes [start, stop) (RFC 9110, 14.2). Raises NotAsAsked where a line would not stay one."""
         lines = [f"GET {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in self.headers.items())]
-        return ("\r\n".join([*lines, f"Range: bytes={start}-{stop - 1}"]) + "\r\n\r\n").encode("latin-1")
+        lines.append(f"Range: bytes={start}-{stop - 1}")
+        if any(end in line for line in lines for end in "\r\n\0"):
+            raise NotAsAsked
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True)

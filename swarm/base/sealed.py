@@ -75,6 +75,7 @@ class Sealed:
 
     def _more(self) -> int:
         """Bytes that came from the socket; 0: the other end closed. Raises BlockingIOError, OSError."""
+        self._flush()  # TLS itself may have something to say, as after a KeyUpdate (RFC 8446, 4.6.3)
         count = self._sock.recv_into(self._wire)
         if count:
             self._in.write(self._wire[:count])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,10 @@ import trustme
 from aiohttp import web
 
 from mirror.errors import NotAsAsked, Unreachable
+from mirror.upstream.addresses import AddressRules
 from mirror.upstream.client import Upstream
 from mirror.upstream.guard import Guard
-from mirror.upstream.pouring import KEPT_FOR, read_head
+from mirror.upstream.pouring import KEPT_FOR, Way, read_head
 from mirror.upstream.registries import Registries, Registry, Tls
 from mirror.upstream.sources import UpstreamSource
 from mirror.upstream.transport import HOP_HEADER, Deadlines
@@ -329,3 +332,12 @@ def test_a_head_is_read_or_refused() -> None:
     for spelled in (b"", b"206", b"HTTP/1.1 2066 x", b"GET / HTTP/1.1"):
         with pytest.raises(NotAsAsked):
             read_head(spelled)
+
+
+def test_a_line_of_a_request_stays_one() -> None:
+    """Whatever a registry's token or a client's header was."""
+    way = Way("h", "h", (socket.AF_INET, ("127.0.0.1", 1)), AddressRules(private=True), False, None, "/x", {"A": "é"})
+    assert way.request(2, 5) == "GET /x HTTP/1.1\r\nA: é\r\nRange: bytes=2-4\r\n\r\n".encode()
+    for spoilt in (replace(way, path="/x\r\nB: c"), replace(way, headers={"A": "b\nC: d"})):
+        with pytest.raises(NotAsAsked):
+            spoilt.request(0, 1)
