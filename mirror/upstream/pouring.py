@@ -27,9 +27,12 @@ from mirror.upstream.addresses import AddressRules
 from mirror.upstream.answers import content_range
 from mirror.upstream.coding import is_identity
 from mirror.upstream.transport import prepared
+from swarm.base.kept import Kept
 from swarm.base.link import Link, Silent
 from swarm.base.mailbox import Mailbox
+from swarm.base.settled import settled
 from swarm.blob.errors import SourceBroken, SourceSilent
+from swarm.storage.intake import scratch
 from swarm.upstream.download import PAUSE_IN_BODY
 from swarm.upstream.source import Sink
 
@@ -44,9 +47,6 @@ MOST_KEPT = 32
 
 KEPT_FOR = 15.0
 """Seconds for which one is kept. Many servers close an idle connection after a minute, some after twenty seconds."""
-
-BUFFER = 256 * 1024
-"""Bytes of a thread's buffer, which it uses again and again. It fits into the second cache of a core."""
 
 FAST = 4 * 1024 * 1024
 """Bytes per second from which on the kernel may gather bytes before it wakes the thread."""
@@ -123,7 +123,8 @@ class Pouring:
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="shoal-upstream")
         self._busy = 0
-        self._kept: dict[tuple[object, ...], list[tuple[float, Link]]] = {}
+        self.kept = Kept(MOST_KEPT, KEPT_FOR)
+        """Connections by `Way.door`."""
         self._lock = threading.Lock()
         self._local = threading.local()
         self._tls: ssl.SSLContext | None = None
@@ -147,11 +148,7 @@ class Pouring:
             await asyncio.shield(job)
         except asyncio.CancelledError:
             run.cut()
-            while not job.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([job])
-            if not job.cancelled():
-                job.exception()  # retrieved: the cancellation is what is raised
+            await settled(job)  # the cancellation is what is raised
             raise
         finally:
             self._busy -= 1
@@ -159,10 +156,7 @@ class Pouring:
     async def close(self) -> None:
         """End the threads, when nothing is under way any more."""
         await asyncio.to_thread(self._threads.shutdown)
-        for kept in self._kept.values():
-            for _, link in kept:
-                link.close()
-        self._kept.clear()
+        self.kept.close()
 
     # -- for the threads --------------------------------------------------------------------------
 
@@ -170,7 +164,7 @@ class Pouring:
         """The calling thread's."""
         known: memoryview | None = getattr(self._local, "buffer", None)
         if known is None:
-            known = self._local.buffer = memoryview(bytearray(BUFFER))
+            known = self._local.buffer = scratch()
         return known
 
     def tls(self) -> ssl.SSLContext:
@@ -180,32 +174,6 @@ class Pouring:
                 self._tls = ssl.create_default_context()
                 self._tls.set_alpn_protocols(["http/1.1"])
             return self._tls
-
-    def take(self, way: Way) -> Link | None:
-        """A connection that was kept."""
-        oldest = time.monotonic() - KEPT_FOR
-        while True:
-            with self._lock:
-                kept = self._kept.get(way.door)
-                since, link = kept.pop() if kept else (0.0, None)
-            if link is None:
-                return None
-            if since > oldest and not link.stale():
-                return link
-            link.close()
-
-    def keep(self, way: Way, link: Link) -> None:
-        """*link* may be used again."""
-        with self._lock:
-            self._kept.setdefault(way.door, []).append((time.monotonic(), link))
-            dropped = None
-            if sum(map(len, self._kept.values())) > MOST_KEPT:
-                door = min((kept[0][0], id(kept), door) for door, kept in self._kept.items() if kept)[2]
-                dropped = self._kept[door].pop(0)[1]
-            for door in [door for door, kept in self._kept.items() if not kept]:
-                del self._kept[door]
-        if dropped is not None:
-            dropped.close()
 
 
 class _Run:
@@ -239,7 +207,7 @@ class _Run:
 
     def run(self) -> None:
         """See `Pouring.pour`."""
-        link = self._pouring.take(self._way)
+        link = self._pouring.kept.take(self._way.door)
         if link is not None:
             with suppress(ConnectionResetError):  # it may have died unseen: what a new one says counts
                 self._ask(link)
@@ -284,7 +252,7 @@ class _Run:
         finally:
             self._waits(None)
             if keep:
-                self._pouring.keep(self._way, link)
+                self._pouring.kept.put(self._way.door, link)
             else:
                 link.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,6 +12,7 @@ import aiohttp
 from mirror.upstream.pouring import Pouring, Way
 from mirror.upstream.registries import place_of
 from mirror.upstream.transport import ALWAYS, Request, Transport
+from swarm.base.settled import settled
 from swarm.upstream.source import Sink
 
 
@@ -87,8 +87,4 @@ async def poured(
         await asyncio.shield(job)
     finally:
         job.cancel()
-        while not job.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([job])
-        if not job.cancelled():
-            job.exception()  # retrieved
+        await settled(job)

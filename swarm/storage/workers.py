@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+
+from swarm.base.settled import settled
 
 THREADS = 4
 """Threads per store: a slow disk holds one call each, and further calls wait their turn."""
@@ -50,11 +51,7 @@ class Workers:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            while not task.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()  # retrieved: the cancellation is what is raised
+            await settled(task)  # the cancellation is what is raised
             raise
 
     async def drain(self) -> None:

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
+from swarm.base.kept import Kept
 from swarm.base.link import Link, Silent
 from swarm.base.mailbox import Mailbox
 from swarm.blob.errors import Cancelled, Malformed, StoreFull, Unserved, Unwritable
@@ -74,7 +75,7 @@ class Receiver:
         """Most urgent first."""
         self._running: set[Errand] = set()
         self._holders = Holders()
-        self._kept: dict[Address, list[tuple[float, Link]]] = {}
+        self._kept = Kept(MOST_KEPT, KEPT_FOR)
         self._stopped = False
         self._limits = (threads, urgent)
         self._threads: list[threading.Thread] = []
@@ -122,10 +123,7 @@ class Receiver:
         for errand in every:
             self.cancel(errand)
         await asyncio.gather(*(asyncio.to_thread(thread.join) for thread in self._threads))
-        for kept in self._kept.values():
-            for _, link in kept:
-                link.close()
-        self._kept.clear()
+        self._kept.close()
 
     # -- the threads ------------------------------------------------------------------------------
 
@@ -231,7 +229,7 @@ class Receiver:
         """One request. None: what it gave is here; there may be more to ask for."""
         intake = errand.intake
         try:
-            link = self._link(holder)
+            link = self._kept.take(holder) or self._dial(holder)
         except OSError as error:
             log.debug("lane-unreached", extra={"fields": {"holder": holder[0], "why": str(error)}})
             errand.gone = isinstance(error, ConnectionRefusedError)
@@ -254,7 +252,7 @@ class Receiver:
         finally:
             errand.use(None)
             if keep:
-                self._keep(holder, link)
+                self._kept.put(holder, link)
             else:
                 link.close()
 
@@ -322,29 +320,3 @@ class Receiver:
                 come += count
             return bytes(buffer[:length])
         return None
-
-    # -- connections ------------------------------------------------------------------------------
-
-    def _link(self, holder: Address) -> Link:
-        oldest = time.monotonic() - KEPT_FOR
-        while True:
-            with self._changed:
-                kept = self._kept.get(holder)
-                since, link = kept.pop() if kept else (0.0, None)
-            if link is None:
-                return self._dial(holder)
-            if since > oldest and not link.stale():
-                return link
-            link.close()
-
-    def _keep(self, holder: Address, link: Link) -> None:
-        with self._changed:
-            self._kept.setdefault(holder, []).append((time.monotonic(), link))
-            dropped = None
-            if sum(map(len, self._kept.values())) > MOST_KEPT:
-                longest = min((kept[0][0], address) for address, kept in self._kept.items() if kept)[1]
-                dropped = self._kept[longest].pop(0)[1]
-            for address in [address for address, kept in self._kept.items() if not kept]:
-                del self._kept[address]
-        if dropped is not None:
-            dropped.close()
