@@ -280,7 +280,7 @@ class Transport:
         self.deadlines = deadlines
         """How long it waits."""
         self._patience = max(deadlines.slow, deadlines.stall)
-        self._places = places
+        self._resolver = None if places is None else Resolver(places)
         self._pooled = self._session(keep=True)
         self._fresh = self._session(keep=False)
         self._pings: dict[str, asyncio.Task[bool]] = {}
@@ -291,7 +291,7 @@ class Transport:
             limit_per_host=0,
             ttl_dns_cache=30,
             socket_factory=self._socket,
-            resolver=None if self._places is None else Resolver(self._places),
+            resolver=self._resolver,
             **({"keepalive_timeout": 30.0} if keep else {"force_close": True}),
         )
         traces = aiohttp.TraceConfig()
@@ -438,6 +438,8 @@ class Transport:
         await asyncio.gather(*pings, return_exceptions=True)
         await self._pooled.close()
         await self._fresh.close()
+        if self._resolver is not None:  # aiohttp closes only one of its own
+            await self._resolver.close()
 
     async def __aenter__(self) -> Self:
         return self
