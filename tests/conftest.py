@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import faulthandler
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -39,8 +40,12 @@ TOOLS = {
     "nbd": ("nbdkit", "nbdcopy", "mke2fs"),
     "promtool": ("promtool",),
     "prometheus": ("prometheus",),
+    "tcpdump": ("tcpdump",),
 }
 """Marker `needs_<key>`: the commands without which a test cannot be run."""
+
+FILES = 16 * 1024
+"""Files that a test run may have open, where the system allows it: 2,000 agents, or a flood of strangers."""
 
 WIDTH = 300
 """Characters of a line of a process that are shown when a test failed; the file has them all."""
@@ -82,7 +87,13 @@ unbuilt: dict[str, str] = {}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the markers, and let helm be found where this machine builds it."""
+    """Declare the markers, and let an ordinary user find what is for root, and open as many files as may be."""
+    for_root = [path for path in ("/usr/sbin", "/sbin") if path not in os.get_exec_path()]
+    os.environ["PATH"] = os.pathsep.join([*os.get_exec_path(), *for_root])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < FILES:
+        wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     if shutil.which("helm") is None:
         os.environ["PATH"] += os.pathsep + str(binaries.directory())
     if os.geteuid() == 0:

@@ -42,7 +42,7 @@ def test_one_copy_leaves_upstream_and_no_link_carries_more_than_it_can(name: str
     check(result, copies=0.0 if name == "warm" else 1.0)
     asking = len(result.seconds)
     assert asking == nodes - (name == "warm")
-    assert sum(result.received) >= asking * SIZE, "each has all of it"
+    assert sum(result.received) >= asking * SIZE * (1 - 1e-9), "each has all of it"
 
 
 @pytest.mark.parametrize("nodes", [10, 50])

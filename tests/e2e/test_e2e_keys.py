@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -135,7 +134,8 @@ async def test_a_certificate_is_renewed_under_a_running_cluster(
             assert counts.bytes_of(blob.repository) <= COPIES * blob.size
 
 
-@pytest.mark.skipif(shutil.which("tcpdump") is None, reason="tcpdump is not installed: apt-get install tcpdump")
+@pytest.mark.needs_tcpdump
+@pytest.mark.needs_root
 async def test_a_capture_of_a_pull_shows_no_plaintext(origin: Registry, upstream: Counter, tmp_path: Path) -> None:
     """Between members there is neither a byte of the blob nor a word of the protocol to be read."""
     async with keyed(tmp_path, "a", "b") as (shoal, _, _page):

@@ -14,7 +14,7 @@ PACKAGES = {
     "ip": "iproute2", "tc": "iproute2", "httpdirfs": "httpdirfs", "mke2fs": "e2fsprogs", "mount": "mount",
     "umount": "mount", "nbdkit": "nbdkit", "nbdcopy": "libnbd-bin", "promtool": "prometheus",
     "prometheus": "prometheus", "runc": "runc", "debootstrap": "debootstrap", "iptables": "iptables",
-    "conntrack": "conntrack", "containernetworking-plugins": "containernetworking-plugins",
+    "conntrack": "conntrack", "tcpdump": "tcpdump", "containernetworking-plugins": "containernetworking-plugins",
 }  # fmt: skip
 """The Debian package of each command that tests use."""
 
@@ -29,6 +29,7 @@ _OTHER = {
     "root's rights": "run `make test` as root",
     "mounting a tmpfs needs root": "run `make test` as root",
     "this machine has no /dev/fuse": "modprobe fuse, or give the container /dev/fuse",
+    "only root may attach socket filters here": "run `make test` as root",
     "no IPv6 here": "give this machine IPv6 on its loopback device",
     "no loop device": "modprobe loop, or give the container /dev/loop-control and loop devices",
     "the package index cannot be reached": "let this machine reach a package index (PIP_INDEX_URL names one)",

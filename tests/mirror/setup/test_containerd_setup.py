@@ -449,6 +449,7 @@ def test_a_directory_that_may_not_be_written_is_one_line(tmp_path: Path) -> None
     assert hashlib.sha256((tmp_path / "certs.d").read_bytes()).hexdigest() == hashlib.sha256(b"x").hexdigest()
 
 
+@pytest.mark.needs_containerd
 async def test_the_real_containerd_asks_the_agent_first_and_then_who_was_there_before(tmp_path: Path) -> None:
     """Two listeners that know nothing: the order in which a pull asks them is containerd's own reading of our file."""
     asked: list[tuple[str, str]] = []
