@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-FANOUT = 4
+FANOUT = 8
 """Askers to whom a holder is named for one window within one period."""
 
 READ_FANOUT = 32

@@ -14,6 +14,9 @@ MOST_HEAD = 8 * 1024
 
 END = b"\r\n\r\n"
 
+URGENT = "priority"
+"""Header of a request that somebody waits for: urgency 0 (RFC 9218, 4.1)."""
+
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})?")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
@@ -44,6 +47,8 @@ class Request:
     stop: int | None = None
     keep: bool = True
     """Whether the connection is kept afterwards."""
+    urgent: bool = False
+    """Somebody waits for just these bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,8 @@ def read_request(head: bytes) -> Request:
         stop = int(match[2]) + 1 if match[2] else None
         if stop is not None and stop <= start:
             start = stop = None
-    return Request(method, _digest(target), start, stop, _keeps(version, headers))
+    urgent = headers.get(URGENT, "").replace(" ", "").startswith("u=0")
+    return Request(method, _digest(target), start, stop, _keeps(version, headers), urgent)
 
 
 def _digest(target: str) -> Digest | None:
@@ -89,11 +95,12 @@ def _digest(target: str) -> Digest | None:
         return None
 
 
-def request(host: str, digest: Digest, start: int, stop: int) -> bytes:
-    """A request for bytes [start, stop) of *digest* from *host*."""
+def request(host: str, digest: Digest, start: int, stop: int, *, urgent: bool = False) -> bytes:
+    """A request for bytes [start, stop) of *digest* from *host*. *urgent*: somebody waits for just these."""
+    priority = "Priority: u=0\r\n" if urgent else ""
     return (
         f"GET /{quote(digest, safe='')} HTTP/1.1\r\nHost: {host}\r\nRange: bytes={start}-{stop - 1}\r\n"
-        "User-Agent: shoal\r\n\r\n"
+        f"User-Agent: shoal\r\n{priority}\r\n"
     ).encode()
 
 

@@ -237,7 +237,8 @@ class Receiver:
         keep = False
         try:
             errand.use(link)
-            link.send(message.request(holder[0], errand.digest, intake.at, intake.stop))
+            urgent = errand.rank < 0
+            link.send(message.request(holder[0], errand.digest, intake.at, intake.stop, urgent=urgent))
             patience = SILENT if len(errand.candidates) > 1 else PATIENCE
             answer = message.read_answer(link.head(buffer, patience, message.MOST_HEAD))
             if answer.status != 206:

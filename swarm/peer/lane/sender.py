@@ -192,7 +192,7 @@ class Sender:
                 if other.sending:
                     total += 1
                     mine += other.address == serving.address
-        return total < self.throttle.bodies(serving.length) and mine < MOST_SENDING_TO_ONE
+        return total < self.throttle.bodies(serving.length, urgent=serving.urgent) and mine < MOST_SENDING_TO_ONE
 
     def accepted(self, sock: socket.socket, address: str) -> None:
         """A connection came: to the worker that has fewest."""

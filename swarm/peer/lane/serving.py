@@ -119,6 +119,11 @@ class Serving:
         return sys.maxsize if asked is None or asked.stop is None else asked.stop - (asked.start or 0)
 
     @property
+    def urgent(self) -> bool:
+        """Whether somebody waits for just these bytes, as who asks says."""
+        return self._asked is not None and self._asked.urgent
+
+    @property
     def since(self) -> float:
         """When what it does now began."""
         return self._since

@@ -14,7 +14,7 @@ from swarm.base.pace import BURST
 from swarm.blob.digest import Digest
 from swarm.peer.lane.lane import Lane
 from swarm.peer.lane.offers import Offer
-from swarm.peer.lane.throttle import BODIES, LEAST_RATE, LEAST_STEP, SHORT, SHORT_BODIES, STEP, Throttle
+from swarm.peer.lane.throttle import BODIES, LEAST_RATE, LEAST_STEP, SHORT, STEP, URGENT_BODIES, Throttle
 from tests.parts.lane import Sample, sample
 
 MIB = 1024 * 1024
@@ -36,8 +36,9 @@ def test_all_connections_together_keep_to_the_rate(rate: int, pauses: list[float
 def test_what_went_another_way_counts_and_without_a_bound_nothing_does() -> None:
     throttle = Throttle()
     throttle.took(100 * MIB, 0.0)
-    assert (throttle.step(0.0), throttle.wait(0.0), throttle.bodies(SHORT + 1)) == (STEP, 0.0, BODIES)
-    assert throttle.bodies(SHORT) == BODIES + SHORT_BODIES
+    assert (throttle.step(0.0), throttle.wait(0.0), throttle.bodies(SHORT)) == (STEP, 0.0, BODIES)
+    assert throttle.bodies(SHORT, urgent=True) == BODIES + URGENT_BODIES
+    assert throttle.bodies(SHORT + 1, urgent=True) == BODIES
     throttle.set(MIB, 0.0)
     assert throttle.step(0.0)
     throttle.took(2 * MIB, 0.0)
@@ -49,7 +50,7 @@ def test_what_went_another_way_counts_and_without_a_bound_nothing_does() -> None
 def test_no_more_bodies_at_once_than_a_rate_feeds(rate: int, bodies: int) -> None:
     throttle = Throttle()
     throttle.set(rate, 0.0)
-    assert throttle.bodies(SHORT + 1) == bodies
+    assert throttle.bodies(SHORT) == bodies
 
 
 async def nothing(_digest: Digest) -> Offer | None:

@@ -33,7 +33,7 @@ from tracker.settings import TrackerSettings
 from tracker.state.cluster import Cluster
 
 DIGEST = parse("sha256:" + "cd" * 32)
-SIZE = 24 * MIB
+SIZE = 15 * MIB
 CUT = geometry(SIZE)
 WINDOWS = len(CUT.windows)
 HONEST = [f"honest-{n}" for n in range(6)]
@@ -160,7 +160,7 @@ def seals_first(play: Play, liar: str) -> None:
 
 
 FAIR = 6.0
-"""Seconds that the honest need alone: 24 MiB in windows, eight claims at a time, one second each."""
+"""Seconds that the honest need alone: 15 MiB in windows, eight claims at a time, one second each."""
 
 
 def test_without_liars_it_takes_the_time_of_upstream() -> None:

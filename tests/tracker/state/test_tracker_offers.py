@@ -59,7 +59,7 @@ def test_whoever_gained_the_window_is_named_to_those_who_were_refused() -> None:
     for n in range(20):
         here.ask(f"n{n}", 0)
     woken = here.gain("n0", 0)
-    assert woken == ["n4", "n5", "n6", "n7"]
+    assert woken == [f"n{FANOUT + n}" for n in range(FANOUT)]
     assert all(here.ask(name, 0) == {0: ["n0"]} for name in woken)
 
 
@@ -137,5 +137,5 @@ def test_who_was_refused_is_told_when_there_is_room_again() -> None:
         here.ask(f"n{n}", 0, now=10.0)
     assert here.offers.wake_at == 10.0 + PERIOD
     assert here.offers.due(10.0) == []
-    assert here.offers.due(10.0 + PERIOD) == ["n4", "n5"]
+    assert here.offers.due(10.0 + PERIOD) == [f"n{FANOUT}", f"n{FANOUT + 1}"]
     assert here.offers.wake_at is None
