@@ -18,8 +18,8 @@ FIRST_WINDOW = 1 * MIB
 """Length in bytes of window 0, whatever the size: it can be asked for before the size is known."""
 
 PLAIN_WINDOW = 512 * KIB
-"""Length in bytes of the windows after the lead, until MAX_WINDOWS makes them longer: what is traded is whole windows. With
-2 MiB eight nodes take 1.33 x the bound and a hundred 2.00 (bench/simulate), so 1.16 and 1.49."""
+"""Length in bytes of the windows after the lead, until MAX_WINDOWS makes them longer: what is traded is whole windows.
+With 2 MiB eight nodes take 1.33 x the bound and a hundred 2.00 (bench/simulate), so 1.18 and 1.51."""
 
 LEAD_WINDOWS = 8
 """How many windows at the start are FIRST_WINDOW long, whatever the size."""
