@@ -18,6 +18,9 @@ GIVEN_UP_AFTER = 3
 """Failures without a byte between them after which a holder is not asked at all for FAILED_FOR. A firewall between two
 agents may let BitTorrent pass and nothing else: each dial that ends in silence costs seconds."""
 
+WANTED_FOR = 30.0
+"""Seconds for which one that is given up is looked after, since it was wanted last."""
+
 MOST_KNOWN = 4096
 """Holders that are remembered; those that nothing is known of any more go first."""
 
@@ -33,6 +36,8 @@ class _Standing:
     """It said that it has enough to do."""
     unreached_until: float = 0.0
     """It could not be connected to."""
+    wanted: float = 0.0
+    """When it was wanted last, while it is given up."""
 
     def given_up(self, now: float) -> bool:
         """Whether it is not asked at all."""
@@ -59,7 +64,10 @@ class Holders:
             if known.busy >= MOST_OF_ONE:
                 full = full or (address in named and not failed)
                 continue
-            if now < known.busy_until or known.given_up(now):
+            if known.given_up(now):
+                known.wanted = now
+                continue
+            if now < known.busy_until:
                 continue
             rank = (failed, address not in named, known.busy)
             if best is None or rank < best[0]:
@@ -91,22 +99,42 @@ class Holders:
         known = self._of(address)
         known.busy = max(0, known.busy - 1)
 
-    def unreached(self, now: float) -> frozenset[Address]:
-        """Those that could not be connected to when it was tried last, a moment ago."""
-        return frozenset(address for address, known in self._known.items() if now < known.unreached_until)
+    def dead(self, now: float) -> frozenset[Address]:
+        """Those that are not asked, because they could not be connected to, or were silent time and again."""
+        return frozenset(
+            address for address, known in self._known.items() if now < known.unreached_until or known.given_up(now)
+        )
 
-    def failed(self, address: Address, now: float, *, unreached: bool = False) -> None:
-        """It was silent, slow, or sent what is wrong. *unreached*: it could not be connected to, and is given up."""
+    def still_fails(self, address: Address, now: float) -> bool:
+        """It was tried, and gives nothing yet; whether anybody has wanted it lately."""
         known = self._of(address)
+        known.failed_until = now + FAILED_FOR
+        if known.unreached_until:
+            known.unreached_until = now + FAILED_FOR
+        return now - known.wanted < WANTED_FOR
+
+    def failed(self, address: Address, now: float, *, unreached: bool = False) -> bool:
+        """It was silent, slow, or sent what is wrong. *unreached*: it could not be connected to.
+
+        Whether it is given up.
+        """
+        known = self._of(address)
+        known.wanted = now
         if unreached:
             known.unreached_until = now + FAILED_FOR
         known.failures += GIVEN_UP_AFTER if unreached else 1
         known.failed_until = now + FAILED_FOR
+        return known.given_up(now)
 
     def gave(self, address: Address) -> None:
         """Bytes came from it."""
         known = self._of(address)
         known.failures, known.unreached_until = 0, 0.0
+
+    def well(self, address: Address) -> None:
+        """It was tried, and gives: nothing is held against it."""
+        self.gave(address)
+        self._of(address).failed_until = 0.0
 
     def said_busy(self, address: Address, until: float) -> None:
         """It asked to be left alone *until* then."""
