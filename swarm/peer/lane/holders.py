@@ -85,6 +85,11 @@ class Holders:
         known = [self._known[address].busy_until for address in candidates if address in self._known]
         return min((until for until in known if until > now), default=None)
 
+    def doubted(self, address: Address, now: float) -> bool:
+        """Whether it has failed a moment ago, and given nothing since."""
+        known = self._known.get(address)
+        return known is not None and known.failures > 0 and now < known.failed_until
+
     def better(self, address: Address, candidates: Iterable[Address], now: float) -> bool:
         """Whether one of *candidates* is worth leaving *address* for, which brings little."""
         others = [self._known.get(other) or _Standing() for other in candidates if other != address]

@@ -39,7 +39,7 @@ SILENT = 2.0
 """Seconds without a byte after which another holder is asked, if there is one."""
 
 PATIENCE = 6.0
-"""Seconds without a byte after which the only holder is left, too."""
+"""Seconds without a byte after which the only holder is left, too, unless it has been silent before."""
 
 SLOW = 3.0
 """Seconds over which a holder's speed is looked at."""
@@ -263,7 +263,7 @@ class Receiver:
         try:
             errand.use(link)
             link.send(message.request(holder[0], errand.digest, intake.at, intake.stop))
-            answer = message.read_answer(self._head(errand, link, buffer))
+            answer = message.read_answer(self._head(errand, holder, link, buffer))
             if answer.status != 206:
                 said = self._short(link, answer.length, buffer)
                 keep = answer.keep and said is not None
@@ -280,15 +280,17 @@ class Receiver:
             else:
                 link.close()
 
-    def _head(self, errand: Errand, link: Link, buffer: memoryview) -> bytes:
-        """The head of the answer. Raises Silent when another holder is to be asked: others may come to have it."""
+    def _head(self, errand: Errand, holder: Address, link: Link, buffer: memoryview) -> bytes:
+        """The head of the answer. Raises Silent when *holder* is to be left: others may come to have it meanwhile."""
         asked = time.monotonic()
         while True:
             try:
                 return link.head(buffer, TICK, message.MOST_HEAD)
             except Silent:
-                quiet = time.monotonic() - asked
-                if quiet >= (SILENT if len(errand.candidates) > 1 else PATIENCE):
+                now = time.monotonic()
+                with self._changed:
+                    doubted = self._holders.doubted(holder, now)
+                if now - asked >= (SILENT if doubted or len(errand.candidates) > 1 else PATIENCE):
                     raise
 
     def _body(self, errand: Errand, holder: Address, link: Link, left: int, buffer: memoryview) -> Left | None:

@@ -12,7 +12,7 @@ import pytest
 
 from swarm.base.link import Link, dial
 from swarm.blob.errors import Cancelled, Unserved
-from swarm.peer.lane import message
+from swarm.peer.lane import message, scout
 from swarm.peer.lane import receiver as receivers
 from swarm.peer.lane.errand import Errand
 from swarm.peer.lane.holders import FAILED_FOR, GIVEN_UP_AFTER, MOST_OF_ONE, WANTED_FOR, Address, Holders
@@ -227,12 +227,40 @@ async def test_who_says_nothing_is_left_once_somebody_else_has_come_to_have_it(
     assert odd[1].requests
 
 
+async def test_the_only_holder_is_not_waited_for_once_it_has_been_silent(
+    blob: Sample, odd: list[Odd], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was silent where another could be asked. Where none could, each window waited for it for six seconds."""
+    monkeypatch.setattr(receivers, "PATIENCE", 3600.0)
+    monkeypatch.setattr(receivers, "SILENT", 0.5)
+    receiver, ended = Receiver(dial), threading.Event()
+    asked_it, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def mute(_sock: socket.socket, _request: message.Request, _count: int) -> bool:
+        loop.call_soon_threadsafe(asked_it.set)
+        return ended.wait(60) and False
+
+    odd += [Odd(mute), Odd(honest(blob))]
+    with blob.empty() as fd:
+        alone, either = (Told(blob, fd, [holder.address for holder in found]) for found in (odd[:1], odd))
+        receiver.submit(either.errand)
+        await asked_it.wait()
+        receiver.submit(alone.errand)
+        await either.errand.ended
+        async with asyncio.timeout(30):
+            with pytest.raises(Unserved):
+                await alone.errand.ended
+    ended.set()
+    await receiver.close()
+
+
 @pytest.mark.parametrize("connected", [True, False], ids=["it was silent", "it could not be connected to"])
 async def test_who_was_given_up_gives_as_soon_as_it_is_well_again(
     blob: Sample, odd: list[Odd], monkeypatch: pytest.MonkeyPatch, connected: bool
 ) -> None:
     """For five seconds nothing was asked of it: what it alone held came from upstream once more."""
     monkeypatch.setattr(receivers, "PATIENCE", 0.5)
+    monkeypatch.setattr(scout, "ANSWERS", 0.5)
     well, tried, known = threading.Event(), threading.Event(), asyncio.Event()
     ended = threading.Event()
 
@@ -433,10 +461,13 @@ def test_who_is_given_up_is_dead_until_it_gives_or_nobody_has_tried_it_for_a_whi
     assert holders.failed(there, 10.0, unreached=True), "it is given up"
     assert [holders.failed(mute, 10.0) for _ in range(GIVEN_UP_AFTER)] == [False] * (GIVEN_UP_AFTER - 1) + [True]
     assert not holders.failed(other, 10.0)
+    assert holders.doubted(other, 10.0 + FAILED_FOR - 0.1)
+    assert not holders.doubted(other, 10.0 + FAILED_FOR)
     assert holders.dead(10.0 + FAILED_FOR - 0.1) == {there, mute}
     assert holders.dead(10.0 + FAILED_FOR) == frozenset()
     holders.gave(there)
     assert holders.dead(10.1) == {mute}
+    assert not holders.doubted(there, 10.1)
 
 
 def test_who_is_tried_in_vain_stays_given_up_for_as_long_as_it_is_wanted() -> None:
