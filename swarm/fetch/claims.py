@@ -118,6 +118,8 @@ class Claims:
         """Window that a direct stream brings in -> whether there is a claim on it."""
         self._covering: dict[int, asyncio.Lock] = {}
         self._closed = False
+        self._returning: set[int] = set()
+        """Windows whose claims are on their way back to the board."""
         self._done: dict[int, int] = {}
         self._since: dict[int, float] = {}
         """Window -> when its claim began."""
@@ -206,7 +208,7 @@ class Claims:
         if origin is not self._origin:
             self.drop()
             self._origin = origin
-        mine = set(windows)
+        mine = set(windows) - self._returning  # an answer that is older than that lists them still
         for window in [w for w in self._tasks if w not in mine]:
             self._tasks.pop(window).cancel()
             self._forget(window)
@@ -214,6 +216,10 @@ class Claims:
             self._covered[window] = window in mine
         for window in sorted(mine - self._tasks.keys() - self._covered.keys() - set(but)):
             self._start(window)
+
+    def returned(self, window: int) -> None:
+        """The board has been told that this node was unable to bring *window* in: it may give it again."""
+        self._returning.discard(window)
 
     def drop(self) -> None:
         """All claims end."""
@@ -285,7 +291,7 @@ class Claims:
         elif (source := self._source(window)) is not None:
             self._begin(window, self._bring(window, source))
         else:
-            self._host.unable(window, Failure.HANDED_OVER, None)
+            self._unable(window, Failure.HANDED_OVER, None)
 
     def _forget(self, window: int) -> None:
         for known in (self._done, self._since, self._moved):
@@ -435,9 +441,13 @@ class Claims:
         elif isinstance(error, SizeChanged):
             self._host.resized(error)
         elif isinstance(error, SourceError):
-            self._host.unable(index, self._failure(error), error)
+            self._unable(index, self._failure(error), error)
         else:
             self._host.broken(error)
+
+    def _unable(self, window: int, failure: Failure, error: SourceError | None) -> None:
+        self._returning.add(window)
+        self._host.unable(window, failure, error)
 
     def _failure(self, error: SourceError) -> Failure:
         if isinstance(error, SourceRefused):

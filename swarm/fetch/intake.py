@@ -218,7 +218,10 @@ class Intake:
 
     async def _give_back(self, window: int, failure: Failure, error: SourceError | None) -> None:
         retry_after = error.retry_after if error is not None else None
-        hope = await self._course.follower.release((window,), failure, retry_after)
+        try:
+            hope = await self._course.follower.release((window,), failure, retry_after)
+        finally:
+            self._course.claims.returned(window)
         flowing = time.monotonic() - self._course.line.moved < FLOWING
         if not hope and error is not None and not flowing:
             raise BlobUnavailable(f"nobody can bring in {self._course.digest}", cause=error)

@@ -76,6 +76,19 @@ async def test_a_broken_upstream_gives_the_claim_back(tmp_path: Path) -> None:
         assert host.failed == [(0, Failure.BROKEN)]
 
 
+async def test_a_claim_on_its_way_back_is_not_begun_again_by_an_older_answer(tmp_path: Path) -> None:
+    """It failed once more then, and each time its node was barred for twice as long: 404 after ten seconds, not two."""
+    async with claiming(tmp_path, SIZE) as (claims, host, upstream):
+        upstream.broken = True
+        claims.set({0})
+        await until(lambda: bool(host.failed))
+        claims.set({0, 1})
+        assert claims.windows == (1,)
+        claims.returned(0)
+        claims.set({0, 1})
+        assert claims.windows == (0, 1), "the board gave it again"
+
+
 async def test_an_upstream_that_resets_every_connection_is_read_on_where_it_broke(tmp_path: Path) -> None:
     """Below the length of a piece nothing would ever be complete, if each began at its first byte again."""
     async with claiming(tmp_path, SIZE, step=10_000, breaks=100_000) as (claims, host, upstream):

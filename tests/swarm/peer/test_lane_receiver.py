@@ -260,6 +260,7 @@ async def test_who_was_given_up_gives_as_soon_as_it_is_well_again(
 ) -> None:
     """For five seconds nothing was asked of it: what it alone held came from upstream once more."""
     monkeypatch.setattr(receivers, "PATIENCE", 0.5)
+    monkeypatch.setattr(receivers, "SILENT", 0.5)
     monkeypatch.setattr(scout, "ANSWERS", 0.5)
     well, tried, known = threading.Event(), threading.Event(), asyncio.Event()
     ended = threading.Event()
