@@ -81,6 +81,9 @@ class Host(Protocol):
     def brought(self, window: int) -> None:
         """*window* is here."""
 
+    def may_skip(self, window: int) -> bool:
+        """Whether what upstream sends before *window* may be thrown away: nobody else brings in any of that."""
+
     def unable(self, window: int, failure: Failure, error: SourceError | None) -> None:
         """A claim is given back: it did not succeed, or there is nowhere to ask."""
 
@@ -399,6 +402,7 @@ class Claims:
             on_piece=self._host.came,
             begun=self._begun,
             first=first,
+            may_skip=lambda: self._host.may_skip(part.index),
         )
 
     def _next_part(self, place: Place, window: Window) -> Window | None:

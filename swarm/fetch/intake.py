@@ -134,6 +134,14 @@ class Intake:
         """A claimed window is here: the claim ends with its hashes."""
         self._course.follower.publish(window, again=True)
 
+    def may_skip(self, window: int) -> bool:
+        """Whether what upstream sends before *window* may be thrown away: nobody else brings in any of that.
+
+        Where it ignores ranges, each of several agents read all of the blob, and kept the last of it.
+        """
+        coming = self._course.follower.others.windows(time.monotonic())
+        return min(coming, default=window) >= window
+
     def unable(self, window: int, failure: Failure, error: SourceError | None) -> None:
         """A claim is given back."""
         if error is not None:

@@ -27,8 +27,8 @@ class SentBody:
 
     def __init__(self, upstream: SentUpstream, start: int, stop: int) -> None:
         self.total = len(upstream.content)
-        self.offset = start
-        self.whole = False
+        self.offset = start if upstream.ranges else 0
+        self.whole = not upstream.ranges
         self._upstream = upstream
         self._stop = stop
 
@@ -58,6 +58,8 @@ class SentUpstream:
         self.breaks = breaks
         self.broken = False
         """Whether every request fails."""
+        self.ranges = True
+        """Whether ranges are not ignored."""
         self.asked: list[tuple[int, int | None]] = []
         self.sent = 0
         self.answers = asyncio.Event()
@@ -109,6 +111,8 @@ class NotingHost:
         self.done: list[int] = []
         self.failed: list[tuple[int, Failure]] = []
         self.errors: list[BaseException] = []
+        self.read_before = False
+        """Somebody else reads what comes before each window."""
         self.open: Callable[[int], Any] | None = None
 
     def source(self, window: int | None = None) -> SentUpstream:
@@ -146,6 +150,9 @@ class NotingHost:
 
     def brought(self, window: int) -> None:
         self.done.append(window)
+
+    def may_skip(self, window: int) -> bool:
+        return not self.read_before
 
     def unable(self, window: int, failure: Failure, error: SourceError | None) -> None:
         self.failed.append((window, failure))

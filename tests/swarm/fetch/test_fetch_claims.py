@@ -83,10 +83,24 @@ async def test_a_claim_on_its_way_back_is_not_begun_again_by_an_older_answer(tmp
         claims.set({0})
         await until(lambda: bool(host.failed))
         claims.set({0, 1})
-        assert claims.windows == (1,)
+        assert [*claims.windows] == [1]
         claims.returned(0)
         claims.set({0, 1})
-        assert claims.windows == (0, 1), "the board gave it again"
+        assert [*claims.windows] == [0, 1], "the board gave it again"
+
+
+async def test_where_ranges_are_ignored_nothing_is_thrown_away_that_somebody_else_brings_in(tmp_path: Path) -> None:
+    """Each of several agents read all of the blob up to its window, and threw that away."""
+    async with claiming(tmp_path, SIZE) as (claims, host, upstream):
+        upstream.ranges, host.read_before = False, True
+        claims.set({2})
+        await until(lambda: bool(host.failed))
+        assert (host.failed, upstream.sent) == ([(2, Failure.BUSY)], 0)
+        claims.returned(2)
+        host.read_before = False
+        claims.set({2})
+        await until(lambda: bool(host.done))
+        assert host.done == [2]
 
 
 async def test_an_upstream_that_resets_every_connection_is_read_on_where_it_broke(tmp_path: Path) -> None:
