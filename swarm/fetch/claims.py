@@ -133,6 +133,10 @@ class Claims:
         self._origin: Origin | None = None
         self._sequential: asyncio.Task[None] | None = None
         """Reads a body that upstream sends whole, and brings in every window from it."""
+        self._reading: int | None = None
+        """The window that it is in."""
+        self._read_at = 0.0
+        """When bytes of it came last; 0: none have."""
         self._refusal: SourceError | None = None
         self._refused_until = 0.0
 
@@ -170,6 +174,8 @@ class Claims:
 
     def moved(self, window: int) -> float | None:
         """When bytes of a window came from upstream last; 0: none have; None: it is not brought in here."""
+        if window == self._reading and window not in self._covered:
+            return self._read_at
         claimed = window in self._tasks and self._origin is None
         if not claimed and window not in self._covered:
             return None
@@ -223,6 +229,11 @@ class Claims:
     def returned(self, window: int) -> None:
         """The board has been told that this node was unable to bring *window* in: it may give it again."""
         self._returning.discard(window)
+
+    def let_go(self, window: int) -> None:
+        """A body that is read whole stands still in *window*, and others have that: it is left to them."""
+        if self._sequential is not None and window == self._reading:
+            self._sequential.cancel()
 
     def drop(self) -> None:
         """All claims end."""
@@ -340,6 +351,7 @@ class Claims:
     async def _read_through(self, source: Source, body: Sequential, opened: contextlib.AsyncExitStack) -> None:
         """Bring in every window from one body, or a few: each begins at the first byte of the blob again."""
         async with opened:
+            self._read_at = 0.0
             try:
                 await self._host.learn(body.total)
                 place = self._host.place
@@ -350,13 +362,14 @@ class Claims:
                     if body.broken:
                         await opened.aclose()
                         body = Sequential(await opened.enter_async_context(source.open(0, None)))
+                    self._reading = window.index
                     await self._bring_into(place, window.index, source, body.part(window.end))
                     self._host.brought(window.index)
             except SourceError as error:
                 # Whoever has claims on the rest goes on, and gives them back if it is no better.
                 log.warning("body-broken", extra={"fields": {"error": str(error)}})
             finally:
-                self._sequential = None
+                self._sequential = self._reading = None
 
     async def _came_with(self, index: int, sequential: asyncio.Task[None]) -> bool:
         """Wait for a window that is to come with the one body; whether it did."""
@@ -388,6 +401,8 @@ class Claims:
 
         def on_bytes(count: int) -> None:
             self._host.received(count)
+            if part.index == self._reading:
+                self._read_at = self._clock()
             for claim in self._tasks if self._sequential is not None else self._tasks.keys() & {part.index}:
                 self._arrived(claim, count)
 

@@ -148,10 +148,11 @@ class Urgency:
         plight.fed = True
 
     def _let_go(self, window: int) -> None:
-        """A direct stream brings *window* in, and nothing of it comes: others have it, so it comes from them."""
+        """This node brings *window* in, and nothing of it comes: others have it, so it comes from them."""
         here = self._course.partial
         if here is None or window not in self._course.follower.hashes:
             return
+        self._course.claims.let_go(window)
         for stream, task in self._streams.items():
             if here.window_of(stream.at).index == window:
                 task.cancel()

@@ -34,12 +34,13 @@ class SentBody:
 
     etag = ""
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self, *, everything: bool = False) -> AsyncIterator[bytes]:
         """Chunks of `step` bytes, each as soon as the test lets it come."""
         at, upstream = self.offset, self._upstream
-        while at < self._stop:
+        stop = len(upstream.content) if everything else self._stop
+        while at < stop:
             await upstream.flow()
-            chunk = upstream.content[at : min(self._stop, at + upstream.step)]
+            chunk = upstream.content[at : min(stop, at + upstream.step)]
             at += len(chunk)
             upstream.sent += len(chunk)
             yield chunk
@@ -111,6 +112,8 @@ class NotingHost:
         self.done: list[int] = []
         self.failed: list[tuple[int, Failure]] = []
         self.errors: list[BaseException] = []
+        self.writes = 0
+        """Windows that are written into."""
         self.read_before = False
         """Somebody else reads what comes before each window."""
         self.open: Callable[[int], Any] | None = None
@@ -131,7 +134,11 @@ class NotingHost:
     @asynccontextmanager
     async def writing(self, window: Window) -> AsyncIterator[None]:
         await self.free.wait()
-        yield
+        self.writes += 1
+        try:
+            yield
+        finally:
+            self.writes -= 1
 
     def came(self, piece: int, sha1: bytes) -> None:
         assert self.place is not None

@@ -103,6 +103,23 @@ async def test_where_ranges_are_ignored_nothing_is_thrown_away_that_somebody_els
         assert host.done == [2]
 
 
+async def test_a_whole_body_that_stands_still_is_left_to_who_has_the_window(tmp_path: Path) -> None:
+    """Its window was nobody else's to bring for as long as it lasted: one client of four never got the end."""
+    async with claiming(tmp_path, SIZE, sized=False) as (claims, host, upstream):
+        upstream.ranges = False
+        upstream.flows.clear()
+        claims.set({0})
+        upstream.pass_on(MIB // upstream.step + 1)
+        await until(lambda: 1 not in claims.windows and bool(claims.moved(1)))
+        assert set(host.done) == {0}
+        upstream.broken = True
+        claims.let_go(0)
+        assert claims.moved(1) is not None, "that is not where it is"
+        claims.let_go(1)
+        await until(lambda: claims.moved(1) is None)
+        assert not host.writes
+
+
 async def test_an_upstream_that_resets_every_connection_is_read_on_where_it_broke(tmp_path: Path) -> None:
     """Below the length of a piece nothing would ever be complete, if each began at its first byte again."""
     async with claiming(tmp_path, SIZE, step=10_000, breaks=100_000) as (claims, host, upstream):
