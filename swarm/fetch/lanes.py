@@ -159,7 +159,7 @@ class LaneWindows:
             known = now - self._named_at.get(window, float("-inf"))  # whoever was named since has his time, too
             if min(errand.silence(now), known) >= NOTHING:
                 late.add(window)
-        if late and (dead := self._lane.dead()):  # what they alone hold is not tried window by window
+        if dead := self._lane.dead(gone=bool(late)):  # what they alone hold is not tried window by window
             late |= {w for w, found in self._named.items() if found and {h.address for h in found} <= dead}
         return tuple(sorted(w for w in late if w in self._hashes and not pieces.holds(windows[w])))
 

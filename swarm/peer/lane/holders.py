@@ -36,6 +36,8 @@ class _Standing:
     """It said that it has enough to do."""
     unreached_until: float = 0.0
     """It could not be connected to."""
+    gone: bool = False
+    """Nobody listened there when it failed last."""
     wanted: float = 0.0
     """When it was wanted last, while it is given up."""
 
@@ -104,10 +106,15 @@ class Holders:
         known = self._of(address)
         known.busy = max(0, known.busy - 1)
 
-    def dead(self, now: float) -> frozenset[Address]:
-        """Those that are not asked, because they could not be connected to, or were silent time and again."""
+    def dead(self, now: float, *, gone: bool = True) -> frozenset[Address]:
+        """Those that are not asked, because they could not be connected to, or were silent time and again.
+
+        *gone*: with those that have ended, of which the tracker hears as well.
+        """
         return frozenset(
-            address for address, known in self._known.items() if now < known.unreached_until or known.given_up(now)
+            address
+            for address, known in self._known.items()
+            if (gone or not known.gone) and (now < known.unreached_until or known.given_up(now))
         )
 
     def still_fails(self, address: Address, now: float) -> bool:
@@ -118,12 +125,13 @@ class Holders:
             known.unreached_until = now + FAILED_FOR
         return now - known.wanted < WANTED_FOR
 
-    def failed(self, address: Address, now: float, *, unreached: bool = False) -> bool:
-        """It was silent, slow, or sent what is wrong. *unreached*: it could not be connected to.
+    def failed(self, address: Address, now: float, *, unreached: bool = False, gone: bool = False) -> bool:
+        """It was silent, slow, or sent what is wrong. *unreached*: it could not be connected to; *gone*: it has ended.
 
         Whether it is given up.
         """
         known = self._of(address)
+        known.gone = gone
         known.wanted = now
         if unreached:
             known.unreached_until = now + FAILED_FOR

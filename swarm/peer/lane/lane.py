@@ -88,9 +88,12 @@ class Lane:
         assert self._receiver is not None, "start() first"
         self._receiver.submit(errand)
 
-    def dead(self) -> frozenset[Address]:
-        """Agents that are not asked, because they could not be connected to, or were silent: for whichever blob."""
-        return self._receiver.dead() if self._receiver is not None else frozenset()
+    def dead(self, *, gone: bool = True) -> frozenset[Address]:
+        """Agents that are not asked, because they could not be connected to, or were silent: for whichever blob.
+
+        *gone*: with those that have ended, of which the tracker hears as well.
+        """
+        return self._receiver.dead(gone=gone) if self._receiver is not None else frozenset()
 
     def on_well(self, listener: Callable[[Address], None]) -> Callable[[], None]:
         """Call *listener* with who gives again after it was given up; returns how to stop that."""

@@ -115,10 +115,10 @@ class Receiver:
         if waited:
             errand.end(Cancelled("not wanted any more"))
 
-    def dead(self) -> frozenset[Address]:
-        """Holders that are not asked, because they could not be connected to, or were silent time and again."""
+    def dead(self, *, gone: bool = True) -> frozenset[Address]:
+        """Holders that are not asked: see Holders.dead."""
         with self._changed:
-            return self._holders.dead(time.monotonic())
+            return self._holders.dead(time.monotonic(), gone=gone)
 
     async def close(self) -> None:
         """Cancel everything, and end the threads."""
@@ -225,7 +225,9 @@ class Receiver:
             if why in (Left.LACKING, Left.WRONG):
                 errand.useless[holder] = why
             failed = why in (Left.FAILED, Left.UNREACHED, Left.WRONG)
-            given_up = failed and self._holders.failed(holder, now, unreached=why is Left.UNREACHED)
+            given_up = failed and self._holders.failed(
+                holder, now, unreached=why is Left.UNREACHED, gone=why is Left.UNREACHED and errand.gone
+            )
         if given_up and why is not Left.WRONG:
             intake = errand.intake
             self._scout.look_after(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -44,6 +45,7 @@ class Fetching:
         """What the lane still took upon itself each time that nobody gave a window."""
         self.here = here
         self.blob = blob
+        self.lane = lane
         self.windows = LaneWindows(
             blob.digest, here, self, lane, self.hashes, me="me", spawn=tasks.spawn, clock=lambda: self.now
         )
@@ -240,6 +242,16 @@ async def test_who_lacked_a_window_is_asked_once_it_is_named_for_it(tmp_path: Pa
         fetch.windows.named(HoldersNamed({0: (named, holder)}, (holder,), None, strangers=False))
         await until(lambda: fetch.here.have == 0b1)
         busy.close()
+
+
+async def test_what_holders_alone_hold_that_are_given_up_is_lost_before_it_is_asked_of_them(tmp_path: Path) -> None:
+    """Each window waited until it had been tried: with two racks cut from each other no byte came for 7 s."""
+    async with fetching(tmp_path) as (fetch, holder, _):
+        assert fetch.lane._receiver is not None
+        fetch.lane._receiver._holders.failed(holder.address, time.monotonic(), unreached=True)
+        fetch.publish(0, 1)
+        fetch.windows.named(HoldersNamed({0: (holder,), 1: (holder, Holder(("127.0.0.2", 1), 1))}, (), None, False))
+        assert [*fetch.windows.lost] == [0]
 
 
 async def test_what_a_holder_did_not_give_is_asked_again_as_soon_as_it_is_well(tmp_path: Path) -> None:

@@ -466,6 +466,9 @@ def test_who_is_given_up_is_dead_until_it_gives_or_nobody_has_tried_it_for_a_whi
     assert not holders.doubted(other, 10.0 + FAILED_FOR)
     assert holders.dead(10.0 + FAILED_FOR - 0.1) == {there, mute}
     assert holders.dead(10.0 + FAILED_FOR) == frozenset()
+    assert holders.dead(10.1, gone=False) == {there, mute}
+    holders.failed(there, 10.0, unreached=True, gone=True)
+    assert holders.dead(10.1, gone=False) == {mute}, "the tracker names another"
     holders.gave(there)
     assert holders.dead(10.1) == {mute}
     assert not holders.doubted(there, 10.1)
