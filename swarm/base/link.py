@@ -65,7 +65,7 @@ class Link:
     def head(self, buffer: memoryview, patience: float, most: int) -> bytes:
         """The head of the answer without its end, at most *most* bytes; the body follows from `fill`.
 
-        *patience*: seconds without a byte. Raises OSError.
+        *patience*: seconds without a byte. Raises Silent after that, and goes on when called again; OSError.
         """
         self._gather(1)
         head = bytearray(self._lead)
@@ -80,6 +80,7 @@ class Link:
             except Silent:
                 ticks -= 1
                 if ticks <= 0:
+                    self._lead = bytes(head)
                     raise
                 continue
             if not count:

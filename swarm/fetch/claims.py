@@ -81,6 +81,9 @@ class Host(Protocol):
     def brought(self, window: int) -> None:
         """*window* is here."""
 
+    def may_skip(self, window: int) -> bool:
+        """Whether what upstream sends before *window* may be thrown away: nobody else brings in any of that."""
+
     def unable(self, window: int, failure: Failure, error: SourceError | None) -> None:
         """A claim is given back: it did not succeed, or there is nowhere to ask."""
 
@@ -118,6 +121,8 @@ class Claims:
         """Window that a direct stream brings in -> whether there is a claim on it."""
         self._covering: dict[int, asyncio.Lock] = {}
         self._closed = False
+        self._returning: set[int] = set()
+        """Windows whose claims are on their way back to the board."""
         self._done: dict[int, int] = {}
         self._since: dict[int, float] = {}
         """Window -> when its claim began."""
@@ -128,6 +133,10 @@ class Claims:
         self._origin: Origin | None = None
         self._sequential: asyncio.Task[None] | None = None
         """Reads a body that upstream sends whole, and brings in every window from it."""
+        self._reading: int | None = None
+        """The window that it is in."""
+        self._read_at = 0.0
+        """When bytes of it came last; 0: none have."""
         self._refusal: SourceError | None = None
         self._refused_until = 0.0
 
@@ -165,6 +174,8 @@ class Claims:
 
     def moved(self, window: int) -> float | None:
         """When bytes of a window came from upstream last; 0: none have; None: it is not brought in here."""
+        if window == self._reading and window not in self._covered:
+            return self._read_at
         claimed = window in self._tasks and self._origin is None
         if not claimed and window not in self._covered:
             return None
@@ -206,7 +217,7 @@ class Claims:
         if origin is not self._origin:
             self.drop()
             self._origin = origin
-        mine = set(windows)
+        mine = set(windows) - self._returning  # an answer that is older than that lists them still
         for window in [w for w in self._tasks if w not in mine]:
             self._tasks.pop(window).cancel()
             self._forget(window)
@@ -214,6 +225,15 @@ class Claims:
             self._covered[window] = window in mine
         for window in sorted(mine - self._tasks.keys() - self._covered.keys() - set(but)):
             self._start(window)
+
+    def returned(self, window: int) -> None:
+        """The board has been told that this node was unable to bring *window* in: it may give it again."""
+        self._returning.discard(window)
+
+    def let_go(self, window: int) -> None:
+        """A body that is read whole stands still in *window*, and others have that: it is left to them."""
+        if self._sequential is not None and window == self._reading:
+            self._sequential.cancel()
 
     def drop(self) -> None:
         """All claims end."""
@@ -285,7 +305,7 @@ class Claims:
         elif (source := self._source(window)) is not None:
             self._begin(window, self._bring(window, source))
         else:
-            self._host.unable(window, Failure.HANDED_OVER, None)
+            self._unable(window, Failure.HANDED_OVER, None)
 
     def _forget(self, window: int) -> None:
         for known in (self._done, self._since, self._moved):
@@ -331,6 +351,7 @@ class Claims:
     async def _read_through(self, source: Source, body: Sequential, opened: contextlib.AsyncExitStack) -> None:
         """Bring in every window from one body, or a few: each begins at the first byte of the blob again."""
         async with opened:
+            self._read_at = 0.0
             try:
                 await self._host.learn(body.total)
                 place = self._host.place
@@ -341,13 +362,14 @@ class Claims:
                     if body.broken:
                         await opened.aclose()
                         body = Sequential(await opened.enter_async_context(source.open(0, None)))
+                    self._reading = window.index
                     await self._bring_into(place, window.index, source, body.part(window.end))
                     self._host.brought(window.index)
             except SourceError as error:
                 # Whoever has claims on the rest goes on, and gives them back if it is no better.
                 log.warning("body-broken", extra={"fields": {"error": str(error)}})
             finally:
-                self._sequential = None
+                self._sequential = self._reading = None
 
     async def _came_with(self, index: int, sequential: asyncio.Task[None]) -> bool:
         """Wait for a window that is to come with the one body; whether it did."""
@@ -379,6 +401,8 @@ class Claims:
 
         def on_bytes(count: int) -> None:
             self._host.received(count)
+            if part.index == self._reading:
+                self._read_at = self._clock()
             for claim in self._tasks if self._sequential is not None else self._tasks.keys() & {part.index}:
                 self._arrived(claim, count)
 
@@ -393,6 +417,7 @@ class Claims:
             on_piece=self._host.came,
             begun=self._begun,
             first=first,
+            may_skip=lambda: self._host.may_skip(part.index),
         )
 
     def _next_part(self, place: Place, window: Window) -> Window | None:
@@ -435,9 +460,13 @@ class Claims:
         elif isinstance(error, SizeChanged):
             self._host.resized(error)
         elif isinstance(error, SourceError):
-            self._host.unable(index, self._failure(error), error)
+            self._unable(index, self._failure(error), error)
         else:
             self._host.broken(error)
+
+    def _unable(self, window: int, failure: Failure, error: SourceError | None) -> None:
+        self._returning.add(window)
+        self._host.unable(window, failure, error)
 
     def _failure(self, error: SourceError) -> Failure:
         if isinstance(error, SourceRefused):

@@ -25,8 +25,8 @@ from swarm.fetch.events import (
     SizeConflict,
     Sized,
 )
-from swarm.fetch.follower import Standing
 from swarm.fetch.modes import Holding, Mode, is_over, next_mode
+from swarm.fetch.standing import Standing
 from swarm.protocol import wire
 from swarm.protocol.board import MAX_CLAIMS, MAX_GENERATIONS
 

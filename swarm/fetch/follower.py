@@ -12,14 +12,15 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from swarm.blob.digest import Digest
 from swarm.blob.errors import BlobCorrupt, NotAMember, TrackerError, TrackerRefused
 from swarm.fetch.demand import Demand
-from swarm.fetch.events import Event, PeerAddress, Poisoned
+from swarm.fetch.events import PeerAddress, Poisoned
 from swarm.fetch.news import Asked, News
 from swarm.fetch.others import Others
+from swarm.fetch.standing import Node
 from swarm.protocol import wire
 from swarm.protocol.board import Failure
 from swarm.tracking.boards import BoardLink, LocalBoard, RemoteBoard
@@ -35,49 +36,6 @@ UNHEARD = 4.0
 
 PUBLISHING = 8
 """Publications on their way at once: after a restart a blob may have hundreds of windows to tell."""
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """What a poll says of this node."""
-
-    demand: Demand
-    size: int | None = None
-    """Bytes of the blob; None: not known, or not to be told."""
-    claims: tuple[int, ...] = ()
-    """Windows that are being brought in."""
-    have: int = 0
-    """Bit w is set if window w is here."""
-    stalled: tuple[int, ...] = ()
-    """Published windows that no peer delivers."""
-    coming: tuple[int, ...] = ()
-    """Windows that peers are sending."""
-    direct: tuple[int, ...] = ()
-    """Windows that direct streams bring in, without a claim."""
-    wait: float = wire.MAX_WAIT
-    """Seconds for which an answer may be held back."""
-
-
-class Node(Protocol):
-    """What a follower asks of the node for which it speaks."""
-
-    def standing(self) -> Standing:
-        """What to say now."""
-
-    def sums(self, window: int) -> bytes | None:
-        """The piece hashes of a window that is here."""
-
-    def origin(self) -> str:
-        """Of which origin the windows are that are here."""
-
-    async def offer(self, window: int) -> None:
-        """Offer a window to peers: it is about to be published."""
-
-    async def handle(self, event: Event) -> None:
-        """Something changed. Raises SwarmError: the fetch has failed."""
-
-    async def applied(self) -> None:
-        """All events of an answer were handled."""
 
 
 @dataclass(slots=True)
@@ -112,6 +70,12 @@ class Follower:
         self._link: Link | None = None
         self._shunned: set[Link] = set()
         self._alone = False
+        self._tried: asyncio.Task[None] | None = None
+        """Asks a tracker that has failed about the blob, while another board is followed."""
+        self._trusted: Link | None = None
+        """It has answered that."""
+        self._lost = False
+        """A tracker has failed since this began."""
         self._forsaken: BoardLink | None = None
         """A tracker's board that was given up for one of our own, and has not been told so."""
         self._told: Demand | None = None
@@ -315,8 +279,9 @@ class Follower:
         try:
             while True:
                 link = None if self._alone else trackers.pick(self._digest)
-                if link in self._shunned:
+                if link in self._shunned or (self._lost and self._is_doubted(link)):
                     link = None
+                self._trusted = None
                 self._link = link
                 self._board = RemoteBoard(link) if link is not None else self._own_board()
                 self._news.moved()
@@ -335,6 +300,7 @@ class Follower:
                     await asyncio.sleep(min(LONGEST_PAUSE, 0.05 * (2**refusals - 1)))
                 except TrackerError as error:
                     log.info("board-lost", extra={"fields": {"digest": self._digest, "error": str(error)}})
+                    self._lost = True
                     if link is not None:
                         trackers.failed(link)
         finally:
@@ -389,30 +355,64 @@ class Follower:
 
     async def _use(self, link: Link | None) -> None:
         """Poll one board until another one is responsible."""
-        trackers = self._trackers
         while True:
             await self._tell_rejection()
             if self._alone and link is not None:
                 return
-            if not self._alone:
-                picked = trackers.pick(self._digest)
-                if picked is not link and (picked is None or picked not in self._shunned):
-                    return
+            if self._is_elsewhere(link):
+                return
             self._nudge.clear()
             asked, message = self._question()
-            poll = asyncio.ensure_future(self._board.poll(message))
-            nudge = asyncio.ensure_future(self._nudge.wait())
-            try:
-                # What is answered at once is waited for: a nudge would cost its answer, and the connection.
-                await asyncio.wait((poll, nudge) if message.wait else (poll,), return_when=asyncio.FIRST_COMPLETED)
-                answer = poll.result() if poll.done() else None
-            finally:
-                for task in (poll, nudge):
-                    task.cancel()
-                await asyncio.gather(poll, nudge, return_exceptions=True)
+            answer = await self._polled(link, message)
             self._unheard = answer is None
             if answer is not None:
                 await self._hear(self._board, answer, asked)
+
+    async def _polled(self, link: Link | None, message: wire.BoardPoll) -> wire.BoardAnswer | None:
+        """What the board answers; None: something changed, and it is asked again, or another board is."""
+        poll = asyncio.ensure_future(self._board.poll(message))
+        nudge = asyncio.ensure_future(self._nudge.wait())
+        try:
+            while True:
+                await asyncio.wait((poll, nudge), return_when=asyncio.FIRST_COMPLETED)
+                # What is answered at once is waited for: a nudge would cost its answer, and the connection.
+                if poll.done() or message.wait or self._is_elsewhere(link):
+                    return poll.result() if poll.done() else None
+                self._nudge.clear()
+                nudge = asyncio.ensure_future(self._nudge.wait())
+        finally:
+            for task in (poll, nudge):
+                task.cancel()
+            await asyncio.gather(poll, nudge, return_exceptions=True)
+
+    def _is_elsewhere(self, link: Link | None) -> bool:
+        """Whether another board than that at *link* is to be followed from now on.
+
+        A tracker that has failed about the blob is asked first: what works meanwhile is not left for a mere hope.
+        """
+        trackers, picked = self._trackers, None if self._alone else self._trackers.pick(self._digest)
+        if picked is link or (picked is not None and picked in self._shunned):
+            return False
+        works = link is None or trackers.may_ask(link, self._digest)
+        if picked is None or not works or not self._is_doubted(picked):
+            return True
+        if self._tried is None or self._tried.done():
+            self._tried = self._spawn(self._try(picked))
+        return False
+
+    def _is_doubted(self, link: Link | None) -> bool:
+        """Whether it is to be seen whether *link* answers about the blob."""
+        return link is not None and link is not self._trusted and self._trackers.is_doubted(link, self._digest)
+
+    async def _try(self, link: Link) -> None:
+        """Ask whether *link* answers about the blob; what else it says is asked again."""
+        try:
+            with contextlib.suppress(TrackerRefused):  # an answer: whoever follows the board there acts on it
+                await RemoteBoard(link).poll(wire.BoardPoll(**self._me()))
+        except TrackerError:
+            return
+        self._trusted = link
+        self._nudge.set()
 
     def _question(self) -> tuple[Asked, wire.BoardPoll]:
         now, news = self._node.standing(), self._news

@@ -134,6 +134,14 @@ class Intake:
         """A claimed window is here: the claim ends with its hashes."""
         self._course.follower.publish(window, again=True)
 
+    def may_skip(self, window: int) -> bool:
+        """Whether what upstream sends before *window* may be thrown away: nobody else brings in any of that.
+
+        Where it ignores ranges, each of several agents read all of the blob, and kept the last of it.
+        """
+        coming = self._course.follower.others.windows(time.monotonic())
+        return min(coming, default=window) >= window
+
     def unable(self, window: int, failure: Failure, error: SourceError | None) -> None:
         """A claim is given back."""
         if error is not None:
@@ -218,7 +226,10 @@ class Intake:
 
     async def _give_back(self, window: int, failure: Failure, error: SourceError | None) -> None:
         retry_after = error.retry_after if error is not None else None
-        hope = await self._course.follower.release((window,), failure, retry_after)
+        try:
+            hope = await self._course.follower.release((window,), failure, retry_after)
+        finally:
+            self._course.claims.returned(window)
         flowing = time.monotonic() - self._course.line.moved < FLOWING
         if not hope and error is not None and not flowing:
             raise BlobUnavailable(f"nobody can bring in {self._course.digest}", cause=error)

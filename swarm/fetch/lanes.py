@@ -112,6 +112,7 @@ class LaneWindows:
         """Bytes of errands that have ended."""
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._deafen = lane.on_well(self._well)
 
     # -- what is known ----------------------------------------------------------------------------
 
@@ -158,8 +159,8 @@ class LaneWindows:
             known = now - self._named_at.get(window, float("-inf"))  # whoever was named since has his time, too
             if min(errand.silence(now), known) >= NOTHING:
                 late.add(window)
-        if late and (unreached := self._lane.unreached()):  # what they alone hold is not tried window by window
-            late |= {w for w, found in self._named.items() if found and {h.address for h in found} <= unreached}
+        if dead := self._lane.dead(gone=bool(late)):  # what they alone hold is not tried window by window
+            late |= {w for w, found in self._named.items() if found and {h.address for h in found} <= dead}
         return tuple(sorted(w for w in late if w in self._hashes and not pieces.holds(windows[w])))
 
     @property
@@ -195,6 +196,7 @@ class LaneWindows:
         for errand, window in self._errands.items():
             if window in news.named:
                 errand.holders, errand.named = self._candidates(window), self._named_for(window)
+                errand.forget_lacking()
 
     def want(self, available: int | None) -> None:
         """Ask for the published windows that are wanted. *available*: bit w is set if others hold it; None: all."""
@@ -267,6 +269,8 @@ class LaneWindows:
 
     def close(self, *, offered: bool = False) -> None:
         """Nothing more is fetched. *offered*: what is here is given on."""
+        if not self._closed:
+            self._deafen()
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -305,6 +309,14 @@ class LaneWindows:
         self._named = {window: holders for window, holders in left if holders}
         for errand in [e for e in self._errands if not e.moved and e.rank >= 0 and sole.address in e.holders]:
             self._lane.cancel(errand)
+
+    def _well(self, holder: Address) -> None:
+        """*holder* gives again: what it did not give is not lost, and is asked of it now."""
+        for window, (_, silent) in list(self._silent.items()):
+            if holder in silent:
+                del self._silent[window]
+                self._failed.pop(window, None)
+        self.want(self._available)
 
     def _look_again(self) -> None:
         self._timer = None

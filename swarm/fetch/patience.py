@@ -131,6 +131,15 @@ def is_idle(waiting: Waiting, now: float) -> bool:
     return now - max(waiting.since, waiting.moved) >= STOPPED
 
 
+def comes_anyway(given: bool, pace: float | None, rate: float, at_once: int) -> bool:
+    """Whether a direct stream of *rate* bytes per second leaves a window to the cluster.
+
+    *given*: peers hold it, and give. *pace*: bytes per second of who brings it in, also where holders do not answer;
+    None: nobody does. *at_once*: windows that others bring in at the same time.
+    """
+    return given or (pace is not None and pace > 0 and rate <= pace * at_once)
+
+
 def _due_of_cluster(waiting: Waiting) -> float:
     """The same for what others are to bring, whatever this node's line does."""
     since = waiting.since

@@ -6,8 +6,9 @@ STALL = 4.0
 """Seconds without a byte from any peer after which missing windows are asked from upstream again."""
 
 FEW, MANY = 8, 64
-"""Windows that are named at once: where it is quiet, and where they are known to be lost. Of those, eight each second
-kept a node at a third of what upstream gave."""
+"""Windows that are named at once, at least and at most: few where it has just become quiet, twice as many each second
+that it stays so, and many where they are known to be lost. Eight each second kept a node at a third of what upstream
+gave."""
 
 
 class Stalls:
@@ -47,8 +48,13 @@ class Stalls:
 
         *lost*: windows that are known not to come, though others do.
         """
-        stalled = lost[:MANY] or (waiting[:FEW] if self.quiet(now) >= STALL else ())
+        stalled = lost[:MANY] or waiting[: self._most(now)]
         if self.quiet(now) >= STALL / 2 and not stalled:
             return False
         changed, self.windows = stalled != self.windows, stalled
         return changed
+
+    def _most(self, now: float) -> int:
+        """How many windows may be named because it is quiet."""
+        beyond = self.quiet(now) - STALL
+        return min(MANY, FEW << min(8, int(beyond))) if beyond >= 0 else 0

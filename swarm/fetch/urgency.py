@@ -21,6 +21,7 @@ from swarm.fetch.patience import (
     STOPPED,
     Awaited,
     Waiting,
+    comes_anyway,
     due,
     is_idle,
     is_over,
@@ -147,10 +148,11 @@ class Urgency:
         plight.fed = True
 
     def _let_go(self, window: int) -> None:
-        """A direct stream brings *window* in, and nothing of it comes: others have it, so it comes from them."""
+        """This node brings *window* in, and nothing of it comes: others have it, so it comes from them."""
         here = self._course.partial
         if here is None or window not in self._course.follower.hashes:
             return
+        self._course.claims.let_go(window)
         for stream, task in self._streams.items():
             if here.window_of(stream.at).index == window:
                 task.cancel()
@@ -243,10 +245,8 @@ class Urgency:
         course, now = self._course, time.monotonic()
         if (moved := course.claims.moved(window)) is not None and moved and now - moved < STOPPED:
             return True  # another request of this node brings it
-        if window in course.follower.hashes:
-            return course.heard_peers and not self._is_lost(window)
-        pace = course.follower.others.pace(window, now)
-        return pace is not None and pace > 0 and rate <= pace * MAX_CLAIMS  # as many windows come at once
+        given = window in course.follower.hashes and course.heard_peers and not self._is_lost(window)
+        return comes_anyway(given, course.follower.others.pace(window, now), rate, MAX_CLAIMS)
 
     def _go(self, piece: int, stop: int | None, why: str) -> bool:
         """Start a direct stream, unless there is one, or upstream cannot be asked. Whether one runs for *piece*."""

@@ -185,7 +185,7 @@ class Board(Standing):
         elif origin and not known.origin:
             del self.windows[window]  # it is news once more, and news come last
             self._publish(window, hashes, known.agent, origin)
-        if known is None or self.sole:
+        if known is None or self.sole or window in self.leases.of(agent):  # also what nobody could get of its holders
             who.brought += 1
         self.leases.finish(agent, window, now, self._scene(), first=known is None)
         self.available.arrive(window)

@@ -61,14 +61,16 @@ class RemoteBoard:
         async with self._judged(message.digest):
             if not message.incarnation:  # somebody waits for the first answer
                 return await self.link.ask("/v1/board", message, wire.BoardAnswer, message.wait)
+            if not message.wait:
+                return await self.link.tell("/v1/board", message, wire.BoardAnswer)
             return await self.link.call("/v1/board", message, wire.BoardAnswer, message.wait)
 
     async def publish(self, message: wire.Publish) -> wire.BoardAnswer:
         async with self._judged(message.digest):
-            return await self.link.call("/v1/publish", message, wire.BoardAnswer)
+            return await self.link.tell("/v1/publish", message, wire.BoardAnswer)
 
     async def progress(self, message: wire.Progress) -> wire.BoardAnswer:
-        return await self.link.call("/v1/progress", message, wire.BoardAnswer)
+        return await self.link.tell("/v1/progress", message, wire.BoardAnswer)
 
     async def release(self, message: wire.Release) -> wire.BoardAnswer:
         async with self._judged(message.digest):

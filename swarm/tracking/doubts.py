@@ -49,3 +49,8 @@ class Doubts:
         """Whether *url* is not to be asked about *digest* now."""
         doubt = self._doubts.get((url, digest))
         return doubt is not None and now < doubt.until
+
+    def failed_before(self, url: str, digest: str, now: float) -> bool:
+        """Whether *url* has failed about *digest*, and has not been given time to be trusted again."""
+        doubt = self._doubts.get((url, digest))
+        return doubt is not None and now - doubt.last < FORGIVEN

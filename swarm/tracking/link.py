@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 
@@ -29,6 +30,9 @@ BUSY_DEADLINE = 20.0
 
 CONNECT_DEADLINE = 3.5
 """Seconds to connect. A SYN that was lost is sent again after one second, and after three."""
+
+OTHERWISE = 1.5
+"""Seconds for an answer that a client waits for where the tracker answers others at once: it never comes then."""
 
 DOUBT = 0.4
 """Seconds without an answer after which it is asked whether the tracker answers at all..."""
@@ -130,12 +134,20 @@ class Link:
     async def ask(self, path: str, message: wire.Wire, kind: type[A], wait: float = 0.0) -> A:
         """As `call`, where a client waits: given up as soon as nobody is alive there. Raises TrackerError.
 
-        After CALL_DEADLINE it is given up as well where the tracker answers others at once.
+        After OTHERWISE it is given up as well where the tracker answers others at once.
         """
         patience = max(self.patience, BUSY_DEADLINE) if self.patience >= LAST_DEADLINE else self.patience
-        call = asyncio.ensure_future(self.call(path, message, kind, wait, patience))
+        return await self._doubted(self.call(path, message, kind, wait, patience), wait + OTHERWISE)
+
+    async def tell(self, path: str, message: wire.Wire, kind: type[A]) -> A:
+        """As `call`, for what is answered at once: given up as soon as nobody is alive there. Raises TrackerError."""
+        return await self._doubted(self.call(path, message, kind), float("inf"))
+
+    async def _doubted(self, asked: Coroutine[Any, Any, A], otherwise: float) -> A:
+        """What *asked* returns. It is given *otherwise* seconds where the tracker answers others at once."""
+        call = asyncio.ensure_future(asked)
         loop = asyncio.get_running_loop()
-        late = loop.time() + wait + CALL_DEADLINE
+        late = loop.time() + otherwise
         try:
             while True:
                 began = loop.time()

@@ -151,10 +151,17 @@ class Trackers:
 
     def pick(self, digest: str) -> Link | None:
         """The tracker responsible for *digest* now; None: none is up, or its board cannot be kept at any."""
-        now = asyncio.get_running_loop().time()
-        ups = {link.url: link for link in self.up() if not self._doubts.shuns(link.url, digest, now)}
+        ups = {link.url: link for link in self._links.values() if self.may_ask(link, digest)}
         order = rendezvous(digest, ups)
         return ups[order[0]] if order else None
+
+    def may_ask(self, link: Link, digest: str) -> bool:
+        """Whether *link* answers, and has not failed about *digest* a moment ago."""
+        return link.up and not self._doubts.shuns(link.url, digest, asyncio.get_running_loop().time())
+
+    def is_doubted(self, link: Link, digest: str) -> bool:
+        """Whether the board of *digest* could not be kept at *link* before: what is there instead is kept meanwhile."""
+        return self._doubts.failed_before(link.url, digest, asyncio.get_running_loop().time())
 
     def on_change(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call *listener* when a tracker comes up or goes down; returns how to stop that."""

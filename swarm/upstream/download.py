@@ -15,7 +15,7 @@ from concurrent.futures import Executor
 from functools import partial
 
 from swarm.base.mailbox import Mailbox
-from swarm.blob.errors import SizeChanged, SourceBroken, SourceError, SourceSilent
+from swarm.blob.errors import SizeChanged, SourceBroken, SourceBusy, SourceError, SourceSilent
 from swarm.blob.geometry import Geometry, Window
 from swarm.storage.errnos import translate
 from swarm.storage.intake import Intake
@@ -110,12 +110,14 @@ async def download_window(
     on_piece: Callable[[int, bytes], None],
     begun: Begun,
     first: Body | None = None,
+    may_skip: Callable[[], bool] = lambda: True,
 ) -> None:
     """Fetch the pieces of *window* that are not *ready* and write them into *staged*.
 
     *on_bytes*(n): n more bytes arrived from upstream. *on_piece*(piece, sha1): it is in the file.
     *begun*: parts of pieces, and where those are left that do not become complete.
-    *first*: a body already opened at the window's start. Raises SourceError, SizeChanged, StoreFull.
+    *first*: a body already opened at the window's start. *may_skip*: whether what comes before the window may be thrown
+    away, where upstream ignores ranges. Raises SourceError, SizeChanged, StoreFull; SourceBusy if it may not.
     """
     failures, came = 0, 0
 
@@ -131,8 +133,13 @@ async def download_window(
                 body, first = first, None
                 await take(body, layout, (piece, window.last_piece), staged, pool, counted, on_piece, begun)
             elif not await _pour(source, layout, (piece, window.last_piece), staged, counted, on_piece, begun):
-                async with source.open(piece * layout.piece_length + begun.length(piece), window.end) as body:
-                    await take(body, layout, (piece, window.last_piece), staged, pool, counted, on_piece, begun)
+                at = piece * layout.piece_length + begun.length(piece)
+                async with source.open(at, window.end) as body:
+                    left = body.whole and body.offset < at and not may_skip()
+                    if not left:
+                        await take(body, layout, (piece, window.last_piece), staged, pool, counted, on_piece, begun)
+                if left:
+                    raise SourceBusy("upstream ignores ranges, and another agent reads what comes before")
         except SourceSilent:
             raise
         except SourceBroken:

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from swarm.blob.geometry import FIRST_WINDOW, PLAIN_WINDOW, piece_length
 from tests.parts.cluster import Agent, Cluster, cluster
-from tests.parts.counter import Counter
+from tests.parts.counter import Counter, Rule
 from tests.parts.fetch import Fetched, assert_right
 from tests.parts.registry import Registry
 
@@ -56,6 +56,17 @@ async def test_agents_that_ask_at_the_same_moment(
     assert_right(await sixteen.pull(blob, upstream.host, agents), blob)
     assert (await upstream.counts()).bytes_of(blob.repository) <= COPIES * blob.size
     assert await waits(agents) == before
+
+
+async def test_an_upstream_that_ignores_ranges_is_read_by_one_agent(
+    sixteen: Cluster, origin: Registry, upstream: Counter
+) -> None:
+    """Each of four read all of it: 4-5.5 copies. What they get before they hang up is in buffers on its way."""
+    blob = origin.plant("e2e/no-ranges", 64 * MIB, 210)
+    await upstream.rules(Rule(match="/blobs/", ignore_range=True))
+    await upstream.shape(total=16 * MIB)
+    assert_right(await sixteen.pull(blob, upstream.host, sixteen.agents[:4]), blob)
+    assert (await upstream.counts()).bytes_of(blob.repository) <= 2 * blob.size
 
 
 async def test_agents_that_ask_one_after_another(sixteen: Cluster, origin: Registry, upstream: Counter) -> None:

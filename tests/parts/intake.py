@@ -27,19 +27,20 @@ class SentBody:
 
     def __init__(self, upstream: SentUpstream, start: int, stop: int) -> None:
         self.total = len(upstream.content)
-        self.offset = start
-        self.whole = False
+        self.offset = start if upstream.ranges else 0
+        self.whole = not upstream.ranges
         self._upstream = upstream
         self._stop = stop
 
     etag = ""
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self, *, everything: bool = False) -> AsyncIterator[bytes]:
         """Chunks of `step` bytes, each as soon as the test lets it come."""
         at, upstream = self.offset, self._upstream
-        while at < self._stop:
+        stop = len(upstream.content) if everything else self._stop
+        while at < stop:
             await upstream.flow()
-            chunk = upstream.content[at : min(self._stop, at + upstream.step)]
+            chunk = upstream.content[at : min(stop, at + upstream.step)]
             at += len(chunk)
             upstream.sent += len(chunk)
             yield chunk
@@ -58,6 +59,8 @@ class SentUpstream:
         self.breaks = breaks
         self.broken = False
         """Whether every request fails."""
+        self.ranges = True
+        """Whether ranges are not ignored."""
         self.asked: list[tuple[int, int | None]] = []
         self.sent = 0
         self.answers = asyncio.Event()
@@ -109,6 +112,10 @@ class NotingHost:
         self.done: list[int] = []
         self.failed: list[tuple[int, Failure]] = []
         self.errors: list[BaseException] = []
+        self.writes = 0
+        """Windows that are written into."""
+        self.read_before = False
+        """Somebody else reads what comes before each window."""
         self.open: Callable[[int], Any] | None = None
 
     def source(self, window: int | None = None) -> SentUpstream:
@@ -127,7 +134,11 @@ class NotingHost:
     @asynccontextmanager
     async def writing(self, window: Window) -> AsyncIterator[None]:
         await self.free.wait()
-        yield
+        self.writes += 1
+        try:
+            yield
+        finally:
+            self.writes -= 1
 
     def came(self, piece: int, sha1: bytes) -> None:
         assert self.place is not None
@@ -146,6 +157,9 @@ class NotingHost:
 
     def brought(self, window: int) -> None:
         self.done.append(window)
+
+    def may_skip(self, window: int) -> bool:
+        return not self.read_before
 
     def unable(self, window: int, failure: Failure, error: SourceError | None) -> None:
         self.failed.append((window, failure))

@@ -77,10 +77,10 @@ Behaviour = Callable[[socket.socket, message.Request, int], bool]
 class Odd:
     """A holder that does with each request what *behaves* says. Threads of its own; `close` ends them."""
 
-    def __init__(self, behaves: Behaviour) -> None:
+    def __init__(self, behaves: Behaviour, port: int = 0) -> None:
         self.requests: list[message.Request] = []
         self.behaves = behaves
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self._open: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()

@@ -106,6 +106,12 @@ class Errand:
         """Holders that may have it."""
         return tuple(address for address in self.holders if address not in self.useless)
 
+    def forget_lacking(self) -> None:
+        """Those of `named` that lacked it have come to have it. On the event loop."""
+        for holder in self.named:
+            if self.useless.get(holder) is Left.LACKING:
+                self.useless.pop(holder, None)
+
     def silence(self, now: float) -> float:
         """Seconds for which whoever was asked has sent nothing. To wait for one who is busy is not counted."""
         heard = self.heard

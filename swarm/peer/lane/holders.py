@@ -18,6 +18,9 @@ GIVEN_UP_AFTER = 3
 """Failures without a byte between them after which a holder is not asked at all for FAILED_FOR. A firewall between two
 agents may let BitTorrent pass and nothing else: each dial that ends in silence costs seconds."""
 
+WANTED_FOR = 30.0
+"""Seconds for which one that is given up is looked after, since it was wanted last."""
+
 MOST_KNOWN = 4096
 """Holders that are remembered; those that nothing is known of any more go first."""
 
@@ -33,6 +36,10 @@ class _Standing:
     """It said that it has enough to do."""
     unreached_until: float = 0.0
     """It could not be connected to."""
+    gone: bool = False
+    """Nobody listened there when it failed last."""
+    wanted: float = 0.0
+    """When it was wanted last, while it is given up."""
 
     def given_up(self, now: float) -> bool:
         """Whether it is not asked at all."""
@@ -59,7 +66,10 @@ class Holders:
             if known.busy >= MOST_OF_ONE:
                 full = full or (address in named and not failed)
                 continue
-            if now < known.busy_until or known.given_up(now):
+            if known.given_up(now):
+                known.wanted = now
+                continue
+            if now < known.busy_until:
                 continue
             rank = (failed, address not in named, known.busy)
             if best is None or rank < best[0]:
@@ -77,6 +87,11 @@ class Holders:
         known = [self._known[address].busy_until for address in candidates if address in self._known]
         return min((until for until in known if until > now), default=None)
 
+    def doubted(self, address: Address, now: float) -> bool:
+        """Whether it has failed a moment ago, and given nothing since."""
+        known = self._known.get(address)
+        return known is not None and known.failures > 0 and now < known.failed_until
+
     def better(self, address: Address, candidates: Iterable[Address], now: float) -> bool:
         """Whether one of *candidates* is worth leaving *address* for, which brings little."""
         others = [self._known.get(other) or _Standing() for other in candidates if other != address]
@@ -91,22 +106,48 @@ class Holders:
         known = self._of(address)
         known.busy = max(0, known.busy - 1)
 
-    def unreached(self, now: float) -> frozenset[Address]:
-        """Those that could not be connected to when it was tried last, a moment ago."""
-        return frozenset(address for address, known in self._known.items() if now < known.unreached_until)
+    def dead(self, now: float, *, gone: bool = True) -> frozenset[Address]:
+        """Those that are not asked, because they could not be connected to, or were silent time and again.
 
-    def failed(self, address: Address, now: float, *, unreached: bool = False) -> None:
-        """It was silent, slow, or sent what is wrong. *unreached*: it could not be connected to, and is given up."""
+        *gone*: with those that have ended, of which the tracker hears as well.
+        """
+        return frozenset(
+            address
+            for address, known in self._known.items()
+            if (gone or not known.gone) and (now < known.unreached_until or known.given_up(now))
+        )
+
+    def still_fails(self, address: Address, now: float) -> bool:
+        """It was tried, and gives nothing yet; whether anybody has wanted it lately."""
         known = self._of(address)
+        known.failed_until = now + FAILED_FOR
+        if known.unreached_until:
+            known.unreached_until = now + FAILED_FOR
+        return now - known.wanted < WANTED_FOR
+
+    def failed(self, address: Address, now: float, *, unreached: bool = False, gone: bool = False) -> bool:
+        """It was silent, slow, or sent what is wrong. *unreached*: it could not be connected to; *gone*: it has ended.
+
+        Whether it is given up.
+        """
+        known = self._of(address)
+        known.gone = gone
+        known.wanted = now
         if unreached:
             known.unreached_until = now + FAILED_FOR
         known.failures += GIVEN_UP_AFTER if unreached else 1
         known.failed_until = now + FAILED_FOR
+        return known.given_up(now)
 
     def gave(self, address: Address) -> None:
         """Bytes came from it."""
         known = self._of(address)
         known.failures, known.unreached_until = 0, 0.0
+
+    def well(self, address: Address) -> None:
+        """It was tried, and gives: nothing is held against it."""
+        self.gave(address)
+        self._of(address).failed_until = 0.0
 
     def said_busy(self, address: Address, until: float) -> None:
         """It asked to be left alone *until* then."""

@@ -6,6 +6,7 @@ import contextlib
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from swarm.base.link import Link, dial
 from swarm.blob.digest import Digest
@@ -16,6 +17,7 @@ from swarm.peer.lane.errand import Errand
 from swarm.peer.lane.holders import Address
 from swarm.peer.lane.offers import Offer
 from swarm.peer.lane.receiver import Receiver
+from swarm.peer.lane.scout import DIALS
 from swarm.peer.lane.sender import Sender
 from swarm.peer.lane.serving import Counts
 
@@ -28,6 +30,7 @@ class Lane:
         self._source: str | None = None
         self._sender = Sender(find, tls=identity.server_context() if identity is not None else None)
         self._receiver: Receiver | None = None
+        self._listeners: list[Callable[[Address], None]] = []
         self.port = 0
         """TCP port that is listened on; 0: none yet."""
 
@@ -45,7 +48,8 @@ class Lane:
 
     def start(self, ip: str, port: int) -> int:
         """Listen on *ip*, at *port* if it is free and not 0, else at any; the port. Raises SessionError."""
-        self._receiver = Receiver(self._dial)
+        self._receiver = Receiver(self._dial, look=partial(self._dial, patience=DIALS))
+        self._receiver.well = self._well
         if ip not in ("0.0.0.0", "::", ""):
             self._source = ip  # who is asked knows this node by its swarm address
         with contextlib.suppress(OSError):
@@ -84,17 +88,29 @@ class Lane:
         assert self._receiver is not None, "start() first"
         self._receiver.submit(errand)
 
-    def unreached(self) -> frozenset[Address]:
-        """Agents that could not be connected to a moment ago, whichever blob they were asked for."""
-        return self._receiver.unreached() if self._receiver is not None else frozenset()
+    def dead(self, *, gone: bool = True) -> frozenset[Address]:
+        """Agents that are not asked, because they could not be connected to, or were silent: for whichever blob.
+
+        *gone*: with those that have ended, of which the tracker hears as well.
+        """
+        return self._receiver.dead(gone=gone) if self._receiver is not None else frozenset()
+
+    def on_well(self, listener: Callable[[Address], None]) -> Callable[[], None]:
+        """Call *listener* with who gives again after it was given up; returns how to stop that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def _well(self, holder: Address) -> None:
+        for listener in list(self._listeners):
+            listener(holder)
 
     def cancel(self, errand: Errand) -> None:
         """*errand* is not wanted any more."""
         assert self._receiver is not None, "start() first"
         self._receiver.cancel(errand)
 
-    def _dial(self, address: Address) -> Link:
+    def _dial(self, address: Address, patience: float = 2.0) -> Link:
         context: ssl.SSLContext | None = None
         if self._identity is not None:
             context = self._identity.client_context()
-        return dial(address, source=self._source, tls=context, host=Role.AGENT.host)
+        return dial(address, source=self._source, tls=context, host=Role.AGENT.host, patience=patience)

@@ -18,12 +18,13 @@ from collections.abc import Callable
 from functools import partial
 
 from swarm.base.kept import Kept
-from swarm.base.link import Link, Silent
+from swarm.base.link import TICK, Link, Silent
 from swarm.base.mailbox import Mailbox
 from swarm.blob.errors import Cancelled, Malformed, StoreFull, Unserved, Unwritable
 from swarm.peer.lane import message
 from swarm.peer.lane.errand import Errand, Left
 from swarm.peer.lane.holders import Address, Holders
+from swarm.peer.lane.scout import Question, Scout
 from swarm.storage.intake import scratch
 
 log = logging.getLogger("shoal.swarm")
@@ -38,7 +39,7 @@ SILENT = 2.0
 """Seconds without a byte after which another holder is asked, if there is one."""
 
 PATIENCE = 6.0
-"""Seconds without a byte after which the only holder is left, too."""
+"""Seconds without a byte after which the only holder is left, too, unless it has been silent before."""
 
 SLOW = 3.0
 """Seconds over which a holder's speed is looked at."""
@@ -64,8 +65,14 @@ Dial = Callable[[Address], Link]
 class Receiver:
     """See the module. `submit` and `close` are for the event loop. *dial* blocks, and raises OSError."""
 
-    def __init__(self, dial: Dial, *, threads: int = THREADS, urgent: int = URGENT_THREADS) -> None:
+    def __init__(
+        self, dial: Dial, *, threads: int = THREADS, urgent: int = URGENT_THREADS, look: Dial | None = None
+    ) -> None:
+        """*look*: the same, to see whether somebody is well again; None: *dial*."""
         self._dial = dial
+        self._scout = Scout(look or dial, self._looked)
+        self.well: Callable[[Address], None] = lambda _holder: None
+        """Told, on the event loop, who gives again after it was given up. For its owner to set."""
         self._mailbox = Mailbox(asyncio.get_running_loop())
         self._changed = threading.Lock()
         self._any = threading.Condition(self._changed)
@@ -108,10 +115,10 @@ class Receiver:
         if waited:
             errand.end(Cancelled("not wanted any more"))
 
-    def unreached(self) -> frozenset[Address]:
-        """Holders that could not be connected to a moment ago."""
+    def dead(self, *, gone: bool = True) -> frozenset[Address]:
+        """Holders that are not asked: see Holders.dead."""
         with self._changed:
-            return self._holders.unreached(time.monotonic())
+            return self._holders.dead(time.monotonic(), gone=gone)
 
     async def close(self) -> None:
         """Cancel everything, and end the threads."""
@@ -123,6 +130,7 @@ class Receiver:
         for errand in every:
             self.cancel(errand)
         await asyncio.gather(*(asyncio.to_thread(thread.join) for thread in self._threads))
+        await asyncio.to_thread(self._scout.close)
         self._kept.close()
 
     # -- the threads ------------------------------------------------------------------------------
@@ -216,14 +224,33 @@ class Receiver:
                 return
             if why in (Left.LACKING, Left.WRONG):
                 errand.useless[holder] = why
-            if why in (Left.FAILED, Left.UNREACHED, Left.WRONG):
-                self._holders.failed(holder, now, unreached=why is Left.UNREACHED)
+            failed = why in (Left.FAILED, Left.UNREACHED, Left.WRONG)
+            given_up = failed and self._holders.failed(
+                holder, now, unreached=why is Left.UNREACHED, gone=why is Left.UNREACHED and errand.gone
+            )
+        if given_up and why is not Left.WRONG:
+            intake = errand.intake
+            self._scout.look_after(
+                holder, Question(errand.digest, intake.at, intake.stop, connected=why is not Left.UNREACHED)
+            )
         if why in (Left.FAILED, Left.UNREACHED):
             errand.tries += 1
             again = why is Left.FAILED and errand.tries < 2
             if errand.tries >= MOST_TRIES or (len(errand.candidates) == 1 and not again):
                 errand.unanswered = True
                 raise Unserved(f"no holder of {errand.digest} answers")
+
+    def _looked(self, holder: Address, well: bool) -> bool:
+        """*holder*, which was given up, was tried; whether to go on."""
+        with self._changed:
+            if not well:
+                return self._holders.still_fails(holder, time.monotonic())
+            self._holders.well(holder)
+            self._any.notify_all()
+            self._urgent.notify_all()
+        log.info("lane-well-again", extra={"fields": {"holder": holder[0]}})
+        self._mailbox.put(lambda: self.well(holder))
+        return False
 
     def _ask(self, errand: Errand, holder: Address, buffer: memoryview) -> Left | None:
         """One request. None: what it gave is here; there may be more to ask for."""
@@ -239,8 +266,7 @@ class Receiver:
             errand.use(link)
             urgent = errand.rank < 0
             link.send(message.request(holder[0], errand.digest, intake.at, intake.stop, urgent=urgent))
-            patience = SILENT if len(errand.candidates) > 1 else PATIENCE
-            answer = message.read_answer(link.head(buffer, patience, message.MOST_HEAD))
+            answer = message.read_answer(self._head(errand, holder, link, buffer))
             if answer.status != 206:
                 said = self._short(link, answer.length, buffer)
                 keep = answer.keep and said is not None
@@ -256,6 +282,19 @@ class Receiver:
                 self._kept.put(holder, link)
             else:
                 link.close()
+
+    def _head(self, errand: Errand, holder: Address, link: Link, buffer: memoryview) -> bytes:
+        """The head of the answer. Raises Silent when *holder* is to be left: others may come to have it meanwhile."""
+        asked = time.monotonic()
+        while True:
+            try:
+                return link.head(buffer, TICK, message.MOST_HEAD)
+            except Silent:
+                now = time.monotonic()
+                with self._changed:
+                    doubted = self._holders.doubted(holder, now)
+                if now - asked >= (SILENT if doubted or len(errand.candidates) > 1 else PATIENCE):
+                    raise
 
     def _body(self, errand: Errand, holder: Address, link: Link, left: int, buffer: memoryview) -> Left | None:
         intake = errand.intake

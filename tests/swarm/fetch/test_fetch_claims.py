@@ -76,6 +76,50 @@ async def test_a_broken_upstream_gives_the_claim_back(tmp_path: Path) -> None:
         assert host.failed == [(0, Failure.BROKEN)]
 
 
+async def test_a_claim_on_its_way_back_is_not_begun_again_by_an_older_answer(tmp_path: Path) -> None:
+    """It failed once more then, and each time its node was barred for twice as long: 404 after ten seconds, not two."""
+    async with claiming(tmp_path, SIZE) as (claims, host, upstream):
+        upstream.broken = True
+        claims.set({0})
+        await until(lambda: bool(host.failed))
+        claims.set({0, 1})
+        assert [*claims.windows] == [1]
+        claims.returned(0)
+        claims.set({0, 1})
+        assert [*claims.windows] == [0, 1], "the board gave it again"
+
+
+async def test_where_ranges_are_ignored_nothing_is_thrown_away_that_somebody_else_brings_in(tmp_path: Path) -> None:
+    """Each of several agents read all of the blob up to its window, and threw that away."""
+    async with claiming(tmp_path, SIZE) as (claims, host, upstream):
+        upstream.ranges, host.read_before = False, True
+        claims.set({2})
+        await until(lambda: bool(host.failed))
+        assert (host.failed, upstream.sent) == ([(2, Failure.BUSY)], 0)
+        claims.returned(2)
+        host.read_before = False
+        claims.set({2})
+        await until(lambda: bool(host.done))
+        assert host.done == [2]
+
+
+async def test_a_whole_body_that_stands_still_is_left_to_who_has_the_window(tmp_path: Path) -> None:
+    """Its window was nobody else's to bring for as long as it lasted: one client of four never got the end."""
+    async with claiming(tmp_path, SIZE, sized=False) as (claims, host, upstream):
+        upstream.ranges = False
+        upstream.flows.clear()
+        claims.set({0})
+        upstream.pass_on(MIB // upstream.step + 1)
+        await until(lambda: 1 not in claims.windows and bool(claims.moved(1)))
+        assert set(host.done) == {0}
+        upstream.broken = True
+        claims.let_go(0)
+        assert claims.moved(1) is not None, "that is not where it is"
+        claims.let_go(1)
+        await until(lambda: claims.moved(1) is None)
+        assert not host.writes
+
+
 async def test_an_upstream_that_resets_every_connection_is_read_on_where_it_broke(tmp_path: Path) -> None:
     """Below the length of a piece nothing would ever be complete, if each began at its first byte again."""
     async with claiming(tmp_path, SIZE, step=10_000, breaks=100_000) as (claims, host, upstream):

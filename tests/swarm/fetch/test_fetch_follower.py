@@ -7,14 +7,18 @@ from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import pytest
+
 from swarm.blob.geometry import MIB, geometry
 from swarm.fetch.demand import Demand
 from swarm.fetch.events import ClaimsChanged, Event, Restarted, Sized
-from swarm.fetch.follower import Follower, Standing
+from swarm.fetch.follower import Follower
 from swarm.fetch.news import Asked
+from swarm.fetch.standing import Standing
 from swarm.fetch.tasks import Tasks
 from swarm.protocol import wire
 from swarm.protocol.board import Failure
+from swarm.tracking import doubts
 from swarm.tracking.boards import LocalBoard
 from swarm.tracking.trackers import Trackers
 from tests.parts.harbour import Nobody
@@ -218,3 +222,55 @@ async def _brings(agent: Talker, windows: Iterable[int]) -> None:
     await agent.board(D, want=1, size=SIZE)
     for window in windows:
         await agent.publish(D, SIZE, window)
+
+
+async def test_a_question_to_a_tracker_that_is_down_by_now_is_not_waited_for() -> None:
+    """It was to be answered at once, and nothing ends it: each agent stood still until its connection timed out."""
+    node, stuck, hung = Node(SIZE), asyncio.Event(), asyncio.Event()
+    async with town() as here, following(node, here.server.url) as follower:
+        await until(lambda: bool(node.applied_at))
+        real = here.server._verbs["board"]
+
+        async def never(*asked: Any) -> Any:
+            hung.set()
+            await stuck.wait()
+            return await real(*asked)
+
+        here.server._verbs["board"] = never
+        follower._others._heard_at = float("-inf")
+        follower.ask_of_others()
+        await hung.wait()
+        (link,) = follower._trackers.up()
+        follower._trackers._down(link, "its cable was pulled")
+        await until(lambda: not follower.shared)
+        stuck.set()
+
+
+async def test_what_works_is_not_left_for_a_tracker_that_has_failed_before_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that is silent on boards cost each agent two seconds again and again."""
+    monkeypatch.setattr(doubts, "FIRST", 0.01)
+    node, well, asked_again = Node(SIZE), asyncio.Event(), asyncio.Event()
+    node.demand = Demand(want=3)
+    async with town() as here:
+        real, calls = here.server._verbs["board"], 0
+
+        async def half_dead(*asked: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                raise RuntimeError("a proxy that fails")
+            asked_again.set()
+            await well.wait()
+            return await real(*asked)
+
+        here.server._verbs["board"] = half_dead
+        async with following(node, here.server.url) as follower:
+            await asked_again.wait()
+            assert follower.tracker is None
+            node.here.add(0)
+            assert follower.publish(0), "its own board is told, and answers"
+            await until(lambda: bool(node.claims()) and node.claims()[-1] == {1, 2})
+            well.set()
+            await until(lambda: follower.tracker == here.server.url)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swarm.fetch import patience
-from swarm.fetch.patience import Awaited, Silence, Waiting, due, is_over
+from swarm.fetch.patience import Awaited, Silence, Waiting, comes_anyway, due, is_over
 
 MINE, TRADED, OTHERS = Awaited.MINE, Awaited.TRADED, Awaited.OTHERS
 NEVER = float("inf")
@@ -92,3 +92,18 @@ def test_peers_that_sent_nothing_are_known_until_one_sends_something() -> None:
     silence.broken([b])
     assert silence.is_foreseen([a], 201.0)
     assert not silence.is_foreseen([a, b], 201.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "pace", "rate", "left"),
+    [
+        (True, None, 9e9, True),  # peers give it
+        (False, None, 1.0, False),  # nobody brings it
+        (False, 0.0, 1.0, False),  # upstream has sent nothing of it
+        (False, 10.0, 80.0, True),  # eight such windows at once are as quick
+        (False, 10.0, 81.0, False),
+    ],
+)
+def test_what_a_direct_stream_leaves_to_the_cluster(given: bool, pace: float | None, rate: float, left: bool) -> None:
+    """Also of windows whose holders do not answer: two agents cut off from them each streamed all of a blob."""
+    assert comes_anyway(given, pace, rate, 8) is left

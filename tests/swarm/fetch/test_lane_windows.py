@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from swarm.fetch.events import Holder, HoldersNamed
 from swarm.fetch.lanes import GONE, LOST, UNNAMED_URGENT, LaneWindows
 from swarm.fetch.partial import Partial
 from swarm.fetch.tasks import Tasks
+from swarm.peer.lane import message
 from swarm.peer.lane.lane import Lane
 from swarm.peer.lane.message import Request
 from swarm.peer.lane.offers import Offer
@@ -43,6 +45,7 @@ class Fetching:
         """What the lane still took upon itself each time that nobody gave a window."""
         self.here = here
         self.blob = blob
+        self.lane = lane
         self.windows = LaneWindows(
             blob.digest, here, self, lane, self.hashes, me="me", spawn=tasks.spawn, clock=lambda: self.now
         )
@@ -101,6 +104,11 @@ async def fetching(
 
 async def _nothing() -> None:
     return None
+
+
+def _busy(sock: socket.socket, _request: Request, _count: int) -> bool:
+    sock.sendall(message.answer(503, 0, why="busy"))
+    return True
 
 
 async def nothing(_digest: Digest) -> Offer | None:
@@ -217,6 +225,49 @@ async def test_who_lacks_a_window_is_no_reason_to_offer_it_by_torrents(tmp_path:
         fetch.now = UNNAMED_URGENT
         await until(lambda: 0 in fetch.here.pieces)
         assert [r.start for r in other.requests] == [MIB, 0], "it was not asked again for what it lacks"
+
+
+async def test_who_lacked_a_window_is_asked_once_it_is_named_for_it(tmp_path: Path) -> None:
+    """It was left out for as long as another holder only said that it is busy, though it had brought the window in."""
+    async with fetching(tmp_path) as (fetch, holder, other):
+        other.behaves = lacking(0)
+        busy = Odd(_busy)
+        named = Holder((busy.address[0], 2), busy.address[1])
+        fetch.publish(0)
+        fetch.windows.named(HoldersNamed({0: (named,)}, (holder,), None, strangers=False))
+        fetch.windows.want(None)
+        (errand,) = fetch.windows._errands
+        await until(lambda: holder.address in errand.useless and len(busy.requests) > 1)
+        other.behaves = honest(fetch.blob)
+        fetch.windows.named(HoldersNamed({0: (named, holder)}, (holder,), None, strangers=False))
+        await until(lambda: fetch.here.have == 0b1)
+        busy.close()
+
+
+async def test_what_holders_alone_hold_that_are_given_up_is_lost_before_it_is_asked_of_them(tmp_path: Path) -> None:
+    """Each window waited until it had been tried: with two racks cut from each other no byte came for 7 s."""
+    async with fetching(tmp_path) as (fetch, holder, _):
+        assert fetch.lane._receiver is not None
+        fetch.lane._receiver._holders.failed(holder.address, time.monotonic(), unreached=True)
+        fetch.publish(0, 1)
+        fetch.windows.named(HoldersNamed({0: (holder,), 1: (holder, Holder(("127.0.0.2", 1), 1))}, (), None, False))
+        assert [*fetch.windows.lost] == [0]
+
+
+async def test_what_a_holder_did_not_give_is_asked_again_as_soon_as_it_is_well(tmp_path: Path) -> None:
+    async with fetching(tmp_path) as (fetch, _, _):
+        port = free_port()
+        gone = Holder(("127.0.0.1", 1), port)
+        fetch.publish(0)
+        fetch.windows.named(HoldersNamed({0: (gone,)}, (), None, strangers=False))
+        fetch.windows.want(None)
+        await until(lambda: bool(fetch.left))
+        fetch.now += LOST + GONE
+        assert [*fetch.windows.lost] == [0]
+        again = Odd(honest(fetch.blob), port)
+        await until(lambda: fetch.here.have == 0b1)
+        assert [*fetch.windows.lost] == []
+        again.close()
 
 
 async def test_once_another_seeks_the_sole_seed_only_what_is_on_its_way_comes_without_a_claim(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ import pytest
 
 from swarm.base.link import Link, dial
 from swarm.blob.errors import Cancelled, Unserved
-from swarm.peer.lane import message
+from swarm.peer.lane import message, scout
+from swarm.peer.lane import receiver as receivers
 from swarm.peer.lane.errand import Errand
-from swarm.peer.lane.holders import FAILED_FOR, GIVEN_UP_AFTER, MOST_OF_ONE, Address, Holders
+from swarm.peer.lane.holders import FAILED_FOR, GIVEN_UP_AFTER, MOST_OF_ONE, WANTED_FOR, Address, Holders
 from swarm.peer.lane.receiver import Receiver
 from tests.parts.lane import Odd, Sample, asked, head_of, honest, lacking, sample
 
@@ -201,6 +202,103 @@ async def test_what_a_holder_says_that_it_has_is_passed_on(blob: Sample, receive
     assert receiver.refusals == {"lacking": 1}
 
 
+async def test_who_says_nothing_is_left_once_somebody_else_has_come_to_have_it(
+    blob: Sample, receiver: Receiver, odd: list[Odd], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was waited for as the only holder, though others had brought the window in since: six seconds for each."""
+    monkeypatch.setattr(receivers, "PATIENCE", 3600.0)
+    monkeypatch.setattr(receivers, "SILENT", 0.5)
+    asked_it, ended = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def mute(_sock: socket.socket, _request: message.Request, _count: int) -> bool:
+        loop.call_soon_threadsafe(asked_it.set)
+        return ended.wait(60) and False
+
+    odd += [Odd(mute), Odd(honest(blob))]
+    with blob.empty() as fd:
+        told = Told(blob, fd, [odd[0].address])
+        receiver.submit(told.errand)
+        await asked_it.wait()
+        told.errand.holders = (odd[0].address, odd[1].address)
+        async with asyncio.timeout(30):
+            await told.errand.ended
+    ended.set()
+    assert odd[1].requests
+
+
+async def test_the_only_holder_is_not_waited_for_once_it_has_been_silent(
+    blob: Sample, odd: list[Odd], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was silent where another could be asked. Where none could, each window waited for it for six seconds."""
+    monkeypatch.setattr(receivers, "PATIENCE", 3600.0)
+    monkeypatch.setattr(receivers, "SILENT", 0.5)
+    receiver, ended = Receiver(dial), threading.Event()
+    asked_it, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def mute(_sock: socket.socket, _request: message.Request, _count: int) -> bool:
+        loop.call_soon_threadsafe(asked_it.set)
+        return ended.wait(60) and False
+
+    odd += [Odd(mute), Odd(honest(blob))]
+    with blob.empty() as fd:
+        alone, either = (Told(blob, fd, [holder.address for holder in found]) for found in (odd[:1], odd))
+        receiver.submit(either.errand)
+        await asked_it.wait()
+        receiver.submit(alone.errand)
+        await either.errand.ended
+        async with asyncio.timeout(30):
+            with pytest.raises(Unserved):
+                await alone.errand.ended
+    ended.set()
+    await receiver.close()
+
+
+@pytest.mark.parametrize("connected", [True, False], ids=["it was silent", "it could not be connected to"])
+async def test_who_was_given_up_gives_as_soon_as_it_is_well_again(
+    blob: Sample, odd: list[Odd], monkeypatch: pytest.MonkeyPatch, connected: bool
+) -> None:
+    """For five seconds nothing was asked of it: what it alone held came from upstream once more."""
+    monkeypatch.setattr(receivers, "PATIENCE", 0.5)
+    monkeypatch.setattr(receivers, "SILENT", 0.5)
+    monkeypatch.setattr(scout, "ANSWERS", 0.5)
+    well, tried, known = threading.Event(), threading.Event(), asyncio.Event()
+    ended = threading.Event()
+
+    def mute_at_first(sock: socket.socket, request: message.Request, count: int) -> bool:
+        if not well.is_set():
+            tried.set()
+            return ended.wait(60) and False
+        return honest(blob)(sock, request, count)
+
+    def refuses_at_first(address: Address) -> Link:
+        if connected or well.is_set():
+            return dial(address)
+        tried.set()
+        raise TimeoutError("timed out")
+
+    odd.append(Odd(mute_at_first))
+    receiver, holder = Receiver(refuses_at_first), odd[0].address
+    receiver.well = lambda _holder: known.set()
+    with blob.empty() as fd:
+        while holder not in receiver.dead():
+            told = Told(blob, fd, [holder])
+            receiver.submit(told.errand)
+            with pytest.raises(Unserved):
+                await told.errand.ended
+        tried.clear()
+        await asyncio.to_thread(tried.wait, 30)  # once more, and no errand asks for it
+        well.set()
+        ended.set()
+        async with asyncio.timeout(30):
+            await known.wait()
+        assert receiver.dead() == frozenset()
+        told = Told(blob, fd, [holder])
+        receiver.submit(told.errand)
+        await told.errand.ended
+    await receiver.close()
+
+
 async def test_who_never_answers_is_soon_not_asked_at_all(blob: Sample) -> None:
     """A firewall that swallows what is sent to the lane: each dial takes seconds, and torrents wait for its end."""
     dialled: list[Address] = []
@@ -359,11 +457,34 @@ def test_a_holder_that_only_fails_is_given_up_for_a_while_and_not_for_ever() -> 
     assert holders.hopeless([a], 0.0), "it cannot even be dialled"
 
 
-def test_who_could_not_be_connected_to_is_known_for_a_while_and_until_it_gives() -> None:
-    holders, there, other = Holders(), ("10.0.0.1", 1), ("10.0.0.2", 1)
-    holders.failed(there, 10.0, unreached=True)
-    holders.failed(other, 10.0)
-    assert holders.unreached(10.0 + FAILED_FOR - 0.1) == {there}
-    assert holders.unreached(10.0 + FAILED_FOR) == frozenset()
+def test_who_is_given_up_is_dead_until_it_gives_or_nobody_has_tried_it_for_a_while() -> None:
+    holders, there, other, mute = Holders(), ("10.0.0.1", 1), ("10.0.0.2", 1), ("10.0.0.3", 1)
+    assert holders.failed(there, 10.0, unreached=True), "it is given up"
+    assert [holders.failed(mute, 10.0) for _ in range(GIVEN_UP_AFTER)] == [False] * (GIVEN_UP_AFTER - 1) + [True]
+    assert not holders.failed(other, 10.0)
+    assert holders.doubted(other, 10.0 + FAILED_FOR - 0.1)
+    assert not holders.doubted(other, 10.0 + FAILED_FOR)
+    assert holders.dead(10.0 + FAILED_FOR - 0.1) == {there, mute}
+    assert holders.dead(10.0 + FAILED_FOR) == frozenset()
+    assert holders.dead(10.1, gone=False) == {there, mute}
+    holders.failed(there, 10.0, unreached=True, gone=True)
+    assert holders.dead(10.1, gone=False) == {mute}, "the tracker names another"
     holders.gave(there)
-    assert holders.unreached(10.1) == frozenset()
+    assert holders.dead(10.1) == {mute}
+    assert not holders.doubted(there, 10.1)
+
+
+def test_who_is_tried_in_vain_stays_given_up_for_as_long_as_it_is_wanted() -> None:
+    """All errands tried it again each five seconds, and each waited for it once more."""
+    holders, there = Holders(), ("10.0.0.1", 1)
+    holders.failed(there, 0.0, unreached=True)
+    now = 0.0
+    while now < 2 * WANTED_FOR:
+        now += FAILED_FOR - 1
+        assert holders.still_fails(there, now)
+        assert holders.pick([there], now) is None, "and it is wanted"
+        assert holders.dead(now) == {there}
+    assert not holders.still_fails(there, now + WANTED_FOR), "nobody asks for it"
+    holders.well(there)
+    assert holders.pick([there], now) == there
+    assert holders.dead(now) == frozenset()

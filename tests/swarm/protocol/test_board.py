@@ -89,6 +89,23 @@ def test_who_brought_few_windows_in_comes_first() -> None:
     assert board.claims_of("b") == (1,)
 
 
+def test_who_brings_in_what_nobody_could_get_has_delivered_too() -> None:
+    """Cut off from the holders of a blob, two agents had one claim each at a time, however many they fulfilled."""
+    board = Board(DIGEST, trust=Trust(proven=lambda _agent: False))
+    board.join("holder", 0.0, want=4, size=SIZE)
+    board.assign(0.0)
+    for window in range(len(CUT.windows)):
+        publish(board, "holder", 0.0, window)
+    for agent in ("a", "b"):
+        board.join(agent, 1.0, want=4, stalled=(0, 1, 2, 3))
+    board.assign(1.0)
+    assert [len(board.claims_of(agent)) for agent in ("a", "b")] == [1, 1]
+    (first,) = board.claims_of("a")
+    publish(board, "a", 2.0, first)
+    board.assign(2.0)
+    assert len(board.claims_of("a")) > 1
+
+
 def test_the_preferred_window_is_claimed_first() -> None:
     board = Board(DIGEST)
     board.join("a", 0.0, want=2, size=SIZE, prefer=(2,))

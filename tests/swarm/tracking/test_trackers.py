@@ -305,7 +305,7 @@ async def test_the_only_tracker_is_waited_for_while_it_is_late_with_everything(
 ) -> None:
     """One that answers others at once, and not this, keeps no board: sixteen agents that left a busy one were nine
     copies."""
-    monkeypatch.setattr(links, "CALL_DEADLINE", 0.05)
+    monkeypatch.setattr(links, "OTHERWISE", 0.05)
     monkeypatch.setattr(links, "DOUBT", 0.02)
     async with town() as here, seeing(here.server.url) as seen:
         await seen.up(here.server.url)
