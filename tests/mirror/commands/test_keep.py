@@ -86,6 +86,35 @@ async def test_an_image_stays_whatever_happens(origin: Registry, upstream: Count
 
 
 @pytest.mark.needs_registry
+async def test_an_order_outlives_the_trackers_that_knew_it(origin: Registry, upstream: Counter, tmp_path: Path) -> None:
+    """Of two trackers either is killed, and then a keeper: the other tracker has it made good, from peers alone. One
+    that starts anew learns the order from the keepers."""
+    image = await origin.push_image("keep/trackers", "v1", [2 * MIB])
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    discovery = ["--discovery=static", "--member=127.0.0.0/8", f"--preheat-token={tmp_path / 'token'}"]
+    discovery.append("--keep-patience=1s")
+    async with cluster(tmp_path, agents=4, trackers=2, discovery=discovery) as whole:
+        _, second, third, fourth = whole.agents
+        status, _, errors = await preheat(whole, name_of(image, upstream), "--keep=2", "--count=1", "--wait")
+        assert status == 0, errors
+        await upstream.reset()
+
+        await whole.trackers[0].kill()
+        await second.kill()
+        await third.process.says(WHOLE)
+        before = [(agent, agent.process.lines) for agent in (whole.agents[0], third, fourth)]
+        await whole.trackers[0].start()
+        for agent, lines in before:
+            await agent.process.says("tracker-up", after=lines)
+        await whole.trackers[1].kill()
+        await third.kill()
+        await fourth.process.says(WHOLE)
+        assert has(fourth, image)
+        assert (await upstream.counts()).bytes_of("/blobs/") == 0
+        assert [one["keepers"] for one in await kept(whole)] == [{"agent-0": "whole", "agent-3": "whole"}]
+
+
+@pytest.mark.needs_registry
 async def test_what_does_not_fit_is_told(origin: Registry, upstream: Counter, tmp_path: Path) -> None:
     """Exit status 1, with the reason of each agent; more copies than there are agents are told as such."""
     image = await origin.push_image("keep/large", "v1", [6 * MIB])
