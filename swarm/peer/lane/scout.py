@@ -62,8 +62,11 @@ class Scout:
             thread = threading.Thread(
                 target=self._work, args=(holder, question), name=f"shoal-lane-scout-{holder[0]}", daemon=True
             )
+            try:
+                thread.start()
+            except RuntimeError:
+                return  # no further thread may start: errands try it again after a while
             self._threads[holder] = thread
-            thread.start()
 
     def close(self) -> None:
         """End the threads. Blocks until they have ended."""
