@@ -357,8 +357,6 @@ class Follower:
         """Poll one board until another one is responsible."""
         while True:
             await self._tell_rejection()
-            if self._alone and link is not None:
-                return
             if self._is_elsewhere(link):
                 return
             self._nudge.clear()

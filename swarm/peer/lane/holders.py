@@ -34,8 +34,6 @@ class _Standing:
     failed_until: float = 0.0
     busy_until: float = 0.0
     """It said that it has enough to do."""
-    unreached_until: float = 0.0
-    """It could not be connected to."""
     gone: bool = False
     """Nobody listened there when it failed last."""
     wanted: float = 0.0
@@ -107,22 +105,18 @@ class Holders:
         known.busy = max(0, known.busy - 1)
 
     def dead(self, now: float, *, gone: bool = True) -> frozenset[Address]:
-        """Those that are not asked, because they could not be connected to, or were silent time and again.
+        """Those that are given up: they could not be connected to, or were silent time and again.
 
         *gone*: with those that have ended, of which the tracker hears as well.
         """
         return frozenset(
-            address
-            for address, known in self._known.items()
-            if (gone or not known.gone) and (now < known.unreached_until or known.given_up(now))
+            address for address, known in self._known.items() if (gone or not known.gone) and known.given_up(now)
         )
 
     def still_fails(self, address: Address, now: float) -> bool:
         """It was tried, and gives nothing yet; whether anybody has wanted it lately."""
         known = self._of(address)
         known.failed_until = now + FAILED_FOR
-        if known.unreached_until:
-            known.unreached_until = now + FAILED_FOR
         return now - known.wanted < WANTED_FOR
 
     def failed(self, address: Address, now: float, *, unreached: bool = False, gone: bool = False) -> bool:
@@ -133,16 +127,13 @@ class Holders:
         known = self._of(address)
         known.gone = gone
         known.wanted = now
-        if unreached:
-            known.unreached_until = now + FAILED_FOR
         known.failures += GIVEN_UP_AFTER if unreached else 1
         known.failed_until = now + FAILED_FOR
         return known.given_up(now)
 
     def gave(self, address: Address) -> None:
         """Bytes came from it."""
-        known = self._of(address)
-        known.failures, known.unreached_until = 0, 0.0
+        self._of(address).failures = 0
 
     def well(self, address: Address) -> None:
         """It was tried, and gives: nothing is held against it."""
