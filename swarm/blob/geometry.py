@@ -18,19 +18,17 @@ FIRST_WINDOW = 1 * MIB
 """Length in bytes of window 0, whatever the size: it can be asked for before the size is known."""
 
 PLAIN_WINDOW = 512 * KIB
-"""Length in bytes of the windows after the lead, until MAX_WINDOWS makes them longer: what is traded is whole windows.
-With 2 MiB eight nodes take 1.33 x the bound and a hundred 2.00 (bench/simulate), so 1.18 and 1.51."""
+"""Length in bytes of the windows after the lead, until MAX_WINDOWS makes them longer; of a blob with longer pieces, one
+piece. What is traded is whole windows: with 2 MiB eight nodes take 1.33 x the bound and a hundred 2.00
+(bench/simulate), so 1.18 and 1.51."""
 
 LEAD_WINDOWS = 8
 """How many windows at the start are FIRST_WINDOW long, whatever the size."""
 
 SHARE = 9
 """No window after the lead is longer than this part of what lies before it, and of what is left, down to
-SHORTEST_WINDOW. Peers have something to trade early; what arrives last is still to be traded by all; and about so many
+PLAIN_WINDOW. Peers have something to trade early; what arrives last is still to be traded by all; and about so many
 are on their way at once."""
-
-SHORTEST_WINDOW = 512 * KIB
-"""Length in bytes of the shortest windows; of a blob with longer pieces, one piece."""
 
 MAX_WINDOWS = 128
 """About how many windows a blob has at most, but for the short ones at both ends: the tracker hears of each."""
@@ -117,7 +115,7 @@ def geometry(size: int) -> Geometry:
     if size < 0:
         raise ValueError(f"negative size: {size}")
     length = piece_length(size)
-    plain, shortest = PLAIN_WINDOW, max(SHORTEST_WINDOW, length)
+    shortest = plain = max(PLAIN_WINDOW, length)
     while -(-size // plain) > MAX_WINDOWS:
         plain *= 2
     windows: list[Window] = []
